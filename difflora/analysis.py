@@ -1,0 +1,250 @@
+"""Numbers that tell a good pair from a bad one, all exact and from the small factors alone.
+
+⟨ΔA, ΔB⟩ = trace((U_AᵀU_B)(D_B D_Aᵀ)): norms, the cosine and what cancelled come from the k × k Gram matrices that
+the factorisation makes anyway.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .algebra import subtract
+from .krylov import Approximation
+from .lora import CombinedLora, Lora, SelectedLora, label
+from .rerank import Factorisation, FixedRank, RerankedLora, factorisation_of
+from .storage import Progress, shown
+
+DENSE_VALUES = 16  # singular values that are worked out of a module stored in full
+
+
+@dataclass(frozen=True)
+class ModuleNumbers:
+    """One module of a pair.
+
+    norm_a, norm_b, norm   Frobenius norms of A, of B and of the (weighted) difference
+    cosine                 between A and B: 1 the same direction, 0 unrelated
+    cancelled              share of ‖A‖² + ‖B‖² that the subtraction removed: 2⟨A,B⟩ / (‖A‖² + ‖B‖²); below 0
+                           where A and B point apart and the difference is larger than both together
+    stable_rank            ‖Δ‖² / σ₁²: how many directions the difference really has
+    spectrum               its singular values, from large to small, float64; the first ones of a module stored in full
+    """
+
+    norm_a: float
+    norm_b: float
+    norm: float
+    cosine: float
+    cancelled: float
+    stable_rank: float
+    spectrum: Tensor
+
+    def energy(self, rank: int) -> float:
+        """Share of the difference's energy in its `rank` largest singular values."""
+        kept = float(self.spectrum[:rank].square().sum())
+        return min(1.0, kept / self.norm**2) if self.norm > 0 else 1.0
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """All modules of a pair, and sums over them. Norms of the whole are the root of summed squares."""
+
+    modules: dict[str, ModuleNumbers]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    slow: int
+
+    @property
+    def norm_a(self) -> float:
+        return math.hypot(*(numbers.norm_a for numbers in self.modules.values()))
+
+    @property
+    def norm_b(self) -> float:
+        return math.hypot(*(numbers.norm_b for numbers in self.modules.values()))
+
+    @property
+    def norm(self) -> float:
+        return math.hypot(*(numbers.norm for numbers in self.modules.values()))
+
+    @property
+    def _product(self) -> float:
+        return math.fsum(n.cosine * n.norm_a * n.norm_b for n in self.modules.values())
+
+    @property
+    def cosine(self) -> float:
+        """Between A and B as whole LoRAs."""
+        return _divided(self._product, self.norm_a * self.norm_b)
+
+    @property
+    def cancelled(self) -> float:
+        """Share of ‖A‖² + ‖B‖² that cancelled, over all modules."""
+        return _divided(2 * self._product, self.norm_a**2 + self.norm_b**2)
+
+    def energy(self, rank: int) -> float:
+        """Share of the difference's energy that is left if every module is cut to `rank`."""
+        kept = math.fsum(n.energy(rank) * n.norm**2 for n in self.modules.values())
+        return kept / self.norm**2 if self.norm > 0 else 1.0
+
+    @property
+    def warnings(self) -> list[str]:
+        """What looks wrong with the pair, for a person to judge."""
+        lines = []
+        small, large = sorted((self.norm_a, self.norm_b))
+        if small == 0 or large / small > 2:
+            lines.append(f"The two sides differ in size: ‖A‖ is {self.norm_a:.4g}, ‖B‖ is {self.norm_b:.4g}. "
+                         "Were they trained with the same settings and steps?")
+        if abs(self.cosine) < 0.05:
+            lines.append(f"A and B hardly have anything in common (cosine {self.cosine:.3f}), so little cancels. "
+                         "A pair that starts from the same seed and data order usually shares much more.")
+        if self.cosine > 0.995:
+            lines.append(f"A and B are nearly the same (cosine {self.cosine:.4f}): the difference is small, and may be "
+                         "noise of the training.")
+        return lines
+
+    def csv(self) -> str:
+        """The table for a spreadsheet, one line a module."""
+        out = io.StringIO(newline="")
+        writer = csv.writer(out)
+        writer.writerow(["module", "norm_a", "norm_b", "norm_difference", "cosine", "cancelled", "stable_rank",
+                         "energy_rank_1", "energy_rank_4", "energy_rank_16", "sigma_1"])
+        for name, n in self.modules.items():
+            numbers = (n.norm_a, n.norm_b, n.norm, n.cosine, n.cancelled, n.stable_rank,
+                       n.energy(1), n.energy(4), n.energy(16), float(n.spectrum[0]))
+            writer.writerow([name, *(f"{number:.6g}" for number in numbers)])
+        return out.getvalue()
+
+
+def analyze(a: Lora, b: Lora, weight_a: float = 1.0, weight_b: float = 1.0, progress: Progress | None = None
+            ) -> Analysis:
+    """Compare two LoRAs module by module, without forming a full matrix.
+
+    Norms and cosine are those of A and B as they are; `norm`, spectrum and stable rank those of
+    ``weight_a * a - weight_b * b``.
+
+    raises  PairError if they do not fit together or are the same
+    """
+    return analyze_pair(subtract(a, b, weight_a, weight_b), progress)
+
+
+def analyze_pair(lora: Lora, progress: Progress | None = None) -> Analysis:
+    """The same for a difference that exists already, also one that was selected from or re-ranked."""
+    pair = pair_of(lora)
+    if pair is None:
+        raise ValueError("not a difference of two LoRAs")
+    measured = lora.of if isinstance(lora, RerankedLora) else lora
+    factorisation = factorisation_of(measured)
+    factorisation.run(progress=progress)
+    modules = dict(_numbers(measured, pair, factorisation))
+    for name in measured.dense:
+        approximation = factorisation.approximation(name, FixedRank(DENSE_VALUES), DENSE_VALUES)
+        modules[name] = _dense_numbers(pair, name, approximation)
+    modules = {name: modules[name] for name in measured.matrices if name in modules}
+    sides = {side: tuple(name for name, where in pair.one_sided.items() if where == (side,)) for side in (0, 1)}
+    return Analysis(modules, sides[0], sides[1], factorisation.slow)
+
+
+def pair_warnings(a: Lora, b: Lora) -> list[str]:
+    """What the metadata of two LoRAs give reason to doubt, before anything is computed."""
+    lines = []
+    if a.base_model and b.base_model and a.base_model != b.base_model:
+        lines.append(f"Base models: {label(a)} looks like {a.base_model}, {label(b)} like {b.base_model}.")
+    if a.rank_text != b.rank_text:
+        lines.append(f"Ranks differ: {a.rank_text} and {b.rank_text}.")
+    for key, what in _SETTINGS.items():
+        one, other = a.metadata.get(key), b.metadata.get(key)
+        if one is not None and other is not None and one != other:
+            lines.append(f"{what} differ: {shown(one, 60)} and {shown(other, 60)}.")
+    datasets = [lora.metadata.get("ss_datasets") for lora in (a, b)]
+    if datasets[0] is not None and datasets[0] == datasets[1]:
+        lines.append("Both name the same dataset. The two sides of a pair are trained on different data.")
+    return lines
+
+
+_SETTINGS = {
+    "ss_base_model_version": "Base models",
+    "ss_sd_model_name": "Base model files",
+    "ss_network_module": "Network types",
+    "ss_network_dim": "Network ranks",
+    "ss_network_alpha": "Network alphas",
+    "ss_steps": "Training steps",
+    "ss_max_train_steps": "Planned steps",
+    "ss_learning_rate": "Learning rates",
+    "ss_optimizer": "Optimizers",
+    "ss_lr_scheduler": "Schedules",
+    "ss_seed": "Seeds",
+}
+
+
+def pair_of(lora: Lora) -> CombinedLora | None:
+    """The subtraction of two LoRAs that this comes from, if it comes from one."""
+    while isinstance(lora, (SelectedLora, RerankedLora)):
+        lora = lora.of
+    return lora if isinstance(lora, CombinedLora) and len(lora.parts) == 2 else None
+
+
+def _numbers(lora: Lora, pair: CombinedLora, factorisation: Factorisation) -> Iterator[tuple[str, ModuleNumbers]]:
+    (weight_a, a), (weight_b, b) = pair.parts
+    for name in lora.factored:
+        known = factorisation[name]
+        terms_a = len(a.specs[name].ranks) if name in a else 0
+        terms_b = len(b.specs[name].ranks) if name in b else 0
+        products = known.products
+        scale = selection_weight(lora, name)
+        if products.shape[0] != terms_a + terms_b:  # left out by nullify: zeros stand in its place
+            continue
+        inside = products[:terms_a, :terms_a].sum(), products[terms_a:, terms_a:].sum()
+        norm_a = _divided(math.sqrt(max(0.0, float(inside[0]))), abs(weight_a * scale))
+        norm_b = _divided(math.sqrt(max(0.0, float(inside[1]))), abs(weight_b * scale))
+        product = _divided(float(products[:terms_a, terms_a:].sum()), weight_a * weight_b * scale**2)
+        values = known.singular_values
+        norm = math.sqrt(known.energy)
+        yield name, ModuleNumbers(
+            norm_a=norm_a,
+            norm_b=norm_b,
+            norm=norm,
+            cosine=max(-1.0, min(1.0, _divided(product, norm_a * norm_b))),
+            cancelled=_divided(2 * product, norm_a**2 + norm_b**2),
+            stable_rank=_divided(known.energy, float(values[0]) ** 2),
+            spectrum=values,
+        )
+
+
+def _dense_numbers(pair: CombinedLora, name: str, approximation: Approximation) -> ModuleNumbers:
+    """The same for a module that one side stores in full."""
+    a, b = (part[name].dense().double().flatten() if name in part else torch.zeros(1) for _, part in pair.parts)
+    norm_a, norm_b = float(a.norm()), float(b.norm())
+    product = float((a * b).sum())
+    return ModuleNumbers(
+        norm_a=norm_a,
+        norm_b=norm_b,
+        norm=math.sqrt(approximation.energy),
+        cosine=max(-1.0, min(1.0, _divided(product, norm_a * norm_b))),
+        cancelled=_divided(2 * product, norm_a**2 + norm_b**2),
+        stable_rank=_divided(approximation.energy, float(approximation.values[0]) ** 2),
+        spectrum=approximation.values,
+    )
+
+
+def selection_weight(lora: Lora, name: str) -> float:
+    """What selections on the way from the difference to `lora` multiply a module by."""
+    weight = 1.0
+    while isinstance(lora, SelectedLora):
+        weight *= lora.weights.get(name, 0.0)
+        lora = lora.of
+    return weight
+
+
+def _divided(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else 0.0
+
+
+def average_spectrum(spectra: list[Tensor]) -> Tensor:
+    """Root mean square of the singular values over modules; shorter spectra count as zero where they end."""
+    longest = max(len(values) for values in spectra)
+    padded = torch.stack([torch.nn.functional.pad(values, (0, longest - len(values))) for values in spectra])
+    return padded.square().mean(0).sqrt()

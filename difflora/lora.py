@@ -1,0 +1,593 @@
+"""`Lora`: an immutable, lazy mapping from module names to deltas.
+
+Operations make a new `Lora` that remembers what it was made of; nothing is computed and no tensor is read
+until something asks for a module. The tree of operations is also the recipe that is written into saved files.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor
+
+from . import forms, names
+from .deltas import Delta, Dense, LowRank, Spec, Term, Vector, add, zero
+from .errors import FileError, PairError, TensorError, UnsupportedError
+from .selection import Selection
+from .storage import CODES, FLOATS, Header, check_finite, file_sha256, read_header, read_tensors, shown
+
+Recipe = dict[str, Any]
+BATCH_BUDGET = 11_000_000  # bytes of float64 factors worked on at once: what stays in the processor's cache
+SMALL_SIDE = 512  # a matrix with a side this small is a product of factors already: itself and an identity
+DENSE_SHARE = 0.5  # factors of a larger rank than this share of the smaller side are no smaller than the matrix
+
+
+class Lora(Mapping[str, Delta], ABC):
+    """Canonical module name -> delta, in model order.
+
+    specs       shape and rank of every module, from headers alone
+    metadata    what the file or files say of themselves
+    warnings    what a user should know, one line each
+    """
+
+    specs: Mapping[str, Spec]
+    metadata: Mapping[str, str] = MappingProxyType({})
+    warnings: tuple[str, ...] = ()
+
+    @abstractmethod
+    def read(self, modules: Sequence[str]) -> dict[str, Delta]:
+        """The deltas of some modules, read together: one pass through each file."""
+
+    def stream(self, modules: Sequence[str], tick: Callable[[], None] = lambda: None) -> Iterator[tuple[str, Delta]]:
+        """The deltas of many modules in this order, a few at a time in memory.
+
+        tick  called now and then inside work that takes long for one module; may raise to cancel
+        """
+        for batch in batches(self.specs, modules):
+            read = self.read(batch)
+            for name in batch:
+                yield name, read.pop(name)
+
+    @abstractmethod
+    def describe(self, sha256: Callable[[FileLora], str]) -> Recipe:
+        """The recipe, with each file's hash as `sha256` gives it."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How to make this again, as JSON data: files by base name and SHA-256, operations, weights."""
+        return self.describe(lambda file: file.sha256)
+
+    @property
+    @abstractmethod
+    def parents(self) -> tuple[Lora, ...]:
+        """What this was made of."""
+
+    def __getitem__(self, module: str) -> Delta:
+        if module not in self.specs:
+            raise KeyError(module)
+        return self.read([module])[module]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def __contains__(self, module: object) -> bool:
+        return module in self.specs
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)} modules, rank {self.rank_text}>"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.specs)
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The modules whose weight matrix changes, as opposed to biases, norms and modulation tables."""
+        return tuple(name for name, spec in self.specs.items() if not spec.is_vector)
+
+    @property
+    def dense(self) -> tuple[str, ...]:
+        """The matrices that are stored in full, at least in part."""
+        return tuple(name for name, spec in self.specs.items() if spec.dense)
+
+    @property
+    def factored(self) -> tuple[str, ...]:
+        """The matrices that are products of small factors."""
+        return tuple(name for name in self.matrices if not self.specs[name].dense)
+
+    @property
+    def rank_text(self) -> str:
+        ranks = sorted({self.specs[name].rank for name in self.matrices})
+        return "-" if not ranks else str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+
+    @functools.cached_property
+    def base_model(self) -> str | None:
+        """Which model this was trained on, as far as names and shapes tell."""
+        return names.base_model({name: spec.shape for name, spec in self.specs.items()})
+
+    @property
+    def files(self) -> tuple[FileLora, ...]:
+        """Every file that this is made of, each once."""
+        found: dict[FileLora, None] = {}
+        for parent in self.parents:
+            found.update(dict.fromkeys(parent.files))
+        return tuple(found)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the recipe: equal if and only if the content is."""
+        return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()
+
+    def select(self, expression: str, nullify: bool = False) -> Lora:
+        """Keep the modules that `expression` picks, weighed as it says; see `difflora.selection`.
+
+        nullify  write what is not picked as zeros instead of leaving it out
+        raises   SelectionError if the expression cannot be read or picks nothing
+        """
+        return SelectedLora(self, Selection.parse(expression), nullify)
+
+    def scaled(self, factor: float) -> Lora:
+        """Every delta times `factor`."""
+        return CombinedLora([(factor, self)])
+
+    def check_finite(self, module: str) -> None:
+        """Raise TensorError, naming file and key, if a file that `module` is made of holds NaN or Inf there."""
+        for file in self.files:
+            file.check_finite(module)
+
+
+class FileLora(Lora):
+    """One safetensors file, in any dialect."""
+
+    def __init__(
+        self, header: Header, ignore_unknown: bool = False, adapter_config: Mapping[str, Any] | None = None
+    ):
+        self.header = header
+        self.metadata = MappingProxyType(dict(header.metadata))
+        self.keys_found = names.read_keys(header.entries, header.metadata)
+        self.dialect = self.keys_found.dialect
+        self._refuse_foreign_keys(ignore_unknown)
+        alphas = self._read_alphas()
+        adapter = self._adapter = _AdapterConfig.of(header, adapter_config)
+        if adapter.beside:
+            self.warnings += (f"{self.name}: its scale comes from {adapter.name} beside it; keep the two together.",)
+        self._sources: dict[str, _Source] = {}
+        self.alphas: dict[str, float] = {}
+        for module, parts in self.keys_found.modules.items():
+            for name, source in self._module_sources(module, parts, alphas, adapter):
+                self._sources[name] = source
+        if not self._sources:
+            raise FileError(f"{self.name}: no LoRA weights in this file ({len(header.entries)} other tensors).")
+        self.specs = {name: source.spec for name, source in self._sources.items()}
+        if not any(not spec.is_vector for spec in self.specs.values()):
+            self.warnings += (f"{self.name} changes no weight matrix, only biases, norms or modulation.",)
+
+    @property
+    def name(self) -> str:
+        return self.header.path.name
+
+    @property
+    def path(self) -> Path:
+        return self.header.path
+
+    @property
+    def parents(self) -> tuple[Lora, ...]:
+        return ()
+
+    @property
+    def files(self) -> tuple[FileLora, ...]:
+        return (self,)
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """What each matrix's product of factors is multiplied by: alpha / rank, or as a configuration says."""
+        return {name: source.scale for name, source in self._sources.items() if not source.spec.is_vector}
+
+    @property
+    def sha256(self) -> str:
+        return file_sha256(self.header.identity)
+
+    def describe(self, sha256: Callable[[FileLora], str]) -> Recipe:
+        recipe = {"op": "load", "file": self.name, "sha256": sha256(self)}
+        # A configuration beside the file is part of the content, but not of the hash.
+        return recipe | ({"adapter_config": self._adapter.config} if self._adapter.beside else {})
+
+    def read(self, modules: Sequence[str]) -> dict[str, Delta]:
+        tensors = read_tensors(self.header, [key for module in modules for key in self._sources[module].keys])
+        return {module: self._sources[module].delta([tensors[key] for key in self._sources[module].keys])
+                for module in modules}
+
+    def check_finite(self, module: str) -> None:
+        if source := self._sources.get(module):
+            for key, tensor in read_tensors(self.header, source.keys).items():
+                check_finite(self.name, key, tensor)
+
+    def _refuse_foreign_keys(self, ignore_unknown: bool) -> None:
+        found = self.keys_found
+        for reason, keys in found.foreign.items():
+            raise UnsupportedError(f"{self.name}: {shown(keys[0])} and {len(keys) - 1} more keys: {reason}.")
+        dora = [parts["dora_scale"] for parts in found.modules.values() if "dora_scale" in parts]
+        if dora:
+            raise UnsupportedError(
+                f"{self.name}: {shown(dora[0])}: this is a DoRA. It scales whole weights, which is not linear in them, "
+                "so a difference of two would not be exact. Train plain LoRAs for a slider."
+            )
+        if found.unknown and not ignore_unknown:
+            raise UnsupportedError(
+                f"{self.name}: {len(found.unknown)} keys are not understood, the first is {shown(found.unknown[0])}. "
+                "Nothing was left out in silence; ignore_unknown (--ignore-unknown) goes on without them."
+            )
+        if found.unknown:
+            self.warnings += (f"{self.name}: {len(found.unknown)} keys were ignored, the first is "
+                              f"{shown(found.unknown[0])}.",)
+        if found.text_encoder:
+            self.warnings += (f"{self.name}: {len(found.text_encoder)} text encoder keys were left out: the slider "
+                              "works on the diffusion model.",)
+
+    def _read_alphas(self) -> dict[str, float]:
+        keys = [parts["alpha"] for parts in self.keys_found.modules.values() if "alpha" in parts]
+        for key in keys:
+            if math.prod(self.header.entries[key].shape) != 1:
+                raise TensorError(f"{self.name}: {shown(key)} must be one number, "
+                                  f"but has shape {self.header.entries[key].shape}.")
+        alphas = {key: float(tensor) for key, tensor in read_tensors(self.header, keys).items()}
+        for key, alpha in alphas.items():
+            if not math.isfinite(alpha):
+                raise TensorError(f"{self.name}: {shown(key)} is {alpha}: the file is damaged.")
+        return alphas
+
+    def _module_sources(
+        self, module: str, parts: dict[str, str], alphas: Mapping[str, float], adapter: _AdapterConfig
+    ) -> Iterator[tuple[str, _Source]]:
+        """What each of a module's parameters changes by: its weight, its bias."""
+        left = set(parts)
+        entries = self.header.entries
+        for part, key in parts.items():
+            if part != "alpha" and CODES[entries[key].dtype] not in FLOATS:
+                raise TensorError(f"{self.name}: {shown(key)} holds {entries[key].dtype} values, not weights.")
+        scale = 1.0
+        if other := next((form for form in _FORMS if form.belongs(parts)), None):
+            used = [part for part in other.parts if part in parts]
+            left -= {*used, "alpha"}
+            shape, rank, divisor = self._form_shape(module, other, {part: parts[part] for part in used})
+            if divisor is not None:
+                scale, alpha = adapter.scale(module, divisor, alphas[parts["alpha"]] if "alpha" in parts else None)
+                if alpha is not None:
+                    self.alphas[module] = alpha
+            yield module, _FormSource(other, {part: parts[part] for part in used}, shape, rank, scale)
+        elif "down" in parts or "up" in parts:
+            left -= {"down", "up", "alpha"}
+            if not ("down" in parts and "up" in parts):
+                have, lack = ("down", "up") if "down" in parts else ("up", "down")
+                raise TensorError(f"{self.name}: {module} has {shown(parts[have])}, but nothing for its {lack} side: "
+                                  "the file is damaged.")
+            up, down = entries[parts["up"]].shape, entries[parts["down"]].shape
+            shape, rank = self._low_rank_shape(module, parts, up, down)
+            alpha = alphas[parts["alpha"]] if "alpha" in parts else None
+            scale, alpha = adapter.scale(module, rank, alpha)
+            if alpha is not None:
+                self.alphas[module] = alpha
+            yield module, _Source((parts["up"], parts["down"]), Spec(shape, (rank,)), scale)
+        if "diff" in parts and not ({"up", "down"} & set(parts) or other):
+            left -= {"diff", "alpha"}
+            shape = entries[parts["diff"]].shape
+            if len(shape) < 2 or module.endswith("modulation"):
+                yield module, _Source((parts["diff"],), Spec(shape), 1.0)
+            else:
+                rank = min(shape[0], math.prod(shape[1:]))
+                yield module, _FormSource(_FULL, {"diff": parts["diff"]}, shape, rank, 1.0)
+        for part, factor in (("bias", 1.0), ("up_bias", scale)):
+            if part in parts:
+                left -= {part}
+                yield module + ".bias", _Source((parts[part],), Spec(entries[parts[part]].shape), factor)
+        if left:
+            part = sorted(left)[0]
+            raise UnsupportedError(f"{self.name}: {shown(parts[part])}: {module} holds this beside "
+                                   f"{shown(next((parts[p] for p in parts if p not in left), 'nothing else'))}. What the two "
+                                   "do together is not known, so the file cannot be subtracted.")
+
+    def _form_shape(
+        self, module: str, form: _Form, parts: Mapping[str, str]
+    ) -> tuple[tuple[int, ...], int, int | None]:
+        shapes = {part: self.header.entries[key].shape for part, key in parts.items()}
+        try:
+            shape, rank, divisor = form.shape(shapes)
+            if rank == 0 or 0 in shape:
+                raise ValueError
+        except (KeyError, ValueError, IndexError) as error:
+            listed = ", ".join(f"{shown(parts[part])} {size}" for part, size in shapes.items())
+            raise TensorError(f"{self.name}: the parts of {module} do not fit together ({listed}): the file is damaged or "
+                              "from an unknown trainer.") from error
+        return shape, rank, divisor
+
+    def _low_rank_shape(
+        self, module: str, parts: dict[str, str], up: tuple[int, ...], down: tuple[int, ...]
+    ) -> tuple[tuple[int, ...], int]:
+        kernel_on_up = math.prod(up[2:])
+        if len(up) < 2 or len(down) < 2 or kernel_on_up != 1 or 0 in up + down or up[1] != down[0]:
+            why = "the ranks differ" if len(up) > 1 and len(down) > 1 and up[1] != down[0] else "they do not fit"
+            raise TensorError(
+                f"{self.name}: {module} has {shown(parts['down'])} of shape {down} but {shown(parts['up'])} of shape "
+                f"{up}: {why}, so the file is damaged or from an unknown trainer."
+            )
+        kernel = down[2:] if any(size != 1 for size in down[2:]) else ()
+        return (up[0], down[1], *kernel), down[0]
+
+
+class _Source:
+    """Which tensors of a file make up one delta, and how."""
+
+    def __init__(self, keys: tuple[str, ...], spec: Spec, scale: float):
+        self.keys, self.spec, self.scale = keys, spec, scale
+
+    def delta(self, tensors: Sequence[Any]) -> Delta:
+        if self.spec.is_vector:
+            return Vector(tensors[0].float() * self.scale if self.scale != 1.0 else tensors[0].float())
+        up, down = tensors
+        return LowRank((Term(up.reshape(up.shape[0], -1), down.reshape(down.shape[0], -1), self.scale),),
+                       self.spec.shape)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """An adapter that is not stored as up and down: which parts it has, its shape by headers, its factors."""
+
+    marks: tuple[str, ...]
+    parts: tuple[str, ...]
+    shape: Callable[[Mapping[str, tuple[int, ...]]], tuple[tuple[int, ...], int, int | None]]
+    factors: Callable[[Mapping[str, Tensor]], forms.Factors]
+
+    def belongs(self, parts: Mapping[str, str]) -> bool:
+        return any(mark in parts for mark in self.marks)
+
+
+_FORMS = (
+    _Form(("mid",), ("up", "mid", "down"), forms.middle_shape, forms.middle),
+    _Form(forms.LOHA, (*forms.LOHA, "hada_t1", "hada_t2"), forms.loha_shape, forms.hadamard),
+    _Form(forms.LOKR, forms.LOKR, forms.lokr_shape, forms.kronecker),
+)
+_FULL = _Form(("diff",), ("diff",), lambda shapes: (shapes["diff"], 0, None), lambda parts: forms.thin(parts["diff"]))
+
+
+class _FormSource(_Source):
+    """Reads such an adapter as plain factors; as a full matrix where those would be no smaller."""
+
+    def __init__(self, form: _Form, parts: Mapping[str, str], shape: tuple[int, ...], rank: int, scale: float):
+        self.form, self.parts = form, tuple(parts)
+        side = min(shape[0], math.prod(shape[1:]))
+        dense = rank > DENSE_SHARE * side and side > SMALL_SIDE
+        super().__init__(tuple(parts.values()), Spec(shape, () if dense else (rank,), dense), scale)
+
+    def delta(self, tensors: Sequence[Tensor]) -> Delta:
+        if self.spec.dense and self.form is _FULL:
+            return Dense(((tensors[0].flatten(1), self.scale),), (), self.spec.shape)
+        up, down = self.form.factors(dict(zip(self.parts, tensors, strict=True)))
+        if self.spec.dense:
+            return Dense((((up @ down).float(), self.scale),), (), self.spec.shape)
+        return LowRank((Term(up, down, self.scale),), self.spec.shape)
+
+
+class _AdapterConfig:
+    """Scales that a PEFT adapter keeps outside its tensors: `adapter_config.json`, or the same in the metadata.
+
+    beside  whether it comes from outside the LoRA file
+    """
+
+    USED = ("lora_alpha", "use_rslora", "alpha_pattern")
+
+    def __init__(self, config: Mapping[str, Any], name: str = "", beside: bool = False):
+        self.config = {key: config[key] for key in self.USED if key in config}
+        self.name = name
+        self.beside = beside and bool(self.config)
+
+    @classmethod
+    def of(cls, header: Header, given: Mapping[str, Any] | None) -> _AdapterConfig:
+        for key in ("adapter_config", "lora_adapter_metadata", "config"):
+            if text := header.metadata.get(key):
+                if key == "config" and not text.lstrip().startswith("{"):
+                    continue  # somebody else's word
+                config = _json(text, f"{header.path.name}: the metadata entry {key}")
+                if isinstance(config, dict) and any(name.split(".")[-1] in ("lora_alpha", "r") for name in config):
+                    return cls({name.split(".")[-1]: value for name, value in config.items()}, header.path.name)
+        if "lora_alpha" in header.metadata or "use_rslora" in header.metadata:
+            return cls(header.metadata, header.path.name)
+        if given is not None:
+            return cls(given, header.path.name, beside=True)
+        sibling = header.path.with_name("adapter_config.json")
+        # Trainers write this file beside one adapter in a folder of its own. In a folder full of LoRAs it would be
+        # somebody else's.
+        alone = header.path.stem == "adapter_model" or len(list(header.path.parent.glob("*.safetensors"))) == 1
+        if alone and sibling.is_file():
+            try:
+                text = sibling.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise FileError(f"{sibling}: cannot be read, so the LoRA's scale is unknown.") from error
+            config = _json(text, f"{sibling}: this file")
+            if isinstance(config, dict):
+                return cls(config, sibling.name, beside=True)
+        return cls({})
+
+    def scale(self, module: str, rank: int, alpha: float | None) -> tuple[float, float | None]:
+        """(scale, alpha) of one module. A tensor in the file goes before the configuration."""
+        if alpha is None and self.config.get("lora_alpha") not in (None, ""):
+            alpha = self._number(self._pattern("alpha_pattern", module, self.config["lora_alpha"]))
+        if alpha is None:
+            return 1.0, None
+        return alpha / (math.sqrt(rank) if self._rslora else rank), alpha
+
+    @property
+    def _rslora(self) -> bool:
+        return str(self.config.get("use_rslora", "")).lower() in ("true", "1", "yes")
+
+    def _pattern(self, name: str, module: str, default: object) -> object:
+        patterns = self.config.get(name) or {}
+        if isinstance(patterns, str):
+            patterns = _json(patterns, f"{self.name}: {name}")
+        if isinstance(patterns, dict):
+            for pattern, value in patterns.items():
+                if module == pattern or module.endswith("." + pattern):
+                    return value
+        return default
+
+    def _number(self, value: object) -> float:
+        try:
+            number = float(str(value))
+        except ValueError as error:
+            raise FileError(f"{self.name}: lora_alpha is {shown(value)}, which is no number.") from error
+        if not math.isfinite(number):
+            raise FileError(f"{self.name}: lora_alpha is {number}.")
+        return number
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{what} is damaged JSON, so the LoRA's scale is unknown.") from error
+
+
+class CombinedLora(Lora):
+    """A weighted sum. A module that a part lacks counts as zero there, unless `unmatched` says otherwise.
+
+    parts      (weight, lora), at least one
+    unmatched  "keep", "drop" (only modules that every part has) or "error"
+    raises     PairError if shapes differ, nothing is common, or a module is one-sided under "error"
+    """
+
+    def __init__(self, parts: Sequence[tuple[float, Lora]], unmatched: str = "keep"):
+        if unmatched not in ("keep", "drop", "error"):
+            raise PairError(f'unmatched is {shown(unmatched)}; it can be "keep", "drop" or "error".')
+        for weight, _ in parts:
+            if not math.isfinite(weight):
+                raise PairError(f"A weight is {weight}; it must be a finite number.")
+        self.parts = tuple((float(weight), lora) for weight, lora in parts)
+        self.unmatched = unmatched
+        loras = [lora for _, lora in parts]
+        self.warnings = tuple(dict.fromkeys(line for lora in loras for line in lora.warnings))
+        if len(loras) == 1:
+            self.metadata = loras[0].metadata
+        everything = sorted({name: None for lora in loras for name in lora}, key=names.model_order)
+        common = [name for name in everything if all(name in lora for lora in loras)]
+        self.one_sided = {name: tuple(i for i, lora in enumerate(loras) if name in lora)
+                          for name in everything if name not in set(common)}
+        self._check(loras, common)
+        self.specs = {name: self._spec(name, loras) for name in (common if unmatched == "drop" else everything)}
+
+    def _check(self, loras: Sequence[Lora], common: Sequence[str]) -> None:
+        for name in common:
+            shapes = [lora.specs[name].shape for lora in loras]
+            if any(math.prod(shape) != math.prod(shapes[0]) or shape[0] != shapes[0][0] for shape in shapes):
+                listed = " and ".join(f"{label(lora)}{_model(lora)}: {shape}"
+                                      for lora, shape in zip(loras, shapes, strict=True))
+                raise PairError(f"{name} has different shapes ({listed}): these LoRAs were trained on different base "
+                                "models.")
+            if len({lora.specs[name].is_vector for lora in loras}) > 1:
+                raise PairError(f"{name} is a matrix in one LoRA and a vector in another: they do not fit together.")
+        if not common:
+            examples = "; ".join(f"{label(lora)}{_model(lora)} has {shown(next(iter(lora)))} …" for lora in loras)
+            raise PairError(f"These LoRAs have no module in common: {examples}")
+        if self.unmatched == "error" and self.one_sided:
+            name, sides = next(iter(self.one_sided.items()))
+            raise PairError(f"{len(self.one_sided)} modules are in one LoRA only, the first is {name} "
+                            f'(in {label(loras[sides[0]])}). Use "keep" to count them as zero on the other side, or '
+                            '"drop".')
+
+    @staticmethod
+    def _spec(name: str, loras: Sequence[Lora]) -> Spec:
+        specs = [lora.specs[name] for lora in loras if name in lora]
+        ranks = tuple(rank for spec in specs for rank in spec.ranks)
+        return Spec(specs[0].shape, ranks, any(spec.dense for spec in specs))
+
+    @property
+    def parents(self) -> tuple[Lora, ...]:
+        return tuple(lora for _, lora in self.parts)
+
+    def describe(self, sha256: Callable[[FileLora], str]) -> Recipe:
+        return {"op": "combine", "unmatched": self.unmatched,
+                "terms": [{"weight": weight, "of": lora.describe(sha256)} for weight, lora in self.parts]}
+
+    def read(self, modules: Sequence[str]) -> dict[str, Delta]:
+        read = [(weight, lora.read([name for name in modules if name in lora])) for weight, lora in self.parts]
+        return {name: add([part[name].scaled(weight) for weight, part in read if name in part]) for name in modules}
+
+
+class SelectedLora(Lora):
+    """Some modules of another LoRA, weighed."""
+
+    def __init__(self, of: Lora, selection: Selection, nullify: bool):
+        self.of, self.selection, self.nullify = of, selection, nullify
+        self.metadata = of.metadata
+        self.weights = {name: weight for name, weight in selection.weights(of).items() if weight != 0.0}
+        self.warnings = of.warnings
+        for term in selection.unmatched(of):
+            self.warnings += (f"The selection's term {shown(term)} matches nothing in this LoRA.",)
+        self.specs = {name: spec for name, spec in of.specs.items() if nullify or name in self.weights}
+
+    @property
+    def parents(self) -> tuple[Lora, ...]:
+        return (self.of,)
+
+    def describe(self, sha256: Callable[[FileLora], str]) -> Recipe:
+        return {"op": "select", "expression": self.selection.text, "nullify": self.nullify,
+                "of": self.of.describe(sha256)}
+
+    def read(self, modules: Sequence[str]) -> dict[str, Delta]:
+        read = self.of.read([name for name in modules if name in self.weights])
+        return {name: read[name].scaled(self.weights[name]) if name in read else zero(self.specs[name])
+                for name in modules}
+
+
+def load(
+    path: str | os.PathLike[str], ignore_unknown: bool = False, adapter_config: Mapping[str, Any] | None = None
+) -> FileLora:
+    """Open a LoRA file. Reads its header and scales; tensors are read when a module is asked for.
+
+    adapter_config  the PEFT configuration that goes with it; None looks for `adapter_config.json` beside the file
+    raises  FileError, UnsupportedError or TensorError if the file cannot be taken as a linear change of weights
+    """
+    return FileLora(read_header(path), ignore_unknown, adapter_config)
+
+
+def label(lora: Lora) -> str:
+    """What to call a LoRA in a message: its file name or names."""
+    return " and ".join(dict.fromkeys(file.name for file in lora.files)) or "the LoRA"
+
+
+def _model(lora: Lora) -> str:
+    return f" ({lora.base_model})" if lora.base_model else ""
+
+
+def batches(specs: Mapping[str, Spec], modules: Sequence[str], budget: int = BATCH_BUDGET) -> Iterator[list[str]]:
+    """Cut a list of modules into runs whose factors fit into `budget` bytes of float64; never an empty run."""
+    batch: list[str] = []
+    used = 0
+    for name in modules:
+        spec = specs[name]
+        size = 8 * sum(spec.ranks) * (spec.out_features + spec.in_features)
+        size += 8 * spec.out_features * spec.in_features if spec.dense else 0
+        if batch and used + size > budget:
+            yield batch
+            batch, used = [], 0
+        batch.append(name)
+        used += size
+    if batch:
+        yield batch

@@ -1,0 +1,184 @@
+"""Several clips in one picture, frame by frame and in step: the labelled grid, and the plain sheet for the player."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .video import Frame
+
+PAPER, INK, DIM, MARK = (18, 20, 25), (240, 242, 246), (150, 158, 172), (245, 166, 35)
+ARRANGEMENTS = ("grid", "row", "column")
+# What decoders in graphics cards take: the sides of H.264 level 5.1, and its area.
+SHEET_SIDE, SHEET_AREA = 4096, 4096 * 2304
+
+
+@dataclass(frozen=True)
+class Label:
+    """What stands above a clip: its strength, a text that may be empty, and whether all others are compared with it."""
+
+    strength: str
+    text: str = ""
+    is_baseline: bool = False
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Cells of one size in rows. gap: around each cell; head: for its label, above it. All in pixels."""
+
+    count: int
+    columns: int
+    width: int
+    height: int
+    gap: int = 0
+    head: int = 0
+
+    @property
+    def rows(self) -> int:
+        return -(-self.count // self.columns)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the whole, both even."""
+        width = self.columns * (self.width + self.gap) + self.gap
+        height = self.rows * (self.height + self.head + self.gap) + self.gap
+        return width + width % 2, height + height % 2
+
+    def corner(self, index: int) -> tuple[int, int]:
+        """Left and top of a cell's picture."""
+        row, column = divmod(index, self.columns)
+        return (
+            self.gap + column * (self.width + self.gap),
+            self.gap + row * (self.height + self.head + self.gap) + self.head,
+        )
+
+
+def signed(strength: float) -> str:
+    """A strength as it is written on labels: +2, 0, −1.5."""
+    return "0" if strength == 0 else f"{strength:+.6g}".replace("-", "−")
+
+
+def fitting(width: int, height: int, longest: int) -> tuple[int, int]:
+    """A size of the same shape whose longer side is at most `longest`. Never larger than the original."""
+    factor = min(1.0, longest / max(width, height))
+    return max(2, round(width * factor)), max(2, round(height * factor))
+
+
+def columns_for(count: int, width: int, height: int, arrangement: str) -> int:
+    """How many clips stand side by side. A grid comes near to 16:9 and leaves few places empty."""
+    if arrangement != "grid":
+        return count if arrangement == "row" else 1
+
+    def badness(columns: int) -> float:
+        rows = -(-count // columns)
+        return abs(math.log(columns * width / (rows * height) / (16 / 9))) + (columns * rows - count) / count
+
+    return min(range(1, count + 1), key=badness)
+
+
+def grid_of(count: int, width: int, height: int, arrangement: str) -> Cells:
+    """The labelled grid for clips of one size."""
+    font = _font_size(width)
+    columns = columns_for(count, width, height, arrangement)
+    return Cells(count, columns, width, height, gap=max(4, width // 60), head=font + font // 2 + 4)
+
+
+def sheet_of(count: int, width: int, height: int) -> Cells:
+    """Cells for the player: nothing between them, shrunk only as far as video decoders demand."""
+    columns = columns_for(count, width, height, "grid")
+    rows = -(-count // columns)
+    factor = min(
+        1.0,
+        SHEET_SIDE / (columns * width),
+        SHEET_SIDE / (rows * height),
+        (SHEET_AREA / (columns * width * rows * height)) ** 0.5,
+    )
+    return Cells(count, columns, max(2, int(width * factor)), max(2, int(height * factor)))
+
+
+def grid_frames(cells: Cells, clips: Sequence[Sequence[Frame]], labels: Sequence[Label], font: Path | None) -> Iterator[Frame]:
+    """Every frame of the labelled grid. A clip that ends earlier holds its last frame.
+
+    font    a TrueType file; None for Pillow's own, which knows few characters
+    """
+    page = _page(cells, labels, font)
+    for number in range(max(len(clip) for clip in clips)):
+        frame = page.copy()
+        _paste(frame, cells, clips, number)
+        yield frame
+
+
+def sheet_frames(cells: Cells, clips: Sequence[Sequence[Frame]]) -> Iterator[Frame]:
+    """Every frame of the plain sheet."""
+    width, height = cells.size
+    for number in range(max(len(clip) for clip in clips)):
+        frame = np.zeros((height, width, 3), np.uint8)
+        _paste(frame, cells, clips, number)
+        yield frame
+
+
+def _paste(frame: Frame, cells: Cells, clips: Sequence[Sequence[Frame]], number: int) -> None:
+    for index, clip in enumerate(clips):
+        picture = fitted(clip[min(number, len(clip) - 1)], cells.width, cells.height)
+        left, top = cells.corner(index)
+        frame[top : top + cells.height, left : left + cells.width] = picture
+
+
+def fitted(picture: Frame, width: int, height: int) -> Frame:
+    """The whole picture in a given size, with black edges where its shape differs."""
+    if picture.shape[:2] == (height, width):
+        return picture
+    factor = min(width / picture.shape[1], height / picture.shape[0])
+    inner = max(1, round(picture.shape[1] * factor)), max(1, round(picture.shape[0] * factor))
+    resized = np.asarray(Image.fromarray(picture).resize(inner, Image.Resampling.BICUBIC))
+    if inner == (width, height):
+        return resized
+    whole = np.zeros((height, width, 3), np.uint8)
+    left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
+    whole[top : top + inner[1], left : left + inner[0]] = resized
+    return whole
+
+
+def _page(cells: Cells, labels: Sequence[Label], font_file: Path | None) -> Frame:
+    """Everything but the clips."""
+    page = Image.new("RGB", cells.size, PAPER)
+    draw = ImageDraw.Draw(page)
+    size = _font_size(cells.width)
+    font, small = _font(font_file, size), _font(font_file, max(9, round(size * 0.72)))
+    for index, label in enumerate(labels):
+        left, top = cells.corner(index)
+        right, line = left + cells.width, top - cells.head // 2
+        if label.is_baseline:
+            edge = max(2, cells.gap // 2)
+            draw.rectangle((left - edge, top - edge, right + edge - 1, top + cells.height + edge - 1), fill=MARK)
+        draw.text((left + 2, line), label.strength, MARK if label.is_baseline else INK, font, anchor="lm")
+        text = " · ".join(part for part in ("baseline" if label.is_baseline else "", label.text) if part)
+        space = cells.width - 2 * size - draw.textlength(label.strength, font)
+        if text:
+            colour = MARK if label.is_baseline else DIM
+            draw.text((right - 2, line), _shortened(draw, text, small, space), colour, small, anchor="rm")
+    return np.asarray(page)
+
+
+def _shortened(draw: ImageDraw.ImageDraw, text: str, font: _Font, space: float) -> str:
+    if draw.textlength(text, font) <= space:
+        return text
+    while text and draw.textlength(f"{text}…", font) > space:
+        text = text[:-1].rstrip()
+    return f"{text}…" if text else ""
+
+
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def _font(file: Path | None, size: int) -> _Font:
+    return ImageFont.truetype(str(file), size) if file else ImageFont.load_default(size)
+
+
+def _font_size(width: int) -> int:
+    return min(34, max(12, width // 15))

@@ -1,0 +1,215 @@
+"""How a `Lora` becomes a file: keys, dtype, metadata, and one pass that never holds the whole result."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import names
+from .deltas import Delta, Dense, LowRank
+from .errors import OutputError
+from .lora import Lora
+from .rerank import RerankedLora
+from .storage import (
+    OUTPUT_DTYPES,
+    Plan,
+    Progress,
+    check_target,
+    file_sha256,
+    now,
+    write_file,
+)
+from .version import __version__
+
+RECIPE_KEY = "difflora.recipe"
+ENERGY_KEY = "difflora.retained_energy"
+STRENGTH_KEY = "difflora.recommended_strength"
+
+
+def save(
+    lora: Lora,
+    path: str | os.PathLike[str],
+    dtype: str | torch.dtype = "float32",
+    dialect: str = names.NATIVE,
+    overwrite: bool = False,
+    metadata: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a LoRA as a safetensors file that appears only when it is complete.
+
+    dtype      "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2" or a torch dtype
+    dialect    one of `names.OUTPUT_DIALECTS`; alpha is always written as the rank, so every reader's scale is 1
+    metadata   entries to add, or to put in the place of ours
+    progress   called with (done, total) modules; may raise to cancel
+    raises     OutputError if it cannot be written, TensorError if an input holds NaN or Inf
+    """
+    path = Path(path)
+    torch_dtype = _dtype(dtype)
+    if dialect not in names.OUTPUT_DIALECTS:
+        raise OutputError(f"There is no dialect {dialect!r}; choose one of {', '.join(names.OUTPUT_DIALECTS)}.")
+    check_target(path, overwrite)
+    if isinstance(lora, RerankedLora) and not lora.prepared:
+        lora.prepare(_part(progress, 0, 2))
+        progress = _part(progress, 1, 2)
+    with ThreadPoolExecutor(1) as pool:
+        # Hashing the inputs needs neither Python nor the maths library: it runs beside the algebra.
+        hashes = [pool.submit(file_sha256, file.header.identity) for file in lora.files]
+        writer = _Writer(lora, torch_dtype, dialect)
+        try:
+            return write_file(
+                path,
+                writer.plan,
+                writer.tensors(progress),
+                _metadata(lora, path.stem, torch_dtype, dialect, known=False) | dict(metadata or {}),
+                lambda: _metadata(lora, path.stem, torch_dtype, dialect) | dict(metadata or {}),
+                overwrite,
+            )
+        finally:
+            for future in hashes:
+                future.cancel()
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        if dtype in OUTPUT_DTYPES.values():
+            return dtype
+    elif dtype in OUTPUT_DTYPES:
+        return OUTPUT_DTYPES[dtype]
+    raise OutputError(f"Cannot write {dtype}; choose one of {', '.join(OUTPUT_DTYPES)}.")
+
+
+def _part(progress: Progress | None, part: int, parts: int) -> Progress | None:
+    """The progress of one of several equal parts of the work, as progress of the whole."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(part * total + done, parts * total)
+
+
+class _Writer:
+    """Produces a file's tensors in the order of its plan, reading modules in small batches on the way."""
+
+    def __init__(self, lora: Lora, dtype: torch.dtype, dialect: str):
+        self.lora, self.dtype = lora, dtype
+        base = lora.base_model
+        sizes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+        self.module_of: dict[str, tuple[str, str]] = {}
+        for module, spec in lora.specs.items():
+            if spec.is_vector:
+                weight, _, last = module.rpartition(".")
+                name, part = (weight, "bias") if last == "bias" else (module, "diff")
+                tensors = {part: (torch.float32, spec.shape)}
+            elif spec.dense:
+                if dialect not in (names.NATIVE, names.KOHYA):
+                    raise OutputError(f"{module} is stored in full, and the {dialect} dialect has only small factors. "
+                                      "Re-rank it first, or write the native dialect.")
+                name, tensors = module, {"diff": (dtype, spec.shape)}
+            else:
+                name, kernel = module, spec.shape[2:]
+                tensors = {
+                    "up": (dtype, (spec.out_features, spec.rank, *(1 for _ in kernel))),
+                    "down": (dtype, (spec.rank, *spec.shape[1:])),
+                    "alpha": (torch.float32, ()),
+                }
+                if dialect == names.NATIVE and names.is_outside_blocks(name):
+                    del tensors["alpha"]  # diffusers refuses one there, and no alpha means the same scale of 1
+            for part, size in tensors.items():
+                key = names.write_key(name, part, dialect, base)
+                if key in sizes:
+                    raise OutputError(f"{module} and {self.module_of[key][0]} would have the same name in the {dialect} "
+                                      "dialect. Choose another dialect.")
+                sizes[key] = size
+                self.module_of[key] = (module, part)
+        self.plan = Plan.of(sizes)
+        self.module_of = {key: self.module_of[key] for key, _, _ in self.plan.tensors}
+
+    def tensors(self, progress: Progress | None) -> Generator[tuple[str, Tensor], None, None]:
+        order = list(dict.fromkeys(module for module, part in self.module_of.values() if part != "alpha"))
+        done = 0
+        deltas = self.lora.stream(order, lambda: progress(done, len(order)) if progress else None)
+        ready: dict[tuple[str, str], Tensor] = {}  # a module's bias may come between its two factors
+        for key, _, shape in self.plan.tensors:
+            module, part = self.module_of[key]
+            if part == "alpha":
+                yield key, torch.tensor(float(self.lora.specs[module].rank))
+                continue
+            if (module, part) not in ready:
+                read, delta = next(deltas)
+                ready |= {(read, part): tensor for part, tensor in self._convert(read, delta).items()}
+                done += 1
+                if progress:
+                    progress(done, len(order))
+            yield key, ready.pop((module, part)).view(shape)
+
+    def _convert(self, module: str, delta: Delta) -> dict[str, Tensor]:
+        if isinstance(delta, LowRank):
+            up, down = delta.up, delta.down
+            if self.dtype.itemsize < 4:
+                up, down = _balanced(up, down)
+            parts = {"up": up.to(self.dtype), "down": down.to(self.dtype)}
+        elif isinstance(delta, Dense):
+            parts = {"diff": delta.dense().to(self.dtype)}
+        else:
+            parts = {"bias" if module.endswith(".bias") else "diff": delta.value}
+        for tensor in parts.values():
+            if not bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
+                self.lora.check_finite(module)
+                raise OutputError(f"{module}: its values do not fit into {self.dtype}. Write float32 or bfloat16.")
+        return parts
+
+
+def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product with factors of like size, so that neither leaves the range of a small dtype.
+
+    The factor is a power of two, so the values' digits stay as they are.
+    """
+    largest_up, largest_down = float(up.abs().max()), float(down.abs().max())
+    if not (0 < largest_up < float("inf") and 0 < largest_down < float("inf")):
+        return up, down
+    exponent = torch.tensor(largest_up / largest_down).log2().div(2).round()
+    return torch.ldexp(up, -exponent), torch.ldexp(down, exponent)
+
+
+def _metadata(lora: Lora, title: str, dtype: torch.dtype, dialect: str, known: bool = True) -> dict[str, str]:
+    """Without `known`, a stand-in of the same length, before the inputs are hashed and the energy is known."""
+    ranks = sorted({lora.specs[name].rank for name in lora.matrices})
+    rank = "Dynamic" if len(ranks) > 1 else str(ranks[0]) if ranks else "0"
+    base = _agreed(lora, "ss_base_model_version") or lora.base_model or "unknown"
+    architecture = _agreed(lora, "modelspec.architecture") or f"{base}/lora"
+    recipe = {
+        "version": 1,
+        "made_by": f"difflora {__version__}",
+        "dtype": str(dtype).removeprefix("torch."),
+        "dialect": dialect,
+        "of": lora.recipe if known else lora.describe(lambda file: "0" * 64),
+    }
+    entries = {
+        "ss_network_module": _agreed(lora, "ss_network_module") or "networks.lora",
+        "ss_network_dim": rank,
+        "ss_network_alpha": f"{ranks[0]}.0" if len(ranks) == 1 else rank,
+        "ss_base_model_version": base,
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": architecture,
+        "modelspec.implementation": _agreed(lora, "modelspec.implementation") or "https://github.com/Wan-Video/Wan2.1",
+        "modelspec.title": title,
+        "modelspec.date": now(),
+        "modelspec.merged_from": ", ".join(file.path.stem for file in lora.files),
+        RECIPE_KEY: json.dumps(recipe, sort_keys=True),
+    }
+    if isinstance(lora, RerankedLora):
+        entries[ENERGY_KEY] = f"{lora.retained_energy if known else 0:.6f}"
+
+    return entries
+
+
+def _agreed(lora: Lora, key: str) -> str | None:
+    """A metadata value that all input files share."""
+    values = {file.metadata.get(key) for file in lora.files}
+    return values.pop() if len(values) == 1 else None
+
+

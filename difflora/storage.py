@@ -1,0 +1,391 @@
+"""Safetensors files: reading one without trust, writing one that is either whole or not there.
+
+Tensors are read with plain reads, not through a memory map: a map of a file that another program shortens
+ends the whole process with SIGBUS, an open map keeps Windows users from replacing their LoRA, and page-cached
+reads cost a few per cent of the time that the algebra takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import functools
+import hashlib
+import json
+import math
+import os
+import secrets
+import shutil
+import struct
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from .errors import FileError, OutputError, TensorError, UnsupportedError
+
+MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+METADATA_KEY = "__metadata__"
+
+# In the order in which the safetensors library lays tensors out: last first.
+DTYPES: dict[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I16": torch.int16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I64": torch.int64,
+}
+FLOATS = {code for code in DTYPES if "F" in code}
+OUTPUT_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e5m2": torch.float8_e5m2,
+}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+_LAYOUT_ORDER = {code: place for place, code in enumerate(reversed(DTYPES))}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies in a file: `start` counts bytes from the beginning of the file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class FileIdentity:
+    """What tells one state of a file from another without reading it."""
+
+    path: Path
+    size: int
+    modified: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileIdentity:
+        status = path.stat()
+        return cls(path, status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@dataclass(frozen=True)
+class Header:
+    """The checked table of contents of a safetensors file."""
+
+    identity: FileIdentity
+    entries: Mapping[str, Entry]
+    metadata: Mapping[str, str]
+
+    @property
+    def path(self) -> Path:
+        return self.identity.path
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Read and check a file's table of contents; no tensor is touched.
+
+    raises  FileError if the file is missing, damaged or not a safetensors file; UnsupportedError for a pickle
+    """
+    path = Path(path)
+    with _readable(path) as file:
+        identity = FileIdentity.of(path)
+        prefix = file.read(8)
+        (length,) = struct.unpack("<Q", prefix) if len(prefix) == 8 else (0,)
+        if len(prefix) < 8 or length > MAX_HEADER or 8 + length > identity.size:
+            # Only now: the length of a sound header may begin with the same bytes as a pickle.
+            if prefix[:4] == b"PK\x03\x04" or prefix[:1] == b"\x80" or path.suffix in {".pt", ".pth", ".ckpt", ".bin"}:
+                raise UnsupportedError(
+                    f"{path.name}: this is a pickled file, and reading one can run any code that its maker put in. "
+                    "Convert it to .safetensors with a tool you trust."
+                )
+            if len(prefix) < 8:
+                raise FileError(f"{path.name}: {identity.size} bytes are too few for a safetensors file.")
+            raise FileError(
+                f"{path.name}: not a safetensors file, or cut off: it claims a header of {length:,} bytes "
+                f"in a file of {identity.size:,} bytes."
+            )
+        raw = file.read(length)
+    if len(raw) != length:
+        raise FileError(f"{path.name}: the file got shorter while it was read.")
+    return Header(identity, *_parse_header(path.name, raw, identity.size - 8 - length, 8 + length))
+
+
+def _parse_header(name: str, raw: bytes, data_size: int, data_start: int) -> tuple[dict[str, Entry], dict[str, str]]:
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise FileError(f"{name}: the header has the key {shown(twice)} twice, so the file is damaged.")
+        return table
+
+    try:
+        table = json.loads(raw.decode("utf-8"), object_pairs_hook=no_duplicates)
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise FileError(f"{name}: not a safetensors file: the header is no JSON ({shown(error)}).") from error
+    if not isinstance(table, dict):
+        raise FileError(f"{name}: not a safetensors file: the header is no JSON object.")
+    metadata = table.pop(METADATA_KEY, {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise FileError(f"{name}: the file's metadata are damaged: every value must be a string.")
+    entries: dict[str, Entry] = {}
+    for key, value in table.items():
+        try:
+            code, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+            if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+                raise ValueError
+            if code not in DTYPES:
+                raise UnsupportedError(f"{name}: {shown(key)} has the dtype {shown(code)}, which cannot be read.")
+            dtype = DTYPES[code]
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileError(f"{name}: the header's entry for {shown(key)} is damaged: {shown(value)}.") from error
+        if end > data_size or end - begin != math.prod(shape) * dtype.itemsize:
+            raise FileError(
+                f"{name}: {shown(key)} claims bytes {begin:,} to {end:,} of {data_size:,} for a {code} tensor "
+                f"of shape {shape}: the file is cut off or damaged."
+            )
+        entries[key] = Entry(dtype, shape, data_start + begin, end - begin)
+    last = 0
+    for key, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].size)):
+        if entry.start - data_start < last:
+            raise FileError(f"{name}: {shown(key)} overlaps the tensor before it, so the file is damaged.")
+        last = entry.start - data_start + entry.size
+    if last < data_size:
+        raise FileError(f"{name}: {data_size - last:,} bytes at the end belong to no tensor, so the file is damaged.")
+    return entries, metadata
+
+
+def read_tensors(header: Header, keys: Sequence[str]) -> dict[str, Tensor]:
+    """Read tensors in their stored dtype, in one pass through the file.
+
+    raises  FileError if the file is gone, cut off, or no longer the one whose header was read
+    """
+    tensors: dict[str, Tensor] = {}
+    with _readable(header.path) as file:
+        _check_unchanged(header.identity)
+        for key in sorted(keys, key=lambda key: header.entries[key].start):
+            entry = header.entries[key]
+            tensor = torch.empty(entry.shape, dtype=entry.dtype)
+            if entry.size:
+                file.seek(entry.start)
+                buffer = tensor.view(-1).view(torch.uint8).numpy()
+                if file.readinto(buffer) != entry.size:  # type: ignore[attr-defined]
+                    raise FileError(f"{header.path.name}: the file got shorter while it was read.")
+            tensors[key] = tensor
+        _check_unchanged(header.identity)
+    return tensors
+
+
+def _check_unchanged(identity: FileIdentity) -> None:
+    try:
+        unchanged = FileIdentity.of(identity.path) == identity
+    except FileNotFoundError as error:
+        raise FileError(f"{identity.path.name}: the file was deleted after it was loaded.") from error
+    if not unchanged:
+        raise FileError(f"{identity.path.name}: the file changed after it was loaded. Load it again.")
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            yield file
+    except FileNotFoundError as error:
+        raise FileError(f"{path}: no such file.") from error
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path.name}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+
+
+def file_sha256(identity: FileIdentity) -> str:
+    """SHA-256 of a whole file, remembered for as long as the file does not change.
+
+    raises  FileError if the file is gone or changed
+    """
+    _check_unchanged(identity)
+    return _sha256(identity)
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256(identity: FileIdentity) -> str:
+    digest = hashlib.sha256()
+    with _readable(identity.path) as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+        _check_unchanged(identity)
+    return digest.hexdigest()
+
+
+def shown(value: object, limit: int = 120) -> str:
+    """A value from a file, safe to put into a message: one line, printable, not too long."""
+    text = "".join(char if char.isprintable() else "?" for char in str(value))
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The tensors that a file will hold, in the order in which they have to be written."""
+
+    tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> Plan:
+        """In the order of the safetensors library, so that tools which write the file again get the same bytes."""
+        order = sorted(tensors, key=lambda key: (_LAYOUT_ORDER[CODES[tensors[key][0]]], key))
+        return cls([(key, *tensors[key]) for key in order])
+
+    @property
+    def data_size(self) -> int:
+        return sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in self.tensors)
+
+    def header(self, metadata: Mapping[str, str]) -> bytes:
+        table: dict[str, Any] = {METADATA_KEY: dict(metadata)} if metadata else {}
+        end = 0
+        for key, dtype, shape in self.tensors:
+            begin, end = end, end + math.prod(shape) * dtype.itemsize
+            table[key] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+        text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode("utf-8", errors="replace")
+        text += b" " * (-len(text) % 8)
+        return struct.pack("<Q", len(text)) + text
+
+
+def write_file(
+    path: str | os.PathLike[str],
+    plan: Plan,
+    produce: Generator[tuple[str, Tensor], None, None],
+    placeholder: Mapping[str, str],
+    describe: Callable[[], Mapping[str, str]],
+    overwrite: bool = False,
+) -> Path:
+    """Write a safetensors file that appears under its name only when it is complete.
+
+    produce   yields the planned tensors in the planned order, so that the whole result never has to be in memory
+    describe  gives the metadata once everything is written; `placeholder` must have the same keys and lengths.
+              `sshs_model_hash` and `sshs_legacy_hash` (kohya's) are added for the new content
+    raises    OutputError if the folder is missing or read-only, the file exists, or the disk is full;
+              whatever it raises, no part of a file is left behind
+    """
+    path = Path(path)
+    check_target(path, overwrite, plan.data_size)
+    head = plan.header({**placeholder, "sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8})
+    with _said_as_output_error(path):
+        temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(8)}.tmp")
+        try:
+            with open(temporary, "x+b") as file:
+                file.write(head)
+                digest = hashlib.sha256()
+                for (key, dtype, shape), (produced, tensor) in zip(plan.tensors, produce, strict=True):
+                    if produced != key or tensor.dtype != dtype or tuple(tensor.shape) != shape:
+                        raise AssertionError(f"planned {key} {dtype} {shape}, got {produced} {tensor.shape}")
+                    if tensor.numel():
+                        data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+                        digest.update(data)
+                        file.write(data)
+                metadata = describe()
+                hashes = {
+                    "sshs_model_hash": digest.hexdigest(),
+                    "sshs_legacy_hash": _legacy_hash(file, len(head), plan, metadata),
+                }
+                final = plan.header({**metadata, **hashes})
+                if len(final) != len(head):
+                    raise AssertionError("the metadata's length changed while the file was written")
+                file.seek(0)
+                file.write(final)
+                file.flush()
+                os.fsync(file.fileno())
+            _publish(temporary, path, overwrite)
+        except BaseException:
+            produce.close()
+            temporary.unlink(missing_ok=True)
+            raise
+    return path
+
+
+def _legacy_hash(file: BinaryIO, data_start: int, plan: Plan, metadata: Mapping[str, str]) -> str:
+    """The old short hash of kohya's tools: of the 64 kB after the first MB of the file, had it only its training metadata."""
+    begin, end = 0x100000, 0x110000
+    head = plan.header({key: value for key, value in metadata.items() if key.startswith("ss_")})
+    window = head[begin:end]
+    file.seek(data_start + max(0, begin - len(head)))
+    window += file.read(max(0, end - max(begin, len(head))))
+    return hashlib.sha256(window).hexdigest()[:8]
+
+
+def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
+    if overwrite:
+        os.replace(temporary, path)
+        return
+    try:
+        os.link(temporary, path)  # fails if somebody made the file meanwhile; a rename would replace it
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: claim the name, then fill it
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        os.replace(temporary, path)
+    else:
+        temporary.unlink()
+
+
+def check_target(path: Path, overwrite: bool, size: int = 0) -> None:
+    """Raise OutputError early if a file cannot be written there; `size` in bytes."""
+    with _said_as_output_error(path):
+        if path.suffix != ".safetensors":
+            raise OutputError(f"{path}: the name must end in .safetensors.")
+        if not path.parent.is_dir():
+            raise OutputError(f"{path}: the folder {path.parent} does not exist. Make it, or choose another.")
+        if path.is_dir():
+            raise OutputError(f"{path}: this is a folder; give the name of a file.")
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path}: the file exists. Choose another name, or allow overwriting (--overwrite).")
+        free = shutil.disk_usage(path.parent).free
+        if size > free:
+            raise OutputError(f"{path}: the result needs {size:,} bytes, but only {free:,} are free on that disk.")
+
+
+@contextlib.contextmanager
+def _said_as_output_error(path: Path) -> Iterator[None]:
+    reasons = {
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "your disk quota is used up",
+        errno.EFBIG: "the file would be larger than allowed here",
+        errno.EACCES: "you may not write into this folder",
+        errno.EPERM: "you may not write into this folder",
+        errno.EROFS: "the disk is read-only",
+        errno.EEXIST: "the file exists. Choose another name, or allow overwriting (--overwrite)",
+        errno.ENAMETOOLONG: "the name is too long",
+    }
+    try:
+        yield
+    except OSError as error:
+        reason = reasons.get(error.errno or 0, error.strerror or str(error))
+        raise OutputError(f"{path}: cannot be written: {reason}. Nothing was changed.") from error
+
+
+def now() -> str:
+    """The date for `modelspec.date`: ISO 8601, UTC, seconds."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def check_finite(name: str, key: str, tensor: Tensor) -> None:
+    """Raise TensorError, naming the key, if a tensor holds NaN or Inf."""
+    if not bool(torch.isfinite(tensor.float()).all()):
+        what = "NaN" if bool(torch.isnan(tensor.float()).any()) else "infinite"
+        raise TensorError(f"{name}: {shown(key)} holds {what} values: the training broke down, or the file is damaged.")
+
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) modules. May raise to cancel: nothing is left behind."""

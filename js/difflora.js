@@ -1,0 +1,370 @@
+// @ts-check
+/**
+ * The face of the pack: widgets that show and edit what ordinary ComfyUI widgets hold. The only state is in those, so
+ * saved workflows, copy and paste, undo and API prompts need nothing from here.
+ */
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+import { readMessage } from "./lib/messages.js";
+import { css, ramp } from "./lib/heat.js";
+import { viewPath } from "./lib/player.js";
+import { setWords } from "./lib/words.js";
+import { blockGrid } from "./widgets/block_grid.js";
+import { blockTiles } from "./widgets/block_tiles.js";
+import { el } from "./widgets/dom.js";
+import { playerView } from "./widgets/player.js";
+import { reportView } from "./widgets/report.js";
+import { spectrumChart } from "./widgets/spectrum.js";
+import { strengthSlider } from "./widgets/strength_slider.js";
+
+/** @typedef {any} Node a LiteGraph node; its types differ between the frontends that this must run on */
+/** @typedef {{ element: HTMLElement, refresh: () => void, remove?: () => void, isReport?: boolean, quiet?: "lines" | "problems" }} View */
+
+/** Every view on the page, to show new messages and links. @type {Map<Node, () => void>} */
+const views = new Map();
+
+/** The nodes are drawn by Vue now, not on the canvas. */
+const isVue = () => Boolean(/** @type {any} */ (window).LiteGraph.vueNodesMode);
+
+/** What a node said in its last run. @param {Node} node */
+const messageOf = (node) => {
+  const outputs = /** @type {Record<string, any>} */ (app.nodeOutputs ?? {});
+  const graph = node?.graph;
+  const inside = graph && graph !== graph.rootGraph && graph.id ? outputs[`${graph.id}:${node.id}`] : null;
+  const raw = (inside ?? outputs[String(node?.id)] ?? node?.diffloraOutput)?.difflora;
+  if (typeof raw !== "object" || raw === null) return null;
+  if (!read.has(raw)) read.set(raw, readMessage(raw));
+  return read.get(raw) ?? null;
+};
+
+/** Messages that have been checked already: they can be large, and are asked for whenever a widget is drawn. @type {WeakMap<object, ReturnType<typeof readMessage>>} */
+const read = new WeakMap();
+
+/** The node at the other end of an input's wire. @param {Node} node @param {number} index @returns {Node | null} */
+const before = (node, index) => node.getInputNode?.(index) ?? null;
+
+/** The nodes at the other ends of an output's wires. @param {Node} node @returns {Node[]} */
+const after = (node) =>
+  (node.outputs ?? []).flatMap((/** @type {any} */ output) =>
+    (output.links ?? []).flatMap((/** @type {number} */ id) => {
+      const link = node.graph?.getLink?.(id) ?? node.graph?.links?.[id];
+      return node.graph?.getNodeById?.(link?.target_id) ?? [];
+    }),
+  );
+
+/** Nodes of this pack from which LoRAs come, the nearest first. @param {Node} node */
+const sourcesOf = (node) => {
+  /** @type {Node[]} */
+  const sources = [];
+  const waiting = [node];
+  while (waiting.length) {
+    const here = /** @type {Node} */ (waiting.shift());
+    for (let index = 0; index < (here.inputs?.length ?? 0); index++) {
+      const source = here.inputs[index].type === "LORA_DELTA" ? before(here, index) : null;
+      if (!source || sources.includes(source)) continue;
+      sources.push(source);
+      waiting.push(source);
+    }
+  }
+  return sources;
+};
+
+/**
+ * The modules of the LoRA that comes into a node, and all that is known about them. Which modules there are is told by
+ * the nearest source that knows; their numbers by whatever has measured them: the nodes behind this one (Re-rank), and
+ * better still those beside it on the same wires (Analyze).
+ * @param {Node} node
+ */
+const modulesBefore = (node) => {
+  const sources = sourcesOf(node);
+  const list = [...sources, node].map((source) => messageOf(source)?.modules).find(Boolean);
+  if (!list) return null;
+  const known = Object.fromEntries(Object.entries(list).map(([name, numbers]) => [name, { ...numbers }]));
+  const behind = after(node);
+  const measured = [...behind.flatMap(after), ...behind, ...sources.flatMap(after)].filter((other) => other !== node);
+  for (const other of measured) {
+    for (const [name, numbers] of Object.entries(messageOf(other)?.modules ?? {})) Object.assign(known[name] ?? {}, numbers);
+  }
+  return known;
+};
+
+/** An ordinary widget of a node, as a value to read, write and watch. @param {Node} node @param {string} name @param {() => void} changed */
+const field = (node, name, changed) => {
+  const widget = node.widgets?.find((/** @type {any} */ w) => w.name === name);
+  if (!widget) return null;
+  const callback = widget.callback;
+  widget.callback = function (/** @type {any[]} */ ...values) {
+    const result = callback?.apply(this, values);
+    changed();
+    return result;
+  };
+  return {
+    read: () => widget.value,
+    /** @param {any} value */
+    write: (value) => {
+      if (widget.value === value) return;
+      widget.value = value;
+      widget.callback(value, app.canvas, node);
+      app.graph?.setDirtyCanvas(true, true);
+    },
+    linked: () => {
+      const input = node.inputs?.find((/** @type {any} */ i) => i.widget?.name === name);
+      return input?.link !== undefined && input?.link !== null;
+    },
+  };
+};
+
+/**
+ * Put a view on a node. Its height is that of its content, in both renderers.
+ * @param {Node} node @param {string} name @param {View} view @param {number} width smallest width of the node
+ */
+const attach = (node, name, view, width) => {
+  const report = view.isReport ? view : reportView({ report: () => messageOf(node)?.report ?? null, quiet: view.quiet ?? "lines" });
+  const inner = el("div", { class: "difflora-inner" }, view.element, ...(view.isReport ? [] : [report.element]));
+  const outer = el("div", { class: "difflora-outer" }, inner);
+  let height = 0;
+  const widget = node.addDOMWidget(name, "difflora", outer, {
+    serialize: false,
+    hideOnZoom: false,
+    getValue: () => "",
+    setValue: () => {},
+    getMinHeight: () => height || 60,
+    getMaxHeight: () => height || 60,
+    margin: 8,
+  });
+  widget.serialize = false;
+  widget.label = "";
+
+  const grown = new ResizeObserver(() => {
+    const now = Math.ceil(inner.offsetHeight) + 16;
+    if (inner.offsetHeight === 0 || now === height) return;
+    // A node that somebody has made larger keeps its room; a loaded one keeps its size.
+    const room = height && node.size[1] + now - height;
+    height = now;
+    if (isVue()) return; // there, nodes grow with their content
+    node.setSize([node.size[0], Math.max(room || node.size[1], node.computeSize()[1])]);
+    app.graph?.setDirtyCanvas(true, true);
+  });
+  grown.observe(inner);
+
+  // On the classic canvas this element lies over the canvas: hand on what is meant for the canvas. Vue nodes do it themselves.
+  /** @param {string} type @param {(event: any) => boolean} meant @param {(event: any) => void} hand */
+  const forward = (type, meant, hand) =>
+    outer.addEventListener(type, (event) => !isVue() && meant(event) && hand(event), { passive: false });
+  forward("wheel", (event) => event.target !== document.activeElement, (event) => app.canvas.processMouseWheel(event));
+  forward("pointerdown", (event) => event.button === 1, (event) => app.canvas.processMouseDown(event));
+  forward("pointermove", (event) => (event.buttons & 4) > 0, (event) => app.canvas.processMouseMove(event));
+  forward("pointerup", (event) => event.button === 1, (event) => app.canvas.processMouseUp(event));
+
+  const refresh = () => {
+    view.refresh();
+    if (report !== view) report.refresh();
+  };
+  views.set(node, refresh);
+  const { onRemoved, onConfigure, onConnectionsChange, onExecuted } = node;
+  node.onRemoved = function (/** @type {any[]} */ ...values) {
+    views.delete(node);
+    due.delete(refresh);
+    grown.disconnect();
+    view.remove?.();
+    return onRemoved?.apply(this, values);
+  };
+  node.onConfigure = function (/** @type {any[]} */ ...values) {
+    const result = onConfigure?.apply(this, values);
+    later([refresh]);
+    return result;
+  };
+  node.onConnectionsChange = function (/** @type {any[]} */ ...values) {
+    const result = onConnectionsChange?.apply(this, values);
+    later();
+    return result;
+  };
+  node.onExecuted = function (/** @type {any} */ output, /** @type {any[]} */ ...values) {
+    const result = onExecuted?.call(this, output, ...values);
+    node.diffloraOutput = output;
+    later();
+    return result;
+  };
+  if (node.size[0] < width) node.setSize([width, node.size[1]]);
+  later([refresh]);
+};
+
+/** Views that are to be drawn anew. @type {Set<() => void>} */
+const due = new Set();
+
+/** Draw what is due, for part of a frame; the rest in the next ones. So a graph with many grids loads as fast as one without. */
+const draw = () => {
+  const end = performance.now() + 10;
+  for (const refresh of due) {
+    due.delete(refresh);
+    refresh();
+    if (performance.now() > end) break;
+  }
+  if (due.size) requestAnimationFrame(draw);
+};
+
+/** Show views anew, once, when the page has settled. @param {Iterable<() => void>} which */
+const later = (which = views.values()) => {
+  if (!due.size) requestAnimationFrame(draw);
+  for (const refresh of which) due.add(refresh);
+};
+
+/** @param {Node} node */
+const withGrid = (node) => {
+  const text = field(node, "selection", () => view.refresh());
+  if (!text) return;
+  const view = blockGrid({
+    read: () => String(text.read() ?? ""),
+    write: text.write,
+    modules: () => modulesBefore(node),
+  });
+  attach(node, "difflora_grid", view, 360);
+};
+
+/** @param {Node} node */
+const withTiles = (node) => {
+  const text = field(node, "blocks", () => view.refresh());
+  if (!text) return;
+  const view = blockTiles({ read: () => String(text.read() ?? ""), write: text.write });
+  attach(node, "difflora_blocks", view, 300);
+};
+
+/** @param {Node} node */
+const withSlider = (node) => {
+  const strength = field(node, "strength", () => view.refresh());
+  if (!strength) return;
+  const view = strengthSlider({
+    read: () => Number(strength.read()) || 0,
+    write: strength.write,
+    linked: strength.linked,
+    recommended: () => messageOf(node)?.strength_range ?? null,
+  });
+  attach(node, "difflora_strength", view, 300);
+};
+
+/** @param {Node} node */
+const withSpectrum = (node) => {
+  const changed = () => view.refresh();
+  const [rule, rank, energy, ratio, most] = ["rule", "rank", "energy", "ratio", "max_rank"].map((name) => field(node, name, changed));
+  if (!rank) return;
+  const kinds = /** @type {const} */ (["energy", "ratio", "knee"]);
+  const view = spectrumChart({
+    spectrum: () => messageOf(node)?.spectrum ?? null,
+    rule: () => ({
+      kind: kinds.find((kind) => String(rule?.read() ?? "").toLowerCase().includes(kind)) ?? "rank",
+      rank: Number(rank.read()),
+      energy: Number(energy?.read() ?? 0.95),
+      ratio: Number(ratio?.read() ?? 20),
+      most: Number(most?.read() ?? 0),
+    }),
+    writeRank: rank.write,
+  });
+  attach(node, "difflora_spectrum", view, 340);
+};
+
+/** @param {Node} node */
+const withReport = (node) => {
+  const view = reportView({ report: () => messageOf(node)?.report ?? null });
+  attach(node, "difflora_report", view, 300);
+};
+
+/** @param {Node} node */
+const withPlayer = (node) => {
+  const view = playerView({ player: () => messageOf(node)?.player ?? null, url: (video) => api.apiURL(viewPath(video)) });
+  attach(node, "difflora_player", view, 460);
+};
+
+/** @type {Record<string, (node: Node) => void>} */
+const FACES = {
+  DiffLoraLoad: withReport,
+  DiffLoraSubtract: withReport,
+  DiffLoraAnalyze: withReport,
+  DiffLoraSave: withReport,
+  DiffLoraLoadCheckpoints: withReport,
+  DiffLoraCompareCheckpoints: withReport,
+  DiffLoraCheckPairs: withReport,
+  DiffLoraTrainingRecipe: withReport,
+  DiffLoraSelectBlocks: withGrid,
+  DiffLoraRerank: withSpectrum,
+  DiffLoraSliderModel: withSlider,
+  DiffLoraSliderWanVideo: withSlider,
+  DiffLoraSweepGrid: withPlayer,
+  DiffLoraABCompare: withPlayer,
+  DiffLoraBlockToggle: withTiles,
+  DiffLoraBlockToggleWanVideo: withTiles,
+};
+
+/** The same for a node's labels, where they still show the id. @param {Node} node */
+const label = (node) => {
+  const texts = nodeTexts[node.comfyClass];
+  if (!texts) return;
+  for (const widget of node.widgets ?? []) {
+    const text = texts.inputs?.[widget.name]?.name;
+    if (text && (!widget.label || widget.label === widget.name)) widget.label = text;
+  }
+  for (const input of node.inputs ?? []) {
+    const text = texts.inputs?.[input.name]?.name;
+    if (text && (!input.localized_name || input.localized_name === input.name)) input.localized_name = text;
+  }
+};
+
+/** The style sheet, and the heat colours for both themes. */
+const addStyle = () => {
+  const variables = (/** @type {boolean} */ dark) => ramp(dark).map((rgb, step) => `--dl-heat-${step}: ${css(rgb)};`).join(" ");
+  document.head.append(
+    el("link", { rel: "stylesheet", href: new URL("./difflora.css", import.meta.url).href }),
+    el("style", { text: `:root { ${variables(false)} } .dark-theme { ${variables(true)} }` }),
+  );
+};
+
+/** Texts of nodes in the user's language, as in `locales/<language>/nodeDefs.json`. @type {Record<string, any>} */
+let nodeTexts = {};
+
+/** Words in the user's language, from `locales/`. English is built in, so nothing is missing if this fails. */
+const loadWords = async () => {
+  const language = app.ui.settings.getSettingValue("Comfy.Locale");
+  if (!language || language === "en") return;
+  const answer = await api.fetchApi("/i18n");
+  if (!answer.ok) return;
+  const all = await answer.json();
+  const own = all[language] ?? all[language.split("-")[0]];
+  setWords(own?.difflora);
+  nodeTexts = own?.nodeDefs ?? {};
+};
+
+/** Older frontends (1.32) lose the translations of packs when they load their own. @param {Record<string, any>} defs */
+const translate = (defs) => {
+  for (const [id, texts] of Object.entries(nodeTexts)) {
+    const def = id.startsWith("DiffLora") ? defs[id] : null;
+    if (!def) continue;
+    Object.assign(def, { display_name: texts.display_name, description: texts.description });
+    for (const group of [def.input?.required, def.input?.optional]) {
+      for (const [name, spec] of Object.entries(group ?? {})) {
+        const text = texts.inputs?.[name];
+        if (text) spec[1] = { ...spec[1], display_name: text.name, tooltip: text.tooltip };
+      }
+    }
+    for (const [index, text] of Object.entries(texts.outputs ?? {})) {
+      if (text.name && def.output_name) def.output_name[index] = text.name;
+      if (text.tooltip && def.output_tooltips) def.output_tooltips[index] = text.tooltip;
+    }
+  }
+};
+
+app.registerExtension({
+  name: "DifferentialLora",
+  async init() {
+    addStyle();
+    await loadWords();
+  },
+  addCustomNodeDefs(/** @type {Record<string, any>} */ defs) {
+    translate(defs);
+  },
+  nodeCreated(/** @type {Node} */ node) {
+    label(node);
+    FACES[node.comfyClass]?.(node);
+  },
+  afterConfigureGraph() {
+    later();
+  },
+});

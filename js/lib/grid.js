@@ -1,0 +1,173 @@
+// @ts-check
+/** The block grid without its picture: which cells there are, what a stroke covers, what the presets choose. */
+import { stackOf } from "./selection.js";
+
+/**
+ * @typedef {object} Column
+ * @property {string} rest the part of the name after the block: "self_attn.q"
+ * @property {string} group "self_attn"
+ * @property {string} label "q"
+ *
+ * @typedef {object} Row
+ * @property {string} stack
+ * @property {number} block
+ * @property {(string | null)[]} cells names by column; null where the LoRA has nothing
+ *
+ * @typedef {object} Layout
+ * @property {string[]} names
+ * @property {Column[]} columns
+ * @property {Row[]} rows
+ * @property {string[]} outside names that belong to no block
+ */
+
+const ORDER = [
+  "self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o",
+  "cross_attn.q", "cross_attn.k", "cross_attn.v", "cross_attn.o", "cross_attn.k_img", "cross_attn.v_img",
+  "ffn.0", "ffn.2",
+];
+
+/** What Wan models look like, for a grid that no LoRA has reached yet. @type {Record<string, { blocks: number, image: boolean }>} */
+export const MODELS = {
+  "Wan 14B T2V": { blocks: 40, image: false },
+  "Wan 14B I2V": { blocks: 40, image: true },
+  "Wan 1.3B / 5B": { blocks: 30, image: false },
+};
+
+/** Module names of a Wan model. @param {{ blocks: number, image: boolean }} model */
+export const wanNames = ({ blocks, image }) => {
+  const inside = ORDER.filter((rest) => image || !rest.endsWith("_img"));
+  return Array.from({ length: blocks }, (_, block) => inside.map((rest) => `blocks.${block}.${rest}`)).flat();
+};
+
+/** Rows, columns and cells for a list of module names. @param {string[]} names @returns {Layout} */
+export const layoutOf = (names) => {
+  /** @type {Map<string, { stack: string, block: number, cells: Map<string, string> }>} */
+  const rows = new Map();
+  const rests = new Set();
+  const outside = [];
+  for (const name of names) {
+    const at = stackOf(name);
+    if (!at || name !== `${at.stack}.${at.block}.${at.rest}`) {
+      outside.push(name);
+      continue;
+    }
+    const key = `${at.stack}.${at.block}`;
+    const row = rows.get(key) ?? { stack: at.stack, block: at.block, cells: new Map() };
+    rows.set(key, row);
+    row.cells.set(at.rest, name);
+    rests.add(at.rest);
+  }
+  const known = ORDER.filter((rest) => rests.has(rest));
+  const others = [...rests].filter((rest) => !ORDER.includes(rest));
+  const columns = [...known, ...others].map((rest) => {
+    const dot = rest.indexOf(".");
+    return dot < 0 ? { rest, group: "", label: rest } : { rest, group: rest.slice(0, dot), label: rest.slice(dot + 1) };
+  });
+  const stacks = [...new Set([...rows.values()].map((row) => row.stack))];
+  const sorted = [...rows.values()].sort((a, b) => stacks.indexOf(a.stack) - stacks.indexOf(b.stack) || a.block - b.block);
+  return {
+    names,
+    columns,
+    rows: sorted.map(({ stack, block, cells }) => ({ stack, block, cells: columns.map(({ rest }) => cells.get(rest) ?? null) })),
+    outside,
+  };
+};
+
+/** Neighbouring columns of one group: `{ group, first, count }`. @param {Column[]} columns */
+export const groupsOf = (columns) => {
+  /** @type {{ group: string, first: number, count: number }[]} */
+  const groups = [];
+  columns.forEach(({ group }, index) => {
+    const last = groups[groups.length - 1];
+    if (last && last.group === group) last.count += 1;
+    else groups.push({ group, first: index, count: 1 });
+  });
+  return groups;
+};
+
+/** @typedef {{ row: number, column: number }} Spot */
+
+/** Every cell on the straight line between two cells, so that a fast stroke leaves no holes. @param {Spot} from @param {Spot} to */
+export const line = (from, to) => {
+  const steps = Math.max(Math.abs(to.row - from.row), Math.abs(to.column - from.column));
+  return Array.from({ length: steps + 1 }, (_, step) => ({
+    row: Math.round(from.row + ((to.row - from.row) * step) / (steps || 1)),
+    column: Math.round(from.column + ((to.column - from.column) * step) / (steps || 1)),
+  }));
+};
+
+/** Every cell of the rectangle between two corners. @param {Spot} from @param {Spot} to */
+export const rectangle = (from, to) => {
+  const spots = [];
+  for (let row = Math.min(from.row, to.row); row <= Math.max(from.row, to.row); row++) {
+    for (let column = Math.min(from.column, to.column); column <= Math.max(from.column, to.column); column++) {
+      spots.push({ row, column });
+    }
+  }
+  return spots;
+};
+
+/** Index of the interval that holds `position`, clamped to the ends. @param {number[]} ends ascending right edges @param {number} position */
+export const indexAt = (ends, position) => {
+  let low = 0;
+  let high = ends.length - 1;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (position < ends[middle]) high = middle;
+    else low = middle + 1;
+  }
+  return low;
+};
+
+/**
+ * Texts of the presets for this layout. Early, middle and late are the quarter, half and quarter of the blocks;
+ * for a 40-block model early is 0-10, as in the experiments people share.
+ * @param {Layout} layout
+ */
+export const presets = (layout) => {
+  const has = (/** @type {string} */ part) => layout.names.some((name) => name.includes(part));
+  const blocks = layout.rows.filter(({ stack }) => stack === layout.rows[0].stack).map(({ block }) => block);
+  const count = blocks.length ? Math.max(...blocks) + 1 : 0;
+  const stack = layout.rows[0]?.stack ?? "blocks";
+  const early = Math.floor(count / 4);
+  const late = Math.ceil((count * 3) / 4);
+  /** @type {[string, string][]} */
+  const list = [["all", "all"], ["none", "none"]];
+  if (has("attn")) list.push(["attention", "attn"]);
+  if (has("self_attn")) list.push(["self", "self_attn"]);
+  if (has("cross_attn")) list.push(["cross", "cross_attn"]);
+  if (has("ffn")) list.push(["feedForward", "ffn"]);
+  if (count >= 4) {
+    list.push(["early", `${stack} 0-${early}`], ["middle", `${stack} ${early + 1}-${late - 1}`], ["late", `${stack} ${late}-${count - 1}`]);
+  }
+  return list;
+};
+
+/** What was left out comes in, and the other way round. @param {Map<string, number>} weights @param {string[]} names */
+export const inverted = (weights, names) => new Map(names.filter((name) => !weights.get(name)).map((name) => [name, 1]));
+
+/** The `percent` of modules with the largest norms. @param {Record<string, { norm?: number }>} modules @param {string[]} names @param {number} percent */
+export const strongest = (modules, names, percent) => {
+  const measured = names.filter((name) => (modules[name]?.norm ?? 0) > 0);
+  measured.sort((a, b) => (modules[b].norm ?? 0) - (modules[a].norm ?? 0));
+  const count = Math.max(1, Math.round((measured.length * percent) / 100));
+  const chosen = new Set(measured.slice(0, count));
+  return new Map(names.filter((name) => chosen.has(name)).map((name) => [name, 1]));
+};
+
+/** Step 0 to `steps - 1` of the heat scale for a norm. The root spreads the many small values apart. @param {number} norm @param {number} largest @param {number} steps */
+export const heatStep = (norm, largest, steps) =>
+  largest > 0 ? Math.min(steps - 1, Math.floor(Math.sqrt(Math.max(0, norm) / largest) * steps)) : 0;
+
+/** A number short enough for a cell: 1, -1, .5, 0.25 as .25. @param {number} weight */
+export const cellText = (weight) => {
+  const text = String(Number(weight.toPrecision(2)));
+  return text.replace(/^(-?)0\./, "$1.");
+};
+
+/** A number for people: three digits, no exponent unless needed. @param {number} value */
+export const short = (value) => {
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  return size >= 1e-3 && size < 1e5 ? String(Number(value.toPrecision(3))) : value.toExponential(1);
+};

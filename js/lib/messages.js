@@ -1,0 +1,100 @@
+// @ts-check
+/**
+ * What nodes tell the page. A node's `ui` output has one key, `difflora`: a list with one message (an object, or the
+ * same as JSON text). Every part is optional. Numbers and texts come from files that anyone may have made, so a message
+ * is checked here, once, and everything in it is shown as plain text.
+ */
+
+import { readPlayer } from "./player.js";
+
+/**
+ * @typedef {"info" | "warning" | "error"} Level
+ *
+ * @typedef {object} ReportLine
+ * @property {string} text one line, English
+ * @property {Level} level
+ *
+ * @typedef {object} Report
+ * @property {string} title usually a file name
+ * @property {ReportLine[]} lines
+ *
+ * @typedef {object} ModuleNumbers How large one module's change is. Norms are Frobenius norms at strength 1.
+ * @property {number} [norm] of the node's result (for Subtract: of A - B)
+ * @property {number} [norm_a]
+ * @property {number} [norm_b]
+ * @property {number} [cosine] between A and B, -1 to 1
+ * @property {number} [energy] share of the energy that the chosen rank keeps, 0 to 1
+ *
+ * @typedef {object} Spectrum Singular values before the cut, largest first. Long lists may be cut short.
+ * @property {Record<string, number[]>} values
+ * @property {Record<string, number>} energy the sum of all squares, of those left out too
+ *
+ * @typedef {object} Message
+ * @property {Report} [report]
+ * @property {Record<string, ModuleNumbers>} [modules] every module of the LoRA that went into the node, in its order
+ * @property {Spectrum} [spectrum]
+ * @property {[number, number]} [strength_range] recommended by the file's metadata
+ * @property {import("./player.js").Player} [player] clips to play in step
+ */
+
+const LEVELS = ["info", "warning", "error"];
+const MODULE_KEYS = /** @type {const} */ (["norm", "norm_a", "norm_b", "cosine", "energy"]);
+
+/** Reads the `difflora` part of a node's output; what does not have the right shape is left out. @param {unknown} output @returns {Message | null} */
+export const readMessage = (output) => {
+  const raw = Array.isArray(output) ? output[0] : output;
+  const value = typeof raw === "string" ? parseJson(raw) : raw;
+  if (!isObject(value)) return null;
+  /** @type {Message} */
+  const message = {};
+  if (isObject(value.report) && Array.isArray(value.report.lines)) {
+    message.report = {
+      title: String(value.report.title ?? ""),
+      lines: value.report.lines.filter(isObject).map((line) => ({
+        text: String(line.text ?? ""),
+        level: /** @type {Level} */ (LEVELS.includes(String(line.level)) ? String(line.level) : "info"),
+      })),
+    };
+  }
+  if (isObject(value.modules)) {
+    message.modules = Object.create(null);
+    for (const [name, numbers] of Object.entries(value.modules)) {
+      if (!isObject(numbers)) continue;
+      /** @type {ModuleNumbers} */
+      const checked = {};
+      for (const key of MODULE_KEYS) if (Number.isFinite(numbers[key])) checked[key] = Number(numbers[key]);
+      /** @type {Record<string, ModuleNumbers>} */ (message.modules)[name] = checked;
+    }
+  }
+  if (isObject(value.spectrum) && isObject(value.spectrum.values)) {
+    /** @type {Spectrum} */
+    const spectrum = { values: Object.create(null), energy: Object.create(null) };
+    const energies = isObject(value.spectrum.energy) ? value.spectrum.energy : {};
+    for (const [name, values] of Object.entries(value.spectrum.values)) {
+      if (!Array.isArray(values) || !values.every((v) => Number.isFinite(v) && v >= 0)) continue;
+      const sum = values.reduce((total, v) => total + v * v, 0);
+      spectrum.values[name] = values;
+      spectrum.energy[name] = Math.max(sum, Number.isFinite(energies[name]) ? Number(energies[name]) : 0);
+    }
+    message.spectrum = spectrum;
+  }
+  const range = value.strength_range;
+  if (Array.isArray(range) && range.length === 2 && range.every((v) => Number.isFinite(v)) && range[0] < range[1]) {
+    message.strength_range = [Math.max(-10, range[0]), Math.min(10, range[1])];
+  }
+  const player = readPlayer(value.player);
+  if (player) message.player = player;
+  return message;
+};
+
+/** @param {string} text @returns {unknown} */
+const parseJson = (text) => {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null; // not ours: another pack may use the same key
+  }
+};
+
+/** @param {unknown} value @returns {value is Record<string, any>} */
+const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);

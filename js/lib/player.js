@@ -1,0 +1,108 @@
+// @ts-check
+/** The A/B player, without the page: what a node tells it, frames and times, keys, and who is who in the blind test. */
+
+/**
+ * @typedef {object} VideoFile
+ * @property {string} filename
+ * @property {string} subfolder
+ * @property {string} type
+ *
+ * @typedef {object} Clip
+ * @property {number} video which of the videos it is in
+ * @property {[number, number, number, number]} box left, top, width and height in that video's pictures
+ * @property {string} label usually a strength
+ * @property {string} text
+ * @property {boolean} baseline
+ *
+ * @typedef {object} Player
+ * @property {VideoFile[]} videos
+ * @property {Clip[]} clips
+ * @property {number} fps
+ * @property {number} frames
+ *
+ * @typedef {"one" | "wipe" | "difference" | "all"} Mode
+ */
+
+export const MODES = /** @type {const} */ (["one", "wipe", "difference", "all"]);
+export const SPEEDS = [0.1, 0.25, 0.5, 1, 2];
+export const GAINS = [1, 2, 4, 8, 16];
+
+/** @param {unknown} value @returns {value is Record<string, any>} */
+const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+
+/** What a node said, if it can be played; null otherwise. @param {unknown} value @returns {Player | null} */
+export const readPlayer = (value) => {
+  if (!isObject(value) || !Array.isArray(value.videos) || !Array.isArray(value.clips)) return null;
+  const videos = value.videos.filter(isObject).map(({ filename, subfolder, type }) => ({
+    filename: String(filename), subfolder: String(subfolder ?? ""), type: String(type ?? "temp"),
+  }));
+  const clips = value.clips.filter(isObject).map((clip) => ({
+    video: Number(clip.video),
+    box: /** @type {[number, number, number, number]} */ (Array.isArray(clip.box) ? clip.box.map(Number) : []),
+    label: String(clip.label ?? ""),
+    text: String(clip.text ?? ""),
+    baseline: Boolean(clip.baseline),
+  }));
+  const sound = clips.every(({ video, box }) => videos[video] && box.length === 4 && box.every((n) => Number.isFinite(n) && n >= 0) && box[2] > 0 && box[3] > 0);
+  const [fps, frames] = [Number(value.fps), Number(value.frames)];
+  return clips.length && sound && fps > 0 && frames >= 1 ? { videos, clips, fps, frames } : null;
+};
+
+/** Where a video is fetched. @param {VideoFile} video */
+export const viewPath = ({ filename, subfolder, type }) => `/view?${new URLSearchParams({ filename, subfolder, type })}`;
+
+/** The number of the frame that is seen at a time in seconds. @param {number} time @param {Player} player */
+export const frameAt = (time, { fps, frames }) => Math.min(frames - 1, Math.max(0, Math.floor(time * fps + 1e-3)));
+
+/** A time in the middle of a frame: browsers round times, and at its edge they may show the one before. @param {number} frame @param {Player} player */
+export const timeOf = (frame, { fps, frames }) => ((((frame % frames) + frames) % frames) + 0.5) / fps;
+
+/** The clip to begin with, and the one to compare it with: the last and the baseline, or the first two. @param {Clip[]} clips @returns {[number, number]} */
+export const firstPair = (clips) => {
+  const baseline = clips.findIndex((clip) => clip.baseline);
+  if (baseline < 0) return [0, Math.min(1, clips.length - 1)];
+  const other = clips.length - 1 === baseline ? 0 : clips.length - 1;
+  return [other, baseline];
+};
+
+/** 0 … count-1 in an order that nobody knows. @param {number} count @param {() => number} random @returns {number[]} */
+export const shuffled = (count, random = Math.random) => {
+  const order = Array.from({ length: count }, (_, index) => index);
+  for (let index = count - 1; index > 0; index--) {
+    const other = Math.floor(random() * (index + 1));
+    [order[index], order[other]] = [order[other], order[index]];
+  }
+  return order;
+};
+
+/** A, B, … Z, AA, … @param {number} index @returns {string} */
+export const letter = (index) => (index < 26 ? "" : letter(Math.floor(index / 26) - 1)) + String.fromCharCode(65 + (index % 26));
+
+/** How many pictures side by side come near to a screen's shape. @param {number} count @param {number} width @param {number} height */
+export const columnsFor = (count, width, height) => {
+  const badness = (/** @type {number} */ columns) => {
+    const rows = Math.ceil(count / columns);
+    return Math.abs(Math.log((columns * width) / (rows * height) / (16 / 9))) + (columns * rows - count) / count;
+  };
+  return Array.from({ length: count }, (_, index) => index + 1).reduce((best, columns) => (badness(columns) < badness(best) ? columns : best));
+};
+
+/**
+ * What a key does in the player: [act, amount]; null if it means nothing here.
+ * @param {string} key @param {boolean} shift @returns {[string, number | string] | null}
+ */
+export const keyed = (key, shift) => {
+  /** @type {Record<string, [string, number | string]>} */
+  const acts = {
+    " ": ["play", 0], k: ["play", 0],
+    ArrowLeft: [shift ? "b" : "a", -1], ArrowRight: [shift ? "b" : "a", 1],
+    ",": ["step", -1], ".": ["step", 1], "<": ["step", -1], ">": ["step", 1],
+    "[": ["speed", -1], "]": ["speed", 1],
+    "-": ["wipe", -0.05], "+": ["wipe", 0.05], "=": ["wipe", 0.05],
+    o: ["mode", "one"], w: ["mode", "wipe"], d: ["mode", "difference"], g: ["mode", "all"],
+    x: ["swap", 0], l: ["loop", 0], b: ["blind", 0], f: ["large", 0], Enter: ["choose", 0],
+  };
+  if (/^[1-9]$/.test(key)) return ["show", Number(key) - 1];
+  const name = key.length === 1 ? key.toLowerCase() : key;
+  return Object.hasOwn(acts, name) ? acts[name] : null;
+};

@@ -1,0 +1,340 @@
+// @ts-check
+/**
+ * The selection language, as in `difflora/selection.py`: the same texts, the same answers, the same error messages.
+ * Grammar and worked cases: `tests/data/selection.json`.
+ */
+import { Pattern, PatternError } from "./patterns.js";
+
+export const MAX_TEXT = 100_000;
+export const MAX_PATTERNS = 20;
+
+const SPACE = /[ \t\r\n]*/y;
+const WORD = /[A-Za-z_*?][A-Za-z0-9_.*?-]*/y;
+const RANGE = /([0-9]+)(?:([-–])([0-9]+)?)?(?![A-Za-z0-9_.*?-])/y;
+const NUMBER = /[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?(?![A-Za-z0-9_.*?])/y;
+const PATTERN = /\/((?:[^/\\]|\\.)*)\//y;
+const EXACT = /"((?:[^"]|"")*)"/y;
+
+/** @typedef {(name: string) => boolean} Test */
+/** @typedef {{ text: string, removes: boolean, weight: number, holds: Test }} Item */
+
+/** What is wrong with a selection; `at` is the place in the text, -1 if the text can be read but selects nothing. */
+export class SelectionError extends Error {
+  /** @param {string} message @param {number} at */
+  constructor(message, at = -1) {
+    super(message);
+    this.at = at;
+  }
+}
+
+export class Selection {
+  /** @param {string} text @param {Item[]} items */
+  constructor(text, items) {
+    this.text = text;
+    this.items = items;
+  }
+
+  /** Reads a selection; throws a SelectionError that points at the first thing it cannot read. @param {string} text */
+  static parse(text) {
+    return new Selection(text, new Parser(text).items());
+  }
+
+  /**
+   * The weight of every selected module, in the order of `names`; empty if nothing is selected.
+   * @param {Iterable<string>} names
+   * @returns {Map<string, number>}
+   */
+  chosen(names) {
+    const weights = new Map();
+    for (const name of names) {
+      const weight = this.weightOf(name);
+      if (weight !== 0) weights.set(name, weight);
+    }
+    return weights;
+  }
+
+  /** As `chosen`, but to select nothing is an error, as it is on the server. @param {string[]} names */
+  weights(names) {
+    const weights = this.chosen(names);
+    if (!weights.size) {
+      throw new SelectionError(`Selection ${quoted(this.text)} selects nothing. There is: ${summary(names)}.`);
+    }
+    return weights;
+  }
+
+  /** The entries that fit no name at all, as they were written. @param {string[]} names */
+  unmatched(names) {
+    return this.items
+      .filter((item) => item.text.replace(/^[! ]+/, "") !== "none" && !names.some(item.holds))
+      .map((item) => item.text);
+  }
+
+  /** @param {string} name */
+  weightOf(name) {
+    let weight = this.items[0]?.removes ? 1 : 0;
+    for (const item of this.items) if (item.holds(name)) weight = item.removes ? 0 : item.weight;
+    return weight;
+  }
+}
+
+/** What there is to select from, in a line. @param {Iterable<string>} names */
+export const summary = (names) => {
+  /** @type {Map<string, { blocks: Set<number>, components: Map<string, Set<string>> }>} */
+  const stacks = new Map();
+  const outside = [];
+  for (const name of names) {
+    const at = stackOf(name);
+    if (!at) {
+      outside.push(name);
+      continue;
+    }
+    const stack = stacks.get(at.stack) ?? { blocks: new Set(), components: new Map() };
+    stacks.set(at.stack, stack);
+    stack.blocks.add(at.block);
+    const dot = at.rest.indexOf(".");
+    const component = dot < 0 ? at.rest : at.rest.slice(0, dot);
+    const rests = stack.components.get(component) ?? new Set();
+    stack.components.set(component, rests.add(dot < 0 ? "" : at.rest.slice(dot + 1)));
+  }
+  const parts = [...stacks].map(([stack, { blocks, components }]) => {
+    const inside = [...components].map(([component, rests]) => [component, ...[...rests].filter(Boolean)].join(" "));
+    return `${stack} ${asRanges(blocks)}: ${listed(inside, 12)}`;
+  });
+  if (outside.length) parts.push(listed(outside, 8));
+  return parts.join("; ") || "nothing at all";
+};
+
+/**
+ * The first numbered stack in a name: `blocks.7.ffn.0` is in stack "blocks", block 7, and the rest is "ffn.0".
+ * @param {string} name
+ */
+export const stackOf = (name) => {
+  const segments = name.split(".");
+  for (let index = 0; index < segments.length - 2; index++) {
+    if (/(blocks|layers)$/.test(segments[index]) && isIndex(segments[index + 1])) {
+      return { stack: segments[index], block: Number(segments[index + 1]), rest: segments.slice(index + 2).join(".") };
+    }
+  }
+  return null;
+};
+
+/** `0,1,2,5` as "0-2,5". @param {Iterable<number>} numbers */
+export const asRanges = (numbers) => {
+  /** @type {[number, number][]} */
+  const runs = [];
+  for (const number of [...numbers].sort((a, b) => a - b)) {
+    const last = runs[runs.length - 1];
+    if (last && number === last[1] + 1) last[1] = number;
+    else runs.push([number, number]);
+  }
+  return runs.map(([low, high]) => (low === high ? `${low}` : `${low}-${high}`)).join(",");
+};
+
+class Parser {
+  /** @param {string} text */
+  constructor(text) {
+    if ([...text].length > MAX_TEXT) {
+      throw new SelectionError(`Selection: the text is longer than ${MAX_TEXT} characters. Use ranges or a pattern.`, 0);
+    }
+    this.text = text;
+    this.at = 0;
+    this.patterns = 0;
+  }
+
+  /** @param {string} message @param {number} at */
+  error(message, at = this.at) {
+    const character = [...this.text.slice(0, at)].length + 1;
+    return new SelectionError(`Selection ${quoted(this.text)}, character ${character}: ${message}.`, at);
+  }
+
+  /** Skips white space, then `sign` if it is next; tells whether it was. @param {string} sign */
+  skip(sign = "") {
+    SPACE.lastIndex = this.at;
+    this.at += SPACE.exec(this.text)?.[0].length ?? 0;
+    if (!sign || !this.text.startsWith(sign, this.at)) return false;
+    this.at += sign.length;
+    return true;
+  }
+
+  /** @param {RegExp} expression */
+  read(expression) {
+    this.skip();
+    expression.lastIndex = this.at;
+    const found = expression.exec(this.text);
+    if (found) this.at += found[0].length;
+    return found;
+  }
+
+  items() {
+    const items = [];
+    for (;;) {
+      while (this.skip(","));
+      if (this.at >= this.text.length) return items;
+      items.push(this.item());
+      this.skip();
+      if (this.at < this.text.length && this.text[this.at] !== ",") {
+        throw this.error(`found ${this.found()} where "," (and also), "&" (only where) or "=" (weight) can stand`);
+      }
+    }
+  }
+
+  /** @returns {Item} */
+  item() {
+    const start = this.at;
+    const removes = this.skip("!");
+    const factors = [this.factor()];
+    while (this.skip("&")) {
+      const inverted = this.skip("!");
+      const factor = this.factor();
+      factors.push(inverted ? (name) => !factor(name) : factor);
+    }
+    let weight = 1;
+    if (this.skip("=")) {
+      if (removes) throw this.error('"!" removes, so there is no weight to set', this.at - 1);
+      weight = this.number();
+    }
+    const text = this.text.slice(start, this.at).trim();
+    return { text, removes, weight, holds: (name) => factors.every((factor) => factor(name)) };
+  }
+
+  /** @returns {Test} */
+  factor() {
+    const terms = [this.term()];
+    while (this.skip("|")) terms.push(this.term());
+    return terms.length === 1 ? terms[0] : (name) => terms.some((term) => term(name));
+  }
+
+  number() {
+    this.skip();
+    const start = this.at;
+    const weight = Number(this.read(NUMBER)?.[0] ?? NaN);
+    if (Number.isFinite(weight)) return weight;
+    this.at = start;
+    throw this.error(`found ${this.found()} where a weight such as 0.5 or -1 belongs after "="`);
+  }
+
+  /** @returns {Test} */
+  term() {
+    this.skip();
+    const start = this.at;
+    if (this.text[start] === "/") {
+      const found = this.read(PATTERN);
+      if (!found) throw this.error('the pattern that starts here has no closing "/"');
+      return this.pattern(found[1], start + 1);
+    }
+    if (this.text[start] === '"') {
+      const exact = this.read(EXACT)?.[1].replaceAll('""', '"');
+      if (exact === undefined) throw this.error("the name that starts here has no closing quote");
+      return (name) => name === exact;
+    }
+    const word = this.read(WORD)?.[0];
+    if (!word) {
+      if (/[0-9]/.test(this.text[start] ?? "")) {
+        throw this.error('a number needs its blocks in front, as in "blocks 0-10,20-29"');
+      }
+      if (this.text[start] === "!") {
+        throw this.error('one "!" is enough, and it stands before the first term or after "&"');
+      }
+      throw this.error(`found ${this.found()} where a term belongs, such as attn, ffn.0, "blocks 0-10" or /pattern/`);
+    }
+    const ranges = this.ranges();
+    if (ranges.length) return inStack(this.word(word, start), ranges);
+    return KEYWORDS.get(word) ?? this.word(word, start);
+  }
+
+  /** @param {string} word @param {number} at @returns {Test} */
+  word(word, at) {
+    if (/[*?]/.test(word)) {
+      const glob = word.replace(/[.-]/g, "\\$&").replaceAll("?", ".").replaceAll("*", ".*");
+      return this.pattern(`^${glob}$`, at);
+    }
+    const run = `.${word === "block" ? "blocks" : word}.`;
+    return (name) => `.${name}.`.includes(run);
+  }
+
+  /** Numbers after a word: `0-10,20-29` or `0 1 2`. A comma followed by a number belongs to them. */
+  ranges() {
+    /** @type {[number, number][]} */
+    const ranges = [];
+    for (;;) {
+      const before = this.at;
+      if (ranges.length) this.skip(",");
+      const found = this.read(RANGE);
+      if (!found) {
+        this.at = before;
+        return ranges;
+      }
+      const low = Number(found[1].slice(0, 9));
+      const high = found[2] && !found[3] ? Infinity : Number((found[3] ?? found[1]).slice(0, 9));
+      if (high < low) {
+        const at = this.at - found[0].length;
+        throw this.error(`the range ${found[0]} runs backwards; write ${found[3]}-${found[1]}`, at);
+      }
+      ranges.push([low, high]);
+    }
+  }
+
+  /** @param {string} source @param {number} at @returns {Test} */
+  pattern(source, at) {
+    this.patterns += 1;
+    if (this.patterns > MAX_PATTERNS) {
+      throw this.error(`more than ${MAX_PATTERNS} patterns and globs; join them with | inside one pattern`, at);
+    }
+    try {
+      const pattern = new Pattern(source);
+      return (name) => pattern.foundIn(name);
+    } catch (error) {
+      if (!(error instanceof PatternError)) throw error;
+      throw this.error(error.message, at + [...source].slice(0, error.at).join("").length);
+    }
+  }
+
+  found() {
+    const rest = this.text.slice(this.at).trim().split(/\s+/)[0];
+    return rest ? `"${[...rest].slice(0, 20).join("")}"` : "the end";
+  }
+}
+
+/** @type {[string, Test][]} */
+const WORDS_OF_THEIR_OWN = [
+  ["all", () => true],
+  ["none", () => false],
+  ["attn", (name) => name.includes("attn") || name.includes("attention")],
+  ["ffn", (name) => name.split(".").some((part) => ["ffn", "ff", "feed_forward"].includes(part) || part.includes("mlp"))],
+];
+const KEYWORDS = new Map(WORDS_OF_THEIR_OWN);
+
+/** @param {Test} stack @param {[number, number][]} ranges @returns {Test} */
+const inStack = (stack, ranges) => (name) =>
+  numbersIn(name).some(
+    ([word, number]) => ranges.some(([low, high]) => low <= number && number <= high) && stack(word),
+  );
+
+/** @type {Map<string, [string, number][]>} Names are few and are asked about again and again while somebody paints. */
+const known = new Map();
+
+/** Every number among the parts of a name, with the part before it. @param {string} name */
+const numbersIn = (name) => {
+  let found = known.get(name);
+  if (found) return found;
+  const segments = name.split(".");
+  found = segments.flatMap((segment, index) =>
+    index && isIndex(segment) ? [/** @type {[string, number]} */ ([segments[index - 1], Number(segment)])] : [],
+  );
+  if (known.size > 20_000) known.clear();
+  known.set(name, found);
+  return found;
+};
+
+/** @param {string} segment */
+const isIndex = (segment) => /^[0-9]{1,9}$/.test(segment);
+
+/** @param {string[]} parts @param {number} most */
+const listed = (parts, most) =>
+  parts.slice(0, most).join(", ") + (parts.length > most ? ` and ${parts.length - most} more` : "");
+
+/** @param {string} text */
+const quoted = (text) => {
+  const characters = [...text];
+  return `"${characters.slice(0, 80).join("").replace(/\s/g, " ")}${characters.length > 80 ? "…" : ""}"`;
+};

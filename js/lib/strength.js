@@ -1,0 +1,47 @@
+// @ts-check
+/** Where a strength lies and how the slider moves. */
+
+export const SAFE = 3;
+export const STRETCHED = 4;
+export const LIMIT = 10;
+
+/** How far a strength is from what the method was tried with. @param {number} value @returns {"safe" | "stretched" | "risky"} */
+export const zoneOf = (value) => {
+  const size = Math.abs(value);
+  return size <= SAFE ? "safe" : size <= STRETCHED ? "stretched" : "risky";
+};
+
+/** The track shows -5 to 5, or everything once the value is beyond. @param {number} value */
+export const reachOf = (value) => (Math.abs(value) > 5 ? LIMIT : 5);
+
+/** Position on the track, 0 to 1. @param {number} value @param {number} reach */
+export const positionOf = (value, reach) => (Math.min(reach, Math.max(-reach, value)) + reach) / (2 * reach);
+
+/** Value at a position on the track, in steps, and drawn to 0 when near it. @param {number} position @param {number} reach @param {number} step */
+export const valueAt = (position, reach, step) => {
+  const raw = Math.min(1, Math.max(0, position)) * 2 * reach - reach;
+  return Math.abs(raw) < reach * 0.02 ? 0 : rounded(raw, step);
+};
+
+/** To a whole number of steps, without the dust of binary fractions. @param {number} value @param {number} step */
+export const rounded = (value, step) => {
+  const clean = Number((Math.round(value / step) * step).toFixed(6));
+  return clean === 0 ? 0 : clean; // never -0
+};
+
+/** What a key does to the value; null if the key means nothing here. @param {string} key @param {number} value @param {boolean} fine */
+export const keyed = (key, value, fine) => {
+  const step = fine ? 0.01 : 0.1;
+  /** @type {Record<string, number>} */
+  const targets = {
+    ArrowRight: value + step, ArrowUp: value + step, ArrowLeft: value - step, ArrowDown: value - step,
+    PageUp: value + 1, PageDown: value - 1, Home: -SAFE, End: SAFE, Delete: 0, Backspace: 0, 0: 0, "-": -value,
+  };
+  return key in targets ? Math.min(LIMIT, Math.max(-LIMIT, rounded(targets[key], 0.01))) : null;
+};
+
+/** A strength as people write it: +2.5, 0, −1 (with a real minus). @param {number} value */
+export const signed = (value) => {
+  const text = String(Number(Math.abs(value).toFixed(3)));
+  return value > 0 ? `+${text}` : value < 0 ? `\u2212${text}` : "0";
+};

@@ -1,0 +1,109 @@
+// @ts-check
+/**
+ * The words on the widgets, in English. Other languages are in `locales/<language>/main.json` under "difflora"; a test
+ * keeps them complete. `{0}`, `{1}` are filled in.
+ */
+export const ENGLISH = {
+  all: "All",
+  none: "None",
+  attention: "Attention",
+  self: "Self",
+  cross: "Cross",
+  feedForward: "FFN",
+  early: "Early",
+  middle: "Middle",
+  late: "Late",
+  invert: "Invert",
+  strongest: "Strongest",
+  strongestTip: "The modules whose difference is largest",
+  strongestLater: "Run the workflow once: then it is known which modules are strongest",
+  percent: "Percent of the modules",
+  weights: "Weights",
+  weightsTip: "Paint a weight instead of on and off",
+  brush: "Weight to paint",
+  grid: "Blocks and projections",
+  gridHelp: "Arrow keys move, Space toggles, Shift and arrows extend, Enter paints the weight",
+  block: "Block {0}",
+  blocks: "Blocks",
+  column: "{0}, every block",
+  outside: "Outside the blocks",
+  selected: "{0} of {1} modules",
+  on: "on",
+  off: "off",
+  weight: "weight {0}",
+  absent: "not in this LoRA",
+  size: "‖ΔW‖ {0}",
+  sizes: "A {0} · B {1}",
+  cosine: "cos(A, B) {0}",
+  energyKept: "{0} % of the energy kept",
+  legend: "Size of the difference",
+  noHeat: "Run once to see sizes",
+  model: "Model",
+  unmatched: "Fits nothing: {0}",
+  blocksOff: "{0} of {1} blocks switched off",
+  noneOff: "All {0} blocks are on",
+  strength: "Strength",
+  safe: "safe",
+  stretched: "stretched",
+  risky: "risky",
+  flip: "Flip the sign",
+  recommended: "The file recommends {0} to {1}",
+  fromWire: "The strength comes from the wire",
+  spectrum: "Singular values and the cut",
+  average: "All modules",
+  module: "Module",
+  rank: "Rank {0}",
+  ranks: "Ranks {0} to {1}",
+  keeps: "{0} % kept",
+  noSpectrum: "Run once to see the singular values",
+  dragCut: "Drag, or use the arrow keys, to move the rank",
+  copy: "Copy",
+  copied: "Copied",
+  report: "Report",
+  info: "Note",
+  warning: "Warning",
+  error: "Problem",
+  player: "Clips in step",
+  playerHelp: "Space plays, arrows change the clip, comma and full stop step frames",
+  playerLater: "The clips appear here after a run",
+  playOne: "One",
+  playWipe: "Wipe",
+  playDifference: "Difference",
+  playAll: "All",
+  clipShown: "Clip shown",
+  clipCompared: "Clip compared with",
+  left: "Left",
+  right: "Right",
+  swap: "Swap left and right",
+  play: "Play",
+  pause: "Pause",
+  stepBack: "One frame back",
+  stepOn: "One frame on",
+  frame: "Frame",
+  speed: "Speed",
+  gain: "How many times a difference is enlarged",
+  loop: "Repeat",
+  blind: "Blind",
+  blindHelp: "The clips are shuffled and nameless. Choose the best to see which it is.",
+  choose: "This one",
+  chosen: "You chose {0}: {1}",
+  large: "Full screen",
+  baseline: "baseline",
+  showsPair: "{0} and {1}",
+  noVideo: "The video is gone. Run the workflow again.",
+  noReport: "The report appears here after a run",
+};
+
+/** @typedef {keyof typeof ENGLISH} Word */
+
+/** @type {Record<string, string>} */
+let translated = {};
+
+/** Use these words where they are given. @param {unknown} words */
+export const setWords = (words) => {
+  translated = typeof words === "object" && words !== null ? /** @type {Record<string, string>} */ (words) : {};
+};
+
+/** A word or sentence in the user's language. @param {Word} word @param {...(string | number)} values */
+export const say = (word, ...values) =>
+  (typeof translated[word] === "string" ? translated[word] : ENGLISH[word]).replace(/\{(\d)\}/g, (_, index) => String(values[Number(index)] ?? ""));

@@ -1,0 +1,172 @@
+// @ts-check
+/**
+ * Painting over a table of cells by mouse, pen, finger or keyboard. It knows nothing of LoRAs: it asks its owner what a
+ * cell holds, tells it what to hold, and says when a stroke is done.
+ *
+ * Lines of headers are row -1 (columns), row -2 (groups of columns) and column -1 (rows).
+ */
+import { indexAt, line, rectangle } from "../lib/grid.js";
+import { hideTip, used } from "./dom.js";
+
+/**
+ * @typedef {import("../lib/grid.js").Spot} Spot
+ *
+ * @typedef {object} Owner
+ * @property {HTMLElement} element everything, focusable cells included
+ * @property {() => { rows: number, columns: number }} size
+ * @property {(spot: Spot) => HTMLElement | null} cell the element of a cell or header; null if there is none
+ * @property {(spot: Spot) => Spot[]} members the cells behind a cell or header, without absent ones
+ * @property {(spot: Spot) => number} get
+ * @property {(spot: Spot, weight: number) => void} set
+ * @property {() => number} brush the weight that painting gives
+ * @property {() => void} done a stroke has ended
+ * @property {(spot: Spot) => void} tell show what is known about a cell
+ */
+
+/** @param {Owner} owner */
+export const paintable = (owner) => {
+  /** @type {Spot} */
+  let anchor = { row: 0, column: 0 };
+  /** @type {HTMLElement | null} */
+  let stop = null;
+  /** @type {{ last: Spot, weight: number, edges: { rows: number[], columns: number[] }, header: boolean } | null} */
+  let stroke = null;
+
+  /** @param {EventTarget | null} target @returns {Spot | null} */
+  const spotOf = (target) => {
+    const cell = target instanceof Element ? /** @type {HTMLElement | null} */ (target.closest("[data-row]")) : null;
+    return cell && owner.element.contains(cell) ? { row: Number(cell.dataset.row), column: Number(cell.dataset.column) } : null;
+  };
+
+  /** Only one cell is a stop of the Tab key: the one used last. @param {Spot} spot @param {boolean} focus */
+  const stopAt = (spot, focus) => {
+    const cell = owner.cell(spot);
+    if (!cell) return;
+    if (stop) stop.tabIndex = -1;
+    stop = cell;
+    cell.tabIndex = 0;
+    if (focus) cell.focus({ preventScroll: true });
+  };
+
+  /** @param {Spot} spot @param {number} weight */
+  const give = (spot, weight) => {
+    for (const member of owner.members(spot)) if (owner.get(member) !== weight) owner.set(member, weight);
+  };
+
+  /** A cell or line that is not wholly painted is painted; otherwise it is cleared. @param {Spot} spot */
+  const toggled = (spot) => {
+    const brush = owner.brush();
+    const members = owner.members(spot);
+    const full = members.every((member) => (brush === 1 ? owner.get(member) !== 0 : owner.get(member) === brush));
+    return members.length && full ? 0 : brush;
+  };
+
+  const edges = () => {
+    const { rows, columns } = owner.size();
+    // Absent cells are there as elements too, so the first row and the first column give every edge.
+    const bottoms = Array.from({ length: rows }, (_, row) => owner.cell({ row, column: 0 })?.getBoundingClientRect().bottom ?? 0);
+    const rights = Array.from({ length: columns }, (_, column) => owner.cell({ row: 0, column })?.getBoundingClientRect().right ?? 0);
+    return { rows: bottoms, columns: rights };
+  };
+
+  owner.element.addEventListener("pointerdown", (event) => {
+    const spot = event.button === 0 ? spotOf(event.target) : null;
+    if (!spot) return;
+    event.stopPropagation(); // no preventDefault: ComfyUI records undo steps on mouseup, which that would take away
+    hideTip();
+    const header = spot.row < 0 || spot.column < 0;
+    if (event.shiftKey && !header) {
+      const weight = owner.get(anchor);
+      for (const covered of rectangle(anchor, spot)) give(covered, weight);
+      stroke = { last: spot, weight, edges: edges(), header };
+    } else {
+      const weight = toggled(spot);
+      give(spot, weight);
+      stroke = { last: spot, weight, edges: edges(), header };
+      anchor = spot;
+    }
+    stopAt(spot, true);
+    owner.tell(spot);
+    owner.element.setPointerCapture(event.pointerId);
+  });
+
+  owner.element.addEventListener("pointermove", (event) => {
+    if (!stroke) return;
+    used(event);
+    const row = indexAt(stroke.edges.rows, event.clientY);
+    const column = indexAt(stroke.edges.columns, event.clientX);
+    // A stroke that starts on a header stays on that line of headers.
+    const spot = { row: stroke.last.row < 0 ? stroke.last.row : row, column: stroke.last.column < 0 ? -1 : column };
+    if (stroke.last.row < -1 || (spot.row === stroke.last.row && spot.column === stroke.last.column)) return;
+    for (const crossed of line(stroke.last, spot)) give(crossed, stroke.weight);
+    stroke.last = spot;
+  });
+
+  const end = (/** @type {PointerEvent} */ event) => {
+    if (!stroke) return;
+    used(event);
+    stroke = null;
+    owner.done();
+  };
+  owner.element.addEventListener("pointerup", end);
+  owner.element.addEventListener("pointercancel", end);
+  owner.element.addEventListener("lostpointercapture", end);
+
+  owner.element.addEventListener("pointerover", (event) => {
+    const spot = stroke || event.pointerType === "touch" ? null : spotOf(event.target);
+    if (spot) owner.tell(spot);
+  });
+  owner.element.addEventListener("pointerleave", hideTip);
+  owner.element.addEventListener("focusout", hideTip);
+  owner.element.addEventListener("focusin", (event) => {
+    const spot = spotOf(event.target);
+    if (spot && !stroke) {
+      stopAt(spot, false);
+      owner.tell(spot);
+    }
+  });
+
+  owner.element.addEventListener("keydown", (event) => {
+    const spot = spotOf(event.target);
+    if (!spot || event.ctrlKey || event.metaKey || event.altKey) return;
+    const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], PageUp: [-10, 0], PageDown: [10, 0], Home: [0, -1e3], End: [0, 1e3] };
+    if (event.key in moves) {
+      used(event);
+      const [down, right] = moves[/** @type {keyof typeof moves} */ (event.key)];
+      const next = reachable(spot, down, right);
+      if (event.shiftKey && spot.row >= 0 && spot.column >= 0 && next.row >= 0 && next.column >= 0) {
+        give(next, owner.get(spot));
+        owner.done();
+      } else anchor = next;
+      stopAt(next, true);
+    } else if (event.key === " " || event.key === "Enter" || event.key === "Delete" || event.key === "Backspace") {
+      used(event);
+      anchor = spot;
+      give(spot, event.key === " " ? toggled(spot) : event.key === "Enter" ? owner.brush() : 0);
+      owner.done();
+      owner.tell(spot);
+    }
+  });
+
+  /** The next place in a direction that is there. @param {Spot} from @param {number} down @param {number} right */
+  const reachable = (from, down, right) => {
+    const { rows, columns } = owner.size();
+    const to = {
+      row: Math.max(-2, Math.min(rows - 1, from.row + down)),
+      column: Math.max(-1, Math.min(columns - 1, from.column + right)),
+    };
+    if (!right && down < -1) to.row = Math.max(0, to.row);
+    while (!owner.cell(to) && to.row < 0) to.row += 1; // no groups above this column
+    return owner.cell(to) ? to : from;
+  };
+
+  return {
+    /** Forget the elements: the owner has built new ones. */
+    reset: () => {
+      anchor = { row: 0, column: 0 };
+      stop = null;
+      stopAt(anchor, false);
+    },
+    busy: () => stroke !== null,
+  };
+};

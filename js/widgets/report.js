@@ -1,0 +1,53 @@
+// @ts-check
+/**
+ * What a node has to say after a run: a few lines that can be copied, in which problems stand out. On nodes with another
+ * widget it is quiet: without a title, not there at all before the first run, and some show nothing but problems.
+ */
+import { say } from "../lib/words.js";
+import { el } from "./dom.js";
+
+const SIGNS = { info: "", warning: "!", error: "×" };
+
+/** @param {{ report: () => import("../lib/messages.js").Report | null, quiet?: "lines" | "problems" }} host */
+export const reportView = (host) => {
+  const title = el("span", { class: "title" });
+  const copy = el("button", { type: "button", class: "chip", text: say("copy"), click: async () => {
+    const report = host.report();
+    if (!report) return;
+    const text = [report.title, ...report.lines.map(({ text, level }) => (level === "info" ? text : `${say(level)}: ${text}`))].join("\n");
+    await writeClipboard(text, element);
+    copy.textContent = say("copied");
+    setTimeout(() => (copy.textContent = say("copy")), 1500);
+  } });
+  const list = el("ul", { class: "lines" });
+  const top = el("div", { class: "top" }, title, copy);
+  const empty = el("div", { class: "empty", text: say("noReport") });
+  const element = el("div", { class: host.quiet ? "difflora difflora-report quiet" : "difflora difflora-report", role: "region", "aria-label": say("report"), "aria-live": "polite", tabindex: "0" }, empty, top, list);
+
+  const refresh = () => {
+    const report = host.report();
+    const lines = report?.lines.filter(({ level }) => host.quiet !== "problems" || level !== "info") ?? [];
+    empty.hidden = Boolean(report) || Boolean(host.quiet);
+    element.hidden = Boolean(host.quiet) && !lines.length;
+    top.hidden = !report || Boolean(host.quiet);
+    list.hidden = !report;
+    if (!report) return;
+    title.textContent = report.title;
+    title.title = report.title;
+    list.replaceChildren(...lines.map(({ text, level }) =>
+      el("li", { class: level }, ...(SIGNS[level] ? [el("span", { class: "sign", role: "img", "aria-label": say(level), text: SIGNS[level] })] : []), el("span", { text })),
+    ));
+  };
+  return { element, refresh, isReport: true };
+};
+
+/** The clipboard needs https or localhost; elsewhere the old way of a selected text field still works. @param {string} text @param {HTMLElement} near */
+const writeClipboard = async (text, near) => {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const field = el("textarea", { class: "offscreen" });
+  field.value = text;
+  near.append(field);
+  field.select();
+  document.execCommand("copy");
+  field.remove();
+};

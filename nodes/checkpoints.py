@@ -1,0 +1,173 @@
+"""The checkpoints of two trainings: take a pair at one step, and see how the two move apart."""
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.v0_0_2 import io, ui
+
+from ..difflora import Lora, load
+from ..difflora.analysis import pair_warnings
+from ..difflora.checkpoints import Moment, Run, common_numbers, compare_runs, find_runs, to_csv, to_text
+from ..difflora.errors import FileError
+from ..difflora.storage import FileIdentity
+from . import plots
+from .messages import report
+from .messages import ui as messages
+from .progress import progress_bar
+from .types import LoraDelta
+
+
+def _runs() -> dict[str, Run]:
+    return find_runs(folder_paths.get_filename_list("loras"))
+
+
+def _run(name: str) -> Run:
+    runs = _runs()
+    if name not in runs:
+        raise FileError(
+            f"There are no checkpoints called {name} in the loras folders. Reload the page to see those there are."
+        )
+    return runs[name]
+
+
+def _path(file: str) -> Path:
+    return Path(folder_paths.get_full_path_or_raise("loras", file))
+
+
+def _identities(*runs: Run) -> list[str]:
+    files = [file for run in runs for file in (*run.files.values(), run.final) if file]
+    return [str(FileIdentity.of(_path(file))) for file in files]
+
+
+def _inputs() -> list:
+    names = list(_runs())
+    return [
+        io.Combo.Input("run_a", options=names, tooltip="The training of the side with more of the property."),
+        io.Combo.Input("run_b", options=names, tooltip="The training of the side with less of it."),
+    ]
+
+
+class LoadCheckpoints(io.ComfyNode):
+    """Two files of one step. Nothing is read until something needs it."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiffLoraLoadCheckpoints",
+            display_name="Load Pair at a Step",
+            category="Differential LoRA",
+            description="Opens the checkpoints of two trainings at the same step. Lists what is below the loras folders as "
+            "name-step00000500.safetensors or name-000010.safetensors.",
+            inputs=[
+                *_inputs(),
+                io.Int.Input(
+                    "step",
+                    default=0,
+                    min=0,
+                    max=10_000_000,
+                    tooltip="The step of both, or the epoch, as in the files' names. 0: the end of the training.",
+                ),
+            ],
+            outputs=[
+                LoraDelta.Output("a", display_name="a", tooltip="Side A at this step."),
+                LoraDelta.Output("b", display_name="b", tooltip="Side B at this step."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, run_a, run_b, step):
+        return [str(FileIdentity.of(_path(_run(name).file(step)))) for name in (run_a, run_b)]
+
+    @classmethod
+    def execute(cls, run_a: str, run_b: str, step: int) -> io.NodeOutput:
+        one, other = _run(run_a), _run(run_b)
+        steps = common_numbers(one, other)
+        a, b = load(_path(one.file(step))), load(_path(other.file(step)))
+        lines = [
+            f"A: {a.name}",
+            f"B: {b.name}",
+            f"both have {one.unit} {', '.join(str(each or 'end') for each in steps)}",
+        ]
+        return io.NodeOutput(a, b, ui=messages(report("Pair", lines, pair_warnings(a, b))))
+
+
+class CompareCheckpoints(io.ComfyNode):
+    """Analyze, once for each step."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiffLoraCompareCheckpoints",
+            display_name="Compare Checkpoints",
+            category="Differential LoRA",
+            description="Follows two trainings step by step: how alike they still are, how large their difference is, and "
+            "whether it still turns. Shows at which step to subtract.",
+            inputs=_inputs(),
+            outputs=[
+                io.Image.Output("chart", display_name="chart", tooltip="Sizes and cosines over the steps."),
+                io.String.Output("report", display_name="report", tooltip="The numbers, to be read."),
+                io.String.Output("csv", display_name="csv", tooltip="The numbers, for a spreadsheet."),
+            ],
+            is_output_node=True,
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, run_a, run_b):
+        return _identities(_run(run_a), _run(run_b))
+
+    @classmethod
+    def execute(cls, run_a: str, run_b: str) -> io.NodeOutput:
+        a, b = _run(run_a), _run(run_b)
+        moments = compare_runs(a, b, _read, progress_bar())
+        picture = chart(moments, a.unit)
+        text = to_text(moments, a.unit)
+        shown = ui.PreviewImage(picture, cls=cls).as_dict() | messages(report("Steps", text.splitlines()))
+        return io.NodeOutput(picture, text, to_csv(moments, a.unit), ui=shown)
+
+
+def _read(file: str) -> Lora:
+    return load(_path(file))
+
+
+def chart(moments: list[Moment], unit: str):
+    """Sizes to the left, cosines to the right, over the steps; (1, height, width, 3)."""
+    places = range(len(moments))
+    labels = [str(moment.number or "end") for moment in moments]
+    figure = plots.new_figure(10, 4.2)
+    sizes, cosines = figure.subplots(1, 2)
+    for values, title, colour in (
+        ([m.norm_a for m in moments], "A", "#8a93a3"),
+        ([m.norm_b for m in moments], "B", "#c3c8d2"),
+        ([m.norm for m in moments], "A − B", "#c2571a"),
+    ):
+        sizes.plot(places, values, "o-", color=colour, linewidth=2, markersize=4, label=title)
+    cosines.plot(places, [m.cosine for m in moments], "o-", color="#3b6fb6", linewidth=2, markersize=4, label="A and B")
+    turned = [(place, m.direction) for place, m in zip(places, moments, strict=True) if m.direction is not None]
+    if turned:
+        cosines.plot(
+            *zip(*turned, strict=True),
+            "o-",
+            color="#c2571a",
+            linewidth=2,
+            markersize=4,
+            label="A − B and the one before",
+        )
+    sizes.set_title("size", loc="left", color=plots.INK, fontsize=11, fontweight="bold")
+    sizes.set_ylim(bottom=0)
+    cosines.set_title("cosine", loc="left", color=plots.INK, fontsize=11, fontweight="bold")
+    cosines.set_ylim(min(0, *(m.cosine for m in moments), *(value for _, value in turned)) - 0.02, 1.02)
+    for axes in (sizes, cosines):
+        every = max(1, len(labels) // 8)
+        axes.set_xticks(list(places)[::every], labels[::every])
+        axes.set_xlabel(unit, color=plots.INK)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=plots.INK, labelsize=9)
+        axes.grid(color="#e7e9ee", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.legend(frameon=False, fontsize=9)
+    figure.tight_layout()
+    return plots.to_image(figure)
+
+
+NODES = [LoadCheckpoints, CompareCheckpoints]

@@ -1,0 +1,49 @@
+"""What nodes tell the page: reports, numbers for the heat map, spectra. `js/lib/messages.js` reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..difflora import Analysis, Lora
+from ..difflora.rerank import RerankedLora
+
+VALUES_SHOWN = 128  # singular values of one module that are sent to the page
+
+
+def report(title: str, lines: Iterable[str] = (), warnings: Iterable[str] = ()) -> dict:
+    """A short text on the node. Everything in it is shown as plain text."""
+    entries = [{"text": text, "level": "info"} for text in lines]
+    return {"report": {"title": title, "lines": entries + [{"text": text, "level": "warning"} for text in warnings]}}
+
+
+def lora_modules(lora: Lora) -> dict:
+    """Which modules there are, for the grid; their sizes come from a later node."""
+    return {"modules": {name: {} for name in lora}}
+
+
+def analysis_modules(analysis: Analysis) -> dict:
+    return {
+        "modules": {
+            name: {"norm_a": n.norm_a, "norm_b": n.norm_b, "norm": n.norm, "cosine": n.cosine}
+            for name, n in analysis.modules.items()
+        }
+    }
+
+
+def reranked_modules(lora: RerankedLora) -> dict:
+    """Norms and retained energy of every module, and its spectrum, to show the cut without a queue."""
+    modules, values, energy = {}, {}, {}
+    for name in lora.matrices:
+        spectrum = lora.spectrum(name)
+        energy[name] = lora.total_energy(name)
+        values[name] = [float(f"{value:.5g}") for value in spectrum[:VALUES_SHOWN].tolist()]
+        modules[name] = {"norm": energy[name] ** 0.5, "energy": lora.module_energy(name)}
+    return {"modules": modules, "spectrum": {"values": values, "energy": energy}}
+
+
+def ui(*parts: dict) -> dict:
+    """The `ui` of a node's output."""
+    message: dict = {}
+    for part in parts:
+        message |= part
+    return {"difflora": [message]}

@@ -1,0 +1,149 @@
+"""Slider Response: what a sweep's clips have in common with the strength, as a plot, a table, text and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from comfy_api.v0_0_2 import io, ui
+
+from ..difflora.mosaic import signed
+from ..difflora.response import MEASURES, TARGETS, Response, Sweep, measure_sweeps, range_text
+from .messages import report
+from .messages import ui as messages
+from .progress import progress_bar
+from .response_plot import response_plot
+from .types import SweepClips
+
+MORE = ("sweep_2", "sweep_3", "sweep_4")
+
+
+class SliderResponse(io.ComfyNode):
+    """Reads the clips as the sweep has kept them, so that measuring again renders nothing."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiffLoraSliderResponse",
+            display_name="Slider Response",
+            category="Differential LoRA",
+            description="Measures detail, sharpness, motion, brightness, saturation, colour drift and distance over the "
+            "strengths of a sweep, and concludes how far the slider can go.",
+            inputs=[
+                SweepClips.Input("sweep", tooltip="From Sweep Grid."),
+                io.Combo.Input("target", options=list(TARGETS), default="edges", tooltip="What the slider is meant to change."),
+                io.Float.Input(
+                    "colour_limit",
+                    default=5.0,
+                    min=0.0,
+                    max=200.0,
+                    step=0.5,
+                    tooltip="How far the mean colour may drift in CIELAB a*b*. 2 is just visible side by side. 0: any.",
+                ),
+                io.Float.Input(
+                    "brightness_limit",
+                    default=10.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.5,
+                    tooltip="How far the mean L* (0 to 100) may move. 0: any.",
+                ),
+                io.Float.Input(
+                    "saturation_limit",
+                    default=10.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.5,
+                    tooltip="How far the mean chroma C* may move. 0: any.",
+                ),
+                io.Int.Input(
+                    "moments",
+                    default=12,
+                    min=1,
+                    max=1000,
+                    tooltip="How many frames of each clip are measured, spread evenly over it.",
+                ),
+                *(
+                    SweepClips.Input(name, optional=True, tooltip="Another prompt or seed with the same strengths: all are averaged.")
+                    for name in MORE
+                ),
+            ],
+            outputs=[
+                io.Image.Output("plot", display_name="plot", tooltip="All measures over the strength."),
+                io.String.Output("csv", display_name="csv", tooltip="A line for each strength, for a spreadsheet."),
+                io.String.Output("report", display_name="text", tooltip="The conclusions, as text."),
+                io.Float.Output("monotonicity", display_name="monotonicity", tooltip="Of the target: 1 always rises with the strength, -1 always falls."),
+                io.Float.Output("symmetry", display_name="symmetry", tooltip="Of the target: 1 if + and - change it equally, in opposite directions."),
+                io.String.Output(
+                    "recommended", display_name="recommended", tooltip="The range within all limits, such as -2.5 to 3, for Save LoRA's recommended_strength."
+                ),
+            ],
+            is_output_node=True,
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        sweep: Sweep,
+        target: str,
+        colour_limit: float,
+        brightness_limit: float,
+        saturation_limit: float,
+        moments: int,
+        **more: Sweep | None,
+    ) -> io.NodeOutput:
+        sweeps = [sweep, *(other for name in MORE if (other := more.get(name)) is not None)]
+        response = measure_sweeps(sweeps, moments, progress_bar())
+        watched = {"colour_drift": colour_limit, "brightness": brightness_limit, "saturation": saturation_limit}
+        limits = {name: limit for name, limit in watched.items() if limit > 0 and name != target}
+        recommended = response.recommended(limits)
+        lines, warnings = _conclusions(response, target, limits, recommended)
+        plot = response_plot(response, target, limits, recommended)
+        preview = ui.PreviewImage(plot, cls=cls).as_dict()
+        return io.NodeOutput(
+            plot,
+            response.csv(),
+            "\n".join([*lines, *(f"! {line}" for line in warnings)]),
+            response.monotonicity(target),
+            response.symmetry(target),
+            range_text(*recommended),
+            ui={**preview, **messages(report("Response", lines, warnings))},
+        )
+
+
+def _conclusions(
+    response: Response, target: str, limits: Mapping[str, float], recommended: tuple[float, float]
+) -> tuple[list[str], list[str]]:
+    """The measurement in a few lines, and what to beware of."""
+    strengths = response.strengths
+    title, unit = MEASURES[target].title, MEASURES[target].unit
+    mean, digits = response.mean(target), MEASURES[target].digits
+    base = mean[strengths == response.baseline][0]
+    lines = [
+        f"{title}: {mean[0]:.{digits}f} at {signed(strengths[0])}, {base:.{digits}f} at {signed(response.baseline)}, "
+        f"{mean[-1]:.{digits}f} at {signed(strengths[-1])} ({unit})",
+        f"monotonicity {response.monotonicity(target):+.2f}, symmetry of + and − {response.symmetry(target):.2f}",
+    ]
+    for name, limit in limits.items():
+        low, high = response.reach(name, limit)
+        sides = []
+        if low > strengths[0]:
+            sides.append(f"below {signed(round(low, 2))}")
+        if high < strengths[-1]:
+            sides.append(f"above {signed(round(high, 2))}")
+        where = f"more than {limit:g} {' and '.join(sides)}" if sides else f"within {limit:g} everywhere"
+        lines.append(f"{MEASURES[name].title}: {where}")
+    a, b = response.change("a"), response.change("b")
+    tint = f"a* {a[0]:+.1f}, b* {b[0]:+.1f} at {signed(strengths[0])}; a* {a[-1]:+.1f}, b* {b[-1]:+.1f} at {signed(strengths[-1])}"
+    lines.append(f"tint: {tint.replace('-', '−')}")
+    warnings = []
+    if recommended[0] < recommended[1]:
+        lines.append(f"recommended: {range_text(*recommended)}")
+    else:
+        warnings.append("no strength stays within the limits; nothing is recommended")
+    if response.left_out:
+        warnings.append(f"not in every sweep, so left out: {', '.join(map(signed, response.left_out))}")
+    return lines, warnings
+
+
+NODES = [SliderResponse]

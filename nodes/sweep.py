@@ -1,0 +1,398 @@
+"""Strength Sweep and Sweep Grid: one queue renders every strength, one after the other, with one model load.
+
+The grid takes its pictures as a link that ComfyUI is not to follow, and puts the work into the prompt itself: a clone of
+all between the sweep and the grid for each strength that is not yet on disk. A gate in front of each clone waits for the
+cell behind the one before, which has encoded and shrunk its clip by then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import uuid
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import numpy as np
+import torch
+from comfy_api.v0_0_2 import io
+from comfy_execution.graph_utils import GraphBuilder, is_link
+
+from ..difflora.clip_store import About, ClipStore, StoredClip
+from ..difflora.errors import UnsupportedError
+from ..difflora.mosaic import ARRANGEMENTS, Cells, Label, grid_frames, grid_of, signed
+from ..difflora.response import Sweep
+from ..difflora.strengths import MOST, sweep_strengths
+from .messages import report
+from .previews import embedded, label_font, player_of_clips, player_of_sheet, reporting
+from .progress import progress_bar
+from .sweep_plan import Between, WatchedFiles
+from .types import SweepClips
+
+After = io.Custom("DIFFLORA_CELL")
+
+_files = WatchedFiles()
+# What the running and the last few sweeps have told the page. A list of ComfyUI's holds the same object, so that the
+# history has the latest, too.
+_messages: OrderedDict[str, dict[str, Any]] = OrderedDict()
+
+
+class StrengthSweep(io.ComfyNode):
+    """Its widgets say which strengths; Sweep Grid reads them. On its own, it gives the first one."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiffLoraStrengthSweep",
+            display_name="Strength Sweep",
+            category="Differential LoRA",
+            description="Many strengths in one queue: wire it into a slider's strength, and the decoded pictures into Sweep "
+            "Grid. It works with any number input of any node.",
+            inputs=[
+                io.Float.Input(
+                    "start", default=-3.0, min=-10.0, max=10.0, step=0.1, socketless=True, tooltip="The first strength."
+                ),
+                io.Float.Input(
+                    "stop", default=3.0, min=-10.0, max=10.0, step=0.1, socketless=True, tooltip="The last strength."
+                ),
+                io.Int.Input(
+                    "count", default=7, min=1, max=MOST, socketless=True, tooltip="How many, evenly spaced, both ends included."
+                ),
+                io.Boolean.Input(
+                    "include_zero",
+                    default=True,
+                    socketless=True,
+                    tooltip="Add 0, the base model, if it is not among them: without it there is nothing to compare with.",
+                ),
+                io.String.Input(
+                    "strengths",
+                    default="",
+                    socketless=True,
+                    optional=True,
+                    placeholder="or type them: -3, -1.5, 0, 2",
+                    tooltip="Typed strengths take the place of start, stop and count. They are shown in this order.",
+                ),
+            ],
+            outputs=[io.Float.Output("strength", display_name="strength", tooltip="For a slider's strength.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, start: float, stop: float, count: int, include_zero: bool, strengths: str = ""
+    ) -> io.NodeOutput:
+        return io.NodeOutput(sweep_strengths(start, stop, count, strengths, include_zero)[0])
+
+
+class SweepGrid(io.ComfyNode):
+    """Ends a sweep. Renders what is missing, and lays out what is there."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiffLoraSweepGrid",
+            display_name="Sweep Grid",
+            category="Differential LoRA",
+            description="Renders every strength of a Strength Sweep and lays the clips out with labels, in step. Finished "
+            "strengths are kept: after an error, a Cancel or a restart only the missing ones are rendered.",
+            inputs=[
+                io.Image.Input(
+                    "images",
+                    lazy=True,
+                    extra_dict={"rawLink": True},
+                    tooltip="The decoded pictures that a Strength Sweep leads to.",
+                ),
+                io.Combo.Input("arrange", options=list(ARRANGEMENTS), default="grid", tooltip="How the clips lie."),
+                io.Int.Input(
+                    "cell_size",
+                    default=384,
+                    min=64,
+                    max=2048,
+                    step=16,
+                    tooltip="The longer side of a clip in the grid and in the player, in pixels. Clips are never enlarged.",
+                ),
+                io.Float.Input("fps", default=16.0, min=1.0, max=120.0, step=1.0, tooltip="Frames a second. Wan makes 16."),
+                io.Float.Input(
+                    "baseline",
+                    default=0.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.1,
+                    tooltip="The strength that is marked, and that all others are compared with.",
+                ),
+                io.String.Input(
+                    "text",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="A text on the labels: one line for all of them, or one line for each.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    "grid", display_name="grid", tooltip="All clips in one picture, frame by frame: for any video saver."
+                ),
+                SweepClips.Output(
+                    "sweep", display_name="sweep", tooltip="The clips at full size, for Slider Response."
+                ),
+            ],
+            hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
+            is_output_node=True,
+            enable_expand=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_):
+        return _files.state
+
+    @classmethod
+    def execute(
+        cls, images: list, arrange: str, cell_size: int, fps: float, baseline: float, text: str = ""
+    ) -> io.NodeOutput:
+        between = Between.find(images, cls.hidden.dynprompt.get_node, _files)
+        strengths = _strengths(between)
+        run = uuid.uuid4().hex
+        plan = Plan(
+            strengths, between.keys(strengths), arrange, cell_size, fps, baseline, text, between.restless, run
+        )
+        graph = GraphBuilder()
+        after = plan.add_cells(graph, between, cls.hidden.unique_id)
+        layout = graph.node("DiffLoraSweepLayout", "layout", plan=plan.to_json(), **after)
+        layout.set_override_display_id(cls.hidden.unique_id)
+        return io.NodeOutput(
+            layout.out(0), layout.out(1), expand=graph.finalize(), ui={"difflora": [plan.message_now()]}
+        )
+
+
+def _strengths(between: Between) -> list[float]:
+    inputs = between.nodes[between.sweep]["inputs"]
+    wired = [name for name, value in inputs.items() if is_link(value)]
+    if wired:
+        raise UnsupportedError(f"Strength Sweep: {wired[0]} comes from a wire, but has to be known before anything runs. Type it.")
+    return sweep_strengths(
+        inputs["start"], inputs["stop"], inputs["count"], inputs.get("strengths", ""), inputs["include_zero"]
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that the nodes of one expanded sweep have to know. Goes from node to node as JSON."""
+
+    strengths: list[float]
+    keys: list[str]
+    arrange: str
+    cell_size: int
+    fps: float
+    baseline: float
+    text: str
+    restless: list[str]
+    run: str
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        return cls(**json.loads(text))
+
+    def add_cells(self, graph: GraphBuilder, between: Between, shown_on: str) -> dict[str, Any]:
+        """Put a gate, a clone and a cell into the graph for each clip that is missing. Returns the last cell's link."""
+        after: dict[str, Any] = {}
+        missing = {key: strength for key, strength in zip(self.keys, self.strengths, strict=True) if not store().get(key)}
+        fixed = between.clone_fixed(graph) if missing else {}
+        for number, (key, strength) in enumerate(missing.items()):
+            # The run is among the inputs: what a clone leaves in ComfyUI's cache is never asked for again.
+            gate = graph.node("DiffLoraSweepGate", f"{number}.gate", strength=strength, run=self.run, **after)
+            pictures = between.clone(graph, str(number), fixed, gate.out(0))
+            cell = graph.node("DiffLoraSweepCell", f"{number}.cell", images=pictures, key=key, plan=self.to_json())
+            for node in (gate, cell):
+                node.set_override_display_id(shown_on)
+            after = {"after": cell.out(0)}
+        return after
+
+    def labels(self) -> list[Label]:
+        lines = self.text.splitlines() or [""]
+        if len(lines) not in (1, len(self.strengths)):
+            raise UnsupportedError(
+                f"text has {len(lines)} lines for {len(self.strengths)} clips. Write one line for all, or one for each."
+            )
+        return [
+            Label(signed(strength), lines[index % len(lines)].strip(), strength == self.baseline)
+            for index, strength in enumerate(self.strengths)
+        ]
+
+    def message_now(self) -> dict[str, Any]:
+        """What is there and what is missing at this moment: a player for the one, a line for the other."""
+        found = {key: store().get(key) for key in self.keys}
+        there = [index for index, key in enumerate(self.keys) if found[key]]
+        message: dict[str, Any] = {}
+        if there:
+            labels = self.labels()
+            message |= player_of_clips(
+                [found[self.keys[index]] for index in there],
+                [labels[index] for index in there],
+                [self.keys[index] for index in there],
+                self.fps,
+            )
+        return self.say(message | self._state(there))
+
+    def _state(self, there: list[int]) -> dict[str, Any]:
+        missing = [signed(strength) for index, strength in enumerate(self.strengths) if index not in there]
+        lines = [f"{len(there)} of {len(self.strengths)} strengths are there"]
+        if missing:
+            lines.append(f"missing: {', '.join(missing)}. The next run renders only these")
+        warnings = []
+        if self.restless:
+            warnings.append(f"{', '.join(self.restless)}: other each time, so no strength can be kept for the next run")
+        if self.baseline not in self.strengths:
+            warnings.append(f"the baseline {signed(self.baseline)} is not among the strengths")
+        return report("Sweep", lines, warnings)
+
+    def finished(self, message: dict[str, Any]) -> dict[str, Any]:
+        return self.say(message | self._state(list(range(len(self.strengths)))))
+
+    def say(self, message: dict[str, Any]) -> dict[str, Any]:
+        shown = _messages.setdefault(self.run, {})
+        shown.clear()
+        shown.update(message)
+        while len(_messages) > 16:
+            _messages.popitem(last=False)
+        return shown
+
+
+class SweepGate(io.ComfyNode):
+    """Lets a strength pass when the clip before it is done and out of memory."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiffLoraSweepGate",
+            display_name="Sweep Gate (inner)",
+            category="Differential LoRA/inner",
+            description="A part of Sweep Grid, which puts it in by itself.",
+            is_deprecated=True,  # Keeps it out of the search.
+            inputs=[
+                io.Float.Input("strength", min=-10.0, max=10.0, tooltip="The strength."),
+                io.String.Input("run", tooltip="Which run of the sweep this is."),
+                After.Input("after", optional=True, tooltip="The cell to wait for."),
+            ],
+            outputs=[io.Float.Output("passed", display_name="strength", tooltip="The strength.")],
+        )
+
+    @classmethod
+    def execute(cls, strength: float, run: str, after: Any = None) -> io.NodeOutput:
+        return io.NodeOutput(strength)
+
+
+class SweepCell(io.ComfyNode):
+    """Encodes and shrinks one clip, and keeps it on disk."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiffLoraSweepCell",
+            display_name="Sweep Cell (inner)",
+            category="Differential LoRA/inner",
+            description="A part of Sweep Grid, which puts it in by itself.",
+            is_deprecated=True,
+            inputs=[
+                io.Image.Input("images", tooltip="The clip."),
+                io.String.Input("key", tooltip="The name of the clip in the store."),
+                io.String.Input("plan", tooltip="The sweep, as JSON."),
+            ],
+            outputs=[After.Output("done", display_name="done", tooltip="For the gate of the next strength.")],
+        )
+
+    @classmethod
+    def execute(cls, images: torch.Tensor, key: str, plan: str) -> io.NodeOutput:
+        sweep = Plan.from_json(plan)
+        about = About(len(images), images.shape[2], images.shape[1])
+        frames = reporting(map(_pixels, images), len(images), progress_bar())
+        store().add(key, frames, about, sweep.fps, sweep.cell_size)
+        del frames  # It may still hold views of the pictures.
+        _let_go(images)
+        return io.NodeOutput(key, ui={"difflora": [sweep.message_now()]})
+
+
+def _let_go(images: torch.Tensor) -> None:
+    """Free the pixels of a finished clip if they are nobody else's.
+
+    ComfyUI's classic cache keeps what each node gave until the next prompt: all clips of a sweep, one beside the other. No
+    prompt will ask for these again, because their signature has the gate's `run` in it. They are nobody else's if one
+    cached list holds them (no other node handed the same pictures on), and no other tensor shares their memory.
+    """
+    count = getattr(torch._C, "_storage_Use_Count", None)
+    if count is None:
+        return
+    holders = sum(type(holder) is list for holder in gc.get_referrers(images))
+    storage = images.untyped_storage()
+    # Two users of the memory: the tensor, and the name in the line above.
+    if holders <= 1 and count(storage._cdata) <= 2 and storage.resizable():
+        storage.resize_(0)
+
+
+class SweepLayout(io.ComfyNode):
+    """All clips of a sweep in one picture."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiffLoraSweepLayout",
+            display_name="Sweep Layout (inner)",
+            category="Differential LoRA/inner",
+            description="A part of Sweep Grid, which puts it in by itself.",
+            is_deprecated=True,
+            inputs=[
+                io.String.Input("plan", tooltip="The sweep, as JSON."),
+                After.Input("after", optional=True, tooltip="The last cell."),
+            ],
+            outputs=[
+                io.Image.Output("grid", display_name="grid", tooltip="The labelled grid."),
+                SweepClips.Output("sweep", display_name="sweep", tooltip="The clips."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def execute(cls, plan: str, after: Any = None) -> io.NodeOutput:
+        sweep = Plan.from_json(plan)
+        clips = [_stored(key) for key in sweep.keys]
+        labels = sweep.labels()
+        cells = [clip.cells(sweep.cell_size) for clip in clips]
+        key = json.dumps([sweep.keys, cells[0].shape])
+        player = player_of_sheet(cells, labels, sweep.fps, key, embedded(cls.hidden), progress_bar())
+        height, width = cells[0].shape[1:3]
+        picture = as_images(grid_of(len(cells), width, height, sweep.arrange), cells, labels)
+        store().prune(keep=sweep.keys)
+        result = Sweep(tuple(sweep.strengths), tuple(clips), sweep.fps, sweep.baseline)
+        return io.NodeOutput(picture, result, ui={"difflora": [sweep.finished(player)]})
+
+
+def _stored(key: str) -> StoredClip:
+    clip = store().get(key)
+    if clip is None:
+        raise UnsupportedError("A finished clip has been deleted while the sweep was running. Run it again.")
+    return clip
+
+
+def as_images(layout: Cells, clips: list[np.ndarray], labels: list[Label]) -> torch.Tensor:
+    """The labelled grid as ComfyUI's IMAGE: (frames, height, width, 3) float32 in 0…1."""
+    width, height = layout.size
+    images = torch.empty((max(len(clip) for clip in clips), height, width, 3))
+    for number, frame in enumerate(grid_frames(layout, clips, labels, label_font())):
+        torch.div(torch.from_numpy(frame), 255, out=images[number])
+    return images
+
+
+def _pixels(image: torch.Tensor) -> np.ndarray:
+    return image[..., :3].mul(255).round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()
+
+
+def store() -> ClipStore:
+    """ComfyUI empties its temp folder when it starts; its folder for what belongs to no user, it keeps."""
+    return ClipStore(Path(folder_paths.get_system_user_directory("differential_lora")) / "sweeps")
+
+
+NODES = [StrengthSweep, SweepGrid, SweepGate, SweepCell, SweepLayout]

@@ -1,0 +1,16 @@
+"""What travels on the wires: our own value, and three of WanVideoWrapper's.
+
+`LORA_DELTA` carries a `difflora.Lora`. The wrapper's types are matched by their names alone, so its pack need not be
+installed for these nodes to load; what their values look like is written down in `wrapper_wires.py`.
+"""
+
+from comfy_api.v0_0_2 import io
+
+LoraDelta = io.Custom("LORA_DELTA")
+
+WrapperLora = io.Custom("WANVIDLORA")
+WrapperModel = io.Custom("WANVIDEOMODEL")
+WrapperText = io.Custom("WANVIDEOTEXTEMBEDS")
+
+# A difflora.response.Sweep: the clips of a Strength Sweep.
+SweepClips = io.Custom("DIFFLORA_SWEEP")

@@ -1,0 +1,241 @@
+"""The block grid in ComfyUI's page, in both renderers: what is painted is what is sent, and nothing moves by itself."""
+
+import pytest
+
+from difflora.errors import SelectionError
+from difflora.selection import Selection
+from tests.browser.face import WAN_COLUMNS, Face, wan_names
+
+NAMES = wan_names()
+
+both_renderers = pytest.mark.parametrize("grid", (False, True), ids=("canvas", "vue"), indirect=True)
+
+
+@pytest.fixture
+def grid(page, request):
+    page.set_renderer(vue=request.param)
+    grid = Face(page, "DiffLoraSelectBlocks")
+    grid.vue = request.param
+    yield grid
+    page.clear()
+    page.set_renderer(vue=False)
+
+
+def meaning(text):
+    try:
+        return Selection.parse(text).weights(NAMES)
+    except SelectionError:
+        return {}
+
+
+def sent(grid):
+    """What the server would make of the text that the page sends. The grid must show the same."""
+    text = grid.sent("selection")
+    assert text == grid.value("selection")
+    chosen = meaning(text)
+    assert grid.chosen() == set(chosen)
+    return chosen
+
+
+@both_renderers
+def test_grid_starts_with_what_the_text_says(grid):
+    assert sent(grid) == meaning(grid.value("selection")) != {}
+
+
+@both_renderers
+def test_dragging_paints_every_cell_it_crosses(grid):
+    grid.set("selection", "all")
+    grid.drag((2, 0), (30, 0), steps=2)
+    assert set(NAMES) - set(sent(grid)) == {f"blocks.{n}.self_attn.q" for n in range(2, 31)}
+    grid.drag((10, 0), (12, 0))
+    assert set(NAMES) - set(sent(grid)) == {f"blocks.{n}.self_attn.q" for n in [*range(2, 10), *range(13, 31)]}
+
+
+@both_renderers
+def test_headers_toggle_lines(grid):
+    grid.set("selection", "none")
+    grid.click(7, -1)
+    assert set(sent(grid)) == {f"blocks.7.{column}" for column in WAN_COLUMNS}
+    grid.click(-1, 8)
+    assert {name for name in sent(grid) if not name.startswith("blocks.7.")} == {f"blocks.{n}.ffn.0" for n in range(40) if n != 7}
+    grid.set("selection", "none")
+    grid.click(-2, 4)
+    assert grid.value("selection") == "cross_attn"
+    grid.drag((3, -1), (6, -1))
+    assert set(sent(grid)) >= {f"blocks.{n}.{column}" for n in range(3, 7) for column in WAN_COLUMNS}
+
+
+@both_renderers
+def test_shift_extends_to_a_rectangle(grid):
+    grid.set("selection", "none")
+    grid.click(5, 1)
+    grid.click(9, 3, "Shift")
+    assert set(sent(grid)) == {f"blocks.{n}.self_attn.{p}" for n in range(5, 10) for p in "kvo"}
+
+
+@both_renderers
+def test_typing_moves_the_grid_and_says_what_is_wrong(grid):
+    grid.set("selection", "blocks 3 & attn")
+    assert len(sent(grid)) == 8
+    grid.set("selection", "blocks 3 & atn")
+    assert "atn" in grid.text(".problem")
+    grid.set("selection", "attn ffn")
+    assert "character 6" in grid.text(".problem")
+    assert grid.chosen() == set()
+    grid.set("selection", "ffn")
+    assert len(sent(grid)) == 80
+    assert grid.find(".problem").is_hidden()
+
+
+@both_renderers
+def test_presets_invert_and_none(grid):
+    for label, text in (("Attention", "attn"), ("Cross", "cross_attn"), ("Early", "blocks 0-10"), ("Late", "blocks 30-39")):
+        grid.find(f".bar button:text-is('{label}')").click()
+        assert grid.value("selection") == text
+        assert sent(grid) == meaning(text)
+    grid.find(".bar button:text-is('Invert')").click()
+    assert grid.value("selection") == "blocks 0-29"
+    grid.find(".bar button:text-is('None')").click()
+    assert grid.value("selection") == "none"
+    assert sent(grid) == {}
+
+
+@both_renderers
+def test_weights_are_painted_shown_and_sent(grid):
+    grid.set("selection", "none")
+    grid.find("button.mode").click()
+    grid.find(".bar input[step]").fill("-0.5")
+    grid.drag((0, 9), (3, 9))
+    assert sent(grid) == {f"blocks.{n}.ffn.2": -0.5 for n in range(4)}
+    assert grid.cell(2, 9).inner_text() == "-.5"
+    grid.click(0, 9)
+    assert "blocks.0.ffn.2" not in sent(grid)
+
+
+@both_renderers
+def test_keyboard_alone_is_enough(grid):
+    keyboard = grid.page.page.keyboard
+    grid.set("selection", "none")
+    grid.cell(0, 0).focus()
+    for key in ("ArrowDown", "ArrowRight", "Space", "Shift+ArrowDown", "Shift+ArrowRight"):
+        keyboard.press(key)
+    assert set(sent(grid)) == {"blocks.1.self_attn.k", "blocks.2.self_attn.k", "blocks.2.self_attn.v"}
+    keyboard.press("Delete")
+    assert grid.page.node_ids("DiffLoraSelectBlocks") == [grid.id], "Delete is for the cell, not for the node"
+    assert "blocks.2.self_attn.v" not in sent(grid)
+    for key in ("ArrowUp",) * 4:
+        keyboard.press(key)
+    assert grid.page.run("() => document.activeElement.getAttribute('role')") == "columnheader"
+    keyboard.press("Space")
+    assert set(sent(grid)) >= {f"blocks.{n}.self_attn.v" for n in range(40)}
+
+
+@both_renderers
+def test_undo_and_redo(grid):
+    page = grid.page
+    grid.set("selection", "attn")
+    page.load(page.workflow())  # only a loaded workflow has a history
+    grid = Face(page, grid.type, node_id=page.node_ids(grid.type)[0])
+    grid.drag((0, 0), (0, 3))
+    painted = grid.value("selection")
+    assert painted != "attn"
+    page.page.keyboard.press("Control+z")
+    page.page.wait_for_function("() => app.graph._nodes[0]?.widgets[0].value === 'attn'", timeout=5000)
+    page.settle()
+    again = Face(page, grid.type, node_id=page.node_ids(grid.type)[0])
+    assert sent(again) == meaning("attn")
+    page.page.keyboard.press("Control+y")
+    page.page.wait_for_function("text => app.graph._nodes[0]?.widgets[0].value === text", arg=painted, timeout=5000)
+
+
+@both_renderers
+def test_copy_and_paste_takes_the_picture_along(grid):
+    page = grid.page
+    grid.drag((4, 4), (8, 4))
+    page.run("id => { app.canvas.deselectAll?.(); app.canvas.selectNode(app.graph.getNodeById(Number(id))); document.activeElement.blur(); }", grid.id)
+    page.page.keyboard.press("Control+c")
+    page.page.keyboard.press("Control+v")
+    page.page.wait_for_function("() => app.graph._nodes.length === 2", timeout=5000)
+    page.settle()
+    copy = Face(page, grid.type, node_id=next(i for i in page.node_ids(grid.type) if i != grid.id))
+    assert copy.value("selection") == grid.value("selection")
+    assert copy.chosen() == grid.chosen()
+
+
+@both_renderers
+def test_saved_workflow_comes_back_as_it_was(grid):
+    grid.drag((4, 4), (8, 6))
+    text, chosen, workflow = grid.value("selection"), grid.chosen(), grid.page.workflow()
+    grid.page.clear()
+    grid.page.load(workflow)
+    again = Face(grid.page, grid.type, node_id=grid.page.node_ids(grid.type)[0])
+    assert (again.value("selection"), again.chosen()) == (text, chosen)
+    assert again.page.workflow()["nodes"][0]["widgets_values"] == workflow["nodes"][0]["widgets_values"]
+    if not grid.vue:  # there, ComfyUI scales nodes of a loaded graph by itself
+        assert again.page.workflow()["nodes"][0]["size"] == pytest.approx(workflow["nodes"][0]["size"], abs=1)
+
+
+def test_switching_the_renderer_changes_nothing(page):
+    grid = Face(page, "DiffLoraSelectBlocks")
+    grid.drag((4, 4), (8, 6))
+    text, chosen = grid.value("selection"), grid.chosen()
+    for vue in (True, False, True, False):
+        page.set_renderer(vue=vue)
+        assert (grid.value("selection"), grid.chosen()) == (text, chosen)
+        grid.cell(0, 0).scroll_into_view_if_needed()
+        assert grid.cell(0, 0).is_visible()
+
+
+@both_renderers
+def test_sizes_appear_and_the_strongest_can_be_chosen(grid):
+    modules = {name: {"norm": 1 + index, "cosine": 0.9} for index, name in enumerate(NAMES) if name != "blocks.0.ffn.2"}
+    grid.set("selection", "all")
+    grid.told({"modules": modules})
+    assert "399 of 399" in grid.text(".count")
+    assert "absent" in grid.cell(0, 9).get_attribute("class")
+    heat = [int(grid.cell(row, 0).get_attribute("data-heat")) for row in range(40)]
+    assert heat == sorted(heat) and heat[-1] > heat[0]
+    grid.find(".bar input[max='100']").fill("10")
+    grid.find(".bar button:text-is('Strongest')").click()
+    assert grid.chosen() == set(NAMES[-40:])
+    grid.page.page.mouse.move(*grid.middle(39, 9))
+    tip = grid.page.page.locator("#difflora-tip")
+    assert tip.is_visible()
+    assert "‖ΔW‖ 400" in tip.inner_text() and "cos(A, B) 0.900" in tip.inner_text()
+
+
+@both_renderers
+def test_small_zoom_still_paints_where_the_pointer_is(grid):
+    grid.page.run("() => { app.canvas.ds.scale = 0.55; app.canvas.setDirty(true, true); }")
+    grid.page.settle()
+    grid.set("selection", "none")
+    grid.drag((20, 2), (25, 2))
+    assert set(sent(grid)) == {f"blocks.{n}.self_attn.v" for n in range(20, 26)}
+
+
+def test_touch_paints(open_page):
+    page = open_page(has_touch=True)
+    page.clear()
+    grid = Face(page, "DiffLoraSelectBlocks")
+    grid.set("selection", "none")
+    x, y = grid.middle(6, 8)
+    page.page.touchscreen.tap(x, y)
+    page.settle()
+    assert set(sent(grid)) == {"blocks.6.ffn.0"}
+    assert page.errors == []
+    page.close()
+
+
+@both_renderers
+def test_wheel_over_the_grid_zooms_the_canvas_as_anywhere_else(grid):
+    page = grid.page
+    scales = []
+    for x, y in ((900, 500), grid.middle(20, 5)):
+        page.run("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; app.canvas.setDirty(true, true); }")
+        page.settle()
+        page.page.mouse.move(x, y)
+        page.page.mouse.wheel(0, -100)
+        page.page.wait_for_timeout(300)
+        scales.append(page.run("() => app.canvas.ds.scale"))
+    assert scales[0] > 1
+    assert scales[1] == pytest.approx(scales[0])

@@ -1,0 +1,251 @@
+"""The A/B player in the real page: what its canvas shows is the clip, the frame and the comparison that were chosen."""
+
+import statistics
+from pathlib import Path
+
+import pytest
+
+FRAMES, WIDTH, HEIGHT = 12, 96, 64
+STRENGTHS = [-3, -1, 0, 2, 3]
+
+
+def node(kind, **inputs):
+    return {"class_type": kind, "inputs": inputs}
+
+
+def swept(strengths=STRENGTHS, frames=FRAMES):
+    return {
+        "1": node(
+            "DiffLoraStrengthSweep",
+            start=-3.0,
+            stop=3.0,
+            count=7,
+            include_zero=False,
+            strengths=", ".join(map(str, strengths)),
+        ),
+        "2": node("TestClip", strength=["1", 0], frames=frames, width=WIDTH, height=HEIGHT),
+        "3": node("DiffLoraSweepGrid", images=["2", 0], arrange="grid", cell_size=384, fps=16.0, baseline=0.0, text=""),
+    }
+
+
+class Player:
+    """The player on a node, handled as a person does."""
+
+    def __init__(self, page, node_id="3"):
+        self.page, self.id = page, node_id
+        page.page.wait_for_function(
+            """id => {
+                const widget = app.graph.getNodeById(Number(id)).widgets?.find(w => w.name === 'difflora_player');
+                const canvas = widget?.element.querySelector('canvas');
+                return canvas && canvas.width > 2 && canvas.getContext('2d').getImageData(1, 1, 1, 1).data[3] === 255
+                    && !widget.element.querySelector('.stage').hidden
+                    && widget.element.querySelector('.count').textContent;
+            }""",
+            arg=node_id,
+            timeout=20_000,
+        )
+        self.pause()
+
+    @property
+    def element(self):
+        script = "id => app.graph.getNodeById(Number(id)).widgets.find(w => w.name === 'difflora_player').element"
+        return self.page.page.evaluate_handle(script, self.id).as_element()
+
+    def find(self, selector):
+        found = self.element.query_selector(selector)
+        assert found, f"the player has no {selector}"
+        return found
+
+    def pause(self):
+        play = self.find(".play")
+        if play.get_attribute("aria-label") == "Pause":
+            play.click()
+        self.page.settle()
+
+    def press(self, *keys):
+        self.find(".difflora-player").focus()
+        for key in keys:
+            self.page.page.keyboard.press(key)
+        self.page.settle()
+
+    def seek(self, frame):
+        script = """async ([input, frame]) => { input.value = frame; input.dispatchEvent(new Event('input', { bubbles: true })); }"""
+        self.page.page.evaluate(script, [self.find(".range.frame"), str(frame)])
+        self.page.page.wait_for_timeout(250)
+
+    def choose(self, place, which="clipShown"):
+        """Move a scrubber, and return the picture's right half as it is in the same turn of the page's loop."""
+        script = """([input, place, canvas]) => {
+            input.value = place;
+            input.dispatchEvent(new Event('input', { bubbles: true }));
+            return canvas.getContext('2d').getImageData(Math.round(canvas.width * 0.75), Math.round(canvas.height * 0.8), 1, 1).data[0];
+        }"""
+        return self.page.page.evaluate(script, [self.find(f".range.{which}"), str(place), self.find("canvas")])
+
+    def pixel(self, x, y=0.8):
+        script = """([canvas, x, y]) => [...canvas.getContext('2d').getImageData(Math.round(canvas.width * x), Math.round(canvas.height * y), 1, 1).data]"""
+        return self.page.page.evaluate(script, [self.find("canvas"), x, y])
+
+    def text(self, selector):
+        return self.find(selector).text_content()
+
+
+def level(strength):
+    return 128 + 20 * strength
+
+
+@pytest.fixture(params=(False, True), ids=("canvas", "vue"))
+def player(page, request):
+    page.load(swept())
+    page.set_renderer(request.param)
+    page.queue()
+    page.fit()
+    yield Player(page)
+    page.set_renderer(False)
+
+
+def test_the_last_clip_is_shown_first_and_each_strength_at_once_when_chosen(player):
+    assert player.text(".name.a") == "+3"
+    assert player.pixel(0.75)[0] == pytest.approx(level(3), abs=3)
+    for place, strength in enumerate(STRENGTHS):
+        assert player.choose(place) == pytest.approx(level(strength), abs=3)
+        assert player.text(".name.a").startswith({-3: "−3", -1: "−1", 0: "0 · baseline", 2: "+2", 3: "+3"}[strength])
+    player.press("Home")
+    player.press("ArrowLeft", "ArrowLeft")
+    assert player.pixel(0.75)[0] == pytest.approx(level(0), abs=3)
+    player.press("1")
+    assert player.pixel(0.75)[0] == pytest.approx(level(-3), abs=3)
+
+
+def test_frames_can_be_stepped_and_looped_exactly_and_stay_in_step(player):
+    for frame in (0, 5, FRAMES - 1):
+        player.seek(frame)
+        assert player.text(".transport .count") == f"{frame + 1}/{FRAMES}"
+        for place in (0, 3):
+            player.choose(place)
+            assert player.pixel(0.25)[0] == pytest.approx(20 + 10 * frame, abs=3)
+    player.press(".")
+    player.page.page.wait_for_timeout(250)
+    assert player.pixel(0.25)[0] == pytest.approx(20, abs=3)  # behind the last comes the first
+    player.press(",")
+    player.page.page.wait_for_timeout(250)
+    assert player.pixel(0.25)[0] == pytest.approx(20 + 10 * (FRAMES - 1), abs=3)
+
+
+def test_a_wipe_divides_two_strengths_where_it_is_dragged(player):
+    player.press("w")
+    player.choose(0)
+    player.choose(4, "clipCompared")
+    stage = player.find(".stage").bounding_box()
+    mouse = player.page.page.mouse
+    y = stage["y"] + stage["height"] * 0.6
+    mouse.move(stage["x"] + stage["width"] * 0.5, y)
+    mouse.down()
+    mouse.move(stage["x"] + stage["width"] * 0.8, y, steps=4)
+    mouse.up()
+    player.page.settle()
+    assert player.pixel(0.7)[0] == pytest.approx(level(-3), abs=3)
+    assert player.pixel(0.9)[0] == pytest.approx(level(3), abs=3)
+    assert player.pixel(0.8)[0] > 240
+    assert (player.text(".name.a"), player.text(".name.b")) == ("−3", "+3")
+    player.press("x")
+    assert player.pixel(0.7)[0] == pytest.approx(level(3), abs=3)
+
+
+def test_a_difference_is_enlarged_and_black_where_both_are_equal(player):
+    player.press("d")
+    player.choose(2)
+    player.choose(1, "clipCompared")
+    assert player.pixel(0.25)[0] <= 4
+    assert player.pixel(0.75)[0] == pytest.approx(4 * 20, abs=12)
+    player.find("select[aria-label^='How many']").select_option("8")
+    player.page.settle()
+    assert player.pixel(0.75)[0] == pytest.approx(8 * 20, abs=24)
+    assert player.text(".name.a") == "|0 · baseline − −1|"
+
+
+def test_all_clips_side_by_side_and_a_click_chooses_one(player):
+    player.press("g")
+    assert player.find("canvas").evaluate("canvas => canvas.width") > WIDTH
+    box = player.find("canvas").bounding_box()
+    player.page.page.mouse.click(box["x"] + 8, box["y"] + 8)
+    player.press("o")
+    assert player.text(".name.a") == "−3"
+
+
+def test_blind_hides_which_is_which_until_a_choice_is_made(player):
+    player.press("b")
+    shown = {player.choose(place) for place in range(len(STRENGTHS))}
+    assert len(shown) == len(STRENGTHS)  # everyone is there
+    whole = player.find(".difflora-player").inner_text()
+    assert not any(label in whole for label in ("−3", "−1", "+2", "+3", "baseline"))
+    assert player.text(".name.a") == "E"
+    value = player.choose(1)
+    player.press("Enter")
+    strength = round((value - 128) / 20)
+    label = "0" if strength == 0 else f"{strength:+d}".replace("-", "−")
+    assert player.text(".verdict") == f"You chose B: {label}"
+    assert label in player.text(".name.a")
+    player.press("b")
+    assert player.text(".name.a") == "+3"
+
+
+def test_it_plays_at_the_speed_chosen(player):
+    player.seek(0)
+    player.find("select[aria-label='Speed']").select_option("0.5")
+    player.press(" ")
+    script = """async canvas => {
+        const seen = new Set();
+        const end = performance.now() + 2500;
+        while (performance.now() < end) {
+            seen.add(canvas.getContext('2d').getImageData(10, 40, 1, 1).data[0]);
+            await new Promise(requestAnimationFrame);
+        }
+        return [...seen];
+    }"""
+    seen = player.page.page.evaluate(script, player.find("canvas"))
+    assert len(seen) > FRAMES / 2
+    assert player.page.page.evaluate("() => document.activeElement.className").startswith("difflora")
+
+
+def test_keys_stay_in_the_player_and_the_node_lives(player):
+    player.press("Delete", "Backspace")
+    assert player.page.node_ids("DiffLoraSweepGrid") == ["3"]
+
+
+def test_another_strength_is_seen_within_a_frame_of_the_screen(player):
+    """The time from the scrubber's event to the drawn canvas."""
+    script = """([input, canvas]) => {
+        const times = [];
+        for (let round = 0; round < 40; round++) {
+            const start = performance.now();
+            input.value = round % 5;
+            input.dispatchEvent(new Event('input', { bubbles: true }));
+            canvas.getContext('2d').getImageData(0, 0, 1, 1);
+            times.push(performance.now() - start);
+        }
+        return times;
+    }"""
+    times = player.page.page.evaluate(script, [player.find(".range.clipShown"), player.find("canvas")])
+    print(f"switching takes {statistics.median(times):.1f} ms in the middle, {max(times):.1f} ms at most")
+    assert statistics.median(times) < 1000 / 16
+
+
+def test_a_compared_pair_plays_too(page, comfy):
+    from PIL import Image
+
+    for name, value in (("one.png", 60), ("two.png", 90)):
+        Image.new("RGB", (64, 48), (value,) * 3).save(Path(comfy.base) / "input" / name)
+    page.load(
+        {
+            "1": node("LoadImage", image="one.png"),
+            "2": node("LoadImage", image="two.png"),
+            "3": node("DiffLoraABCompare", a=["1", 0], b=["2", 0], mode="wipe", amplify=4.0, fps=16.0, label_a="old", label_b="new"),
+        }
+    )
+    page.queue()
+    page.fit()
+    player = Player(page)
+    player.press("w")
+    assert player.pixel(0.2)[0] == pytest.approx(60, abs=3) and player.pixel(0.9)[0] == pytest.approx(90, abs=3)
+    assert (player.text(".name.a"), player.text(".name.b")) == ("old", "new")

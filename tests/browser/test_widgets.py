@@ -1,0 +1,250 @@
+"""Strength slider, spectrum, block tiles and reports in ComfyUI's page, in both renderers; and a real run."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from difflora.selection import Selection
+from tests import small_models
+from tests.browser.face import Face
+
+both_renderers = pytest.mark.parametrize("drawn", (False, True), ids=("canvas", "vue"), indirect=True)
+
+
+@pytest.fixture
+def drawn(page, request):
+    """The page, in one of its renderers."""
+    page.set_renderer(vue=request.param)
+    yield page
+    page.clear()
+    page.set_renderer(vue=False)
+
+
+def box(face, selector):
+    found = face.find(selector).bounding_box()
+    assert found, f"{selector} cannot be seen"
+    return found
+
+
+# Strength
+
+
+@both_renderers
+def test_slider_follows_the_pointer_and_the_keys(drawn):
+    slider = Face(drawn, "DiffLoraSliderModel")
+    track = box(slider, ".track")
+    mouse, keyboard = drawn.page.mouse, drawn.page.keyboard
+    middle = track["y"] + track["height"] / 2
+    mouse.move(track["x"] + track["width"] / 2, middle)
+    mouse.down()
+    mouse.move(track["x"] + track["width"] * 0.8, middle, steps=5)
+    mouse.up()
+    assert slider.value("strength") == pytest.approx(3, abs=0.11)
+    drawn.page.wait_for_timeout(400)
+    mouse.dblclick(track["x"] + track["width"] * 0.2, middle)
+    assert slider.value("strength") == 0
+    slider.find(".track").focus()
+    for key, value in (("ArrowRight", 0.1), ("PageUp", 1.1), ("-", -1.1), ("Home", -3), ("End", 3), ("Delete", 0), ("0", 0)):
+        keyboard.press(key)
+        assert slider.value("strength") == pytest.approx(value)
+        assert slider.sent("strength") == pytest.approx(value)
+    assert drawn.node_ids("DiffLoraSliderModel") == [slider.id]
+
+
+@both_renderers
+def test_slider_says_how_safe_a_strength_is(drawn):
+    slider = Face(drawn, "DiffLoraSliderModel")
+    for value, zone, shown in ((-3, "safe", "−3"), (3.5, "stretched", "+3.5"), (-4.5, "risky", "−4.5"), (8, "risky", "+8"), (0, "safe", "0")):
+        slider.set("strength", value)
+        assert slider.text(".zone") == zone
+        assert slider.text(".value") == shown
+        assert float(slider.find(".track").get_attribute("aria-valuenow")) == value
+    slider.set("strength", 2.5)
+    slider.find("button[aria-label='Flip the sign']").click()
+    assert slider.value("strength") == -2.5
+
+
+@both_renderers
+def test_slider_shows_the_range_that_the_file_recommends(drawn):
+    slider = Face(drawn, "DiffLoraSliderModel")
+    assert slider.find(".advice").is_hidden()
+    slider.told({"strength_range": [-2.5, 3]})
+    assert "−2.5 to +3" in slider.text(".note")
+    band, track = box(slider, ".advice"), box(slider, ".track")
+    assert (band["x"] - track["x"]) / track["width"] == pytest.approx(0.25, abs=0.01)
+    assert band["width"] / track["width"] == pytest.approx(0.55, abs=0.01)
+
+
+# Spectrum
+
+
+@both_renderers
+def test_cut_and_kept_energy_follow_the_rank_without_a_run(drawn):
+    rerank = Face(drawn, "DiffLoraRerank")
+    assert rerank.find(".empty").is_visible()
+    values = [2.0 ** -index for index in range(16)]
+    rerank.told({"spectrum": {"values": {"a": values, "b": values}, "energy": {}}})
+    energy = [value * value for value in values]
+    for rank in (1, 2, 6):
+        rerank.set("rank", rank)
+        shown = float(rerank.text(".headline b").split()[0])
+        assert shown == pytest.approx(100 * sum(energy[:rank]) / sum(energy), abs=0.051)
+        assert len(rerank.element.query_selector_all(".bar.keep")) == rank
+    chart = box(rerank, "svg")
+    drawn.page.mouse.move(chart["x"] + chart["width"] * 0.3, chart["y"] + 30)
+    drawn.page.mouse.down()
+    drawn.page.mouse.move(chart["x"] + chart["width"] * 0.9, chart["y"] + 30, steps=4)
+    drawn.page.mouse.up()
+    dragged = rerank.value("rank")
+    assert abs(box(rerank, ".grip")["x"] - (chart["x"] + chart["width"] * 0.9)) < chart["width"] / 16
+    assert dragged in (14, 15)
+    rerank.find("svg").focus()
+    drawn.page.keyboard.press("ArrowLeft")
+    assert rerank.sent("rank") == dragged - 1
+    rerank.set("rule", "ratio")
+    rerank.set("ratio", 4.5)
+    assert len(rerank.element.query_selector_all(".bar.keep")) == 3
+
+
+# Block tiles
+
+
+@both_renderers
+def test_tiles_switch_blocks_off(drawn):
+    toggle = Face(drawn, "DiffLoraBlockToggle")
+    toggle.drag((0, 2), (0, 5))
+    toggle.click(2, 0)
+    names = [f"blocks.{n}.{part}" for n in range(40) for part in ("self_attn.q", "ffn.2")]
+    text = toggle.sent("blocks")
+    off = {name.split(".")[1] for name in Selection.parse(text).weights(names)}
+    assert off == {"2", "3", "4", "5", "20"}
+    assert "5 of 40" in toggle.text(".count")
+    toggle.find("button:text-is('None')").click()
+    assert toggle.value("blocks") == "none"
+
+
+# Reports
+
+
+@both_renderers
+def test_report_is_plain_text_whatever_it_says(drawn):
+    load = Face(drawn, "DiffLoraLoad")
+    hostile = "<img src=x onerror='window.hacked = true'><script>window.hacked = true</script>"
+    lines = [{"text": "fine", "level": "info"}, {"text": hostile, "level": "error"}, {"text": "hm", "level": "warning"}]
+    load.told({"report": {"title": hostile, "lines": lines}})
+    assert load.text(".title") == hostile
+    assert [line.inner_text().split("\n")[-1] for line in load.element.query_selector_all("li")] == ["fine", hostile, "hm"]
+    assert not load.element.query_selector_all("img, script")
+    assert drawn.run("() => window.hacked") is None
+
+
+# A real run
+
+
+@pytest.fixture
+def pair(comfy):
+    return small_models.DENSE, small_models.SPARSE
+
+
+def chain(a, b):
+    return {
+        "1": {"class_type": "DiffLoraLoad", "inputs": {"lora_name": a, "ignore_unknown": False}},
+        "2": {"class_type": "DiffLoraLoad", "inputs": {"lora_name": b, "ignore_unknown": False}},
+        "3": {
+            "class_type": "DiffLoraSubtract",
+            "inputs": {"a": ["1", 0], "b": ["2", 0], "weight_a": 1, "weight_b": 1, "unmatched": "keep"},
+        },
+        "4": {"class_type": "DiffLoraSelectBlocks", "inputs": {"lora": ["3", 0], "selection": "attn", "rest": "leave out"}},
+        "5": {
+            "class_type": "DiffLoraRerank",
+            "inputs": {"lora": ["4", 0], "rule": "rank", "rank": 2, "energy": 0.9, "ratio": 10, "max_rank": 64},
+        },
+        "6": {
+            "class_type": "DiffLoraSave",
+            "inputs": {
+                "lora": ["5", 0],
+                "filename_prefix": "face",
+                "dtype": "float32",
+                "dialect": "native",
+                "if_exists": "overwrite",
+                "recommended_strength": "-2.5 to 3",
+            },
+        },
+        "7": {"class_type": "DiffLoraAnalyze", "inputs": {"a": ["1", 0], "b": ["2", 0], "rank": 4, "show": "difference"}},
+    }
+
+
+def faces(page):
+    return {
+        type: Face(page, type, node_id=node_id)
+        for node_id in page.node_ids()
+        if (type := page.run("id => app.graph.getNodeById(Number(id)).type", node_id))
+    }
+
+
+@both_renderers
+def test_a_run_brings_heat_spectrum_and_reports(drawn, pair):
+    drawn.load(chain(*pair))
+    drawn.queue()
+    drawn.settle()
+    face = faces(drawn)
+    grid = face["DiffLoraSelectBlocks"]
+    cells = grid.element.query_selector_all("[role=gridcell]:not(.absent)")
+    heat = [cell.get_attribute("data-heat") for cell in cells]
+    assert len(cells) > 0
+    assert all(heat), "Analyze has measured every module"
+    assert "11" in heat, "the largest module has the hottest colour"
+    assert grid.chosen() < {cell.get_attribute("aria-label") for cell in cells}
+    assert "%" in face["DiffLoraRerank"].text(".headline")
+    assert len(face["DiffLoraRerank"].element.query_selector_all(".bar.keep")) == 2
+    assert "face" in face["DiffLoraSave"].text(".title")
+    assert "rank" in face["DiffLoraLoad"].text(".lines")
+    before = grid.value("selection")
+    grid.cell(0, 0).focus()  # nodes of a loaded prompt may cover each other, so not by pointer
+    drawn.page.keyboard.press("Space")
+    assert grid.value("selection") != before
+    drawn.queue()
+    assert grid.element.query_selector(".difflora-report").is_hidden(), "nothing is wrong"
+
+
+def test_hostile_file_shows_as_text_and_runs_nothing(drawn_canvas, comfy):
+    page = drawn_canvas
+    evil = "<img src=x onerror='window.hacked=1'>"
+    name = "blocks.0.self_attn.q"
+    file = comfy.models("loras") / "hostile.safetensors"
+    save_file(
+        {
+            f"diffusion_model.{name}.lora_down.weight": torch.ones(2, 8),
+            f"diffusion_model.{name}.lora_up.weight": torch.ones(8, 2),
+        },
+        file,
+        metadata={
+            key: evil
+            for key in ("ss_base_model_version", "ss_output_name", "modelspec.title", "modelspec.architecture", "difflora.recipe")
+        }
+        | {"difflora.recommended_strength": f"{evil} to 3", "ss_network_module": evil, "ss_tag_frequency": json.dumps({evil: 1})},
+    )
+    page.run("async () => { await app.refreshComboInNodes?.(); }")
+    prompt = {
+        "1": {"class_type": "DiffLoraLoad", "inputs": {"lora_name": "hostile.safetensors", "ignore_unknown": False}},
+        "2": {"class_type": "DiffLoraRerank", "inputs": {"lora": ["1", 0], "rule": "rank", "rank": 1, "energy": 0.9, "ratio": 10, "max_rank": 64}},
+        "3": {
+            "class_type": "DiffLoraSave",
+            "inputs": {"lora": ["2", 0], "filename_prefix": "face2", "dtype": "float32", "dialect": "native", "if_exists": "overwrite", "recommended_strength": ""},
+        },
+    }
+    page.load(prompt)
+    page.queue()
+    page.page.wait_for_timeout(500)
+    face = faces(page)
+    assert face["DiffLoraLoad"].text(".title") == "hostile.safetensors"
+    assert page.run("() => window.hacked") is None
+    assert page.run("() => document.querySelectorAll('.difflora img, .difflora script').length") == 0
+
+
+@pytest.fixture
+def drawn_canvas(page):
+    page.set_renderer(vue=False)
+    return page

@@ -1,0 +1,218 @@
+"""ComfyUI's page in a real chromium, for tests of what a person sees and does."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import ConsoleMessage, Locator, Page, sync_playwright
+from playwright.sync_api import Error as PlaywrightError
+
+from tests.comfy_server import PACK_NAME, ComfyError, ComfyServer, Finished
+
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+# A first visitor is greeted with a tutorial and with news, over the graph.
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Notification.ShowVersionUpdates": False,
+    "Comfy.Workflow.ShowMissingNodesWarning": False,
+    "Comfy.Workflow.ShowMissingModelsWarning": False,
+}
+# What the frontend logs at start-up by itself, with no pack there at all.
+FRONTENDS_OWN = (
+    # 1.32.9 sets a setting before it is registered.
+    "TypeError: Cannot read properties of undefined (reading 'id')\n    at onChange",
+    # 1.49.6 asks for the graph too early.
+    "ComfyApp graph accessed before initialization",
+)
+
+
+class Browser:
+    """One chromium, and the pages opened in it."""
+
+    def __init__(self, chromium: str, server: ComfyServer):
+        self._chromium = chromium
+        self._server = server
+
+    def __enter__(self) -> Browser:
+        self._playwright = sync_playwright().start()
+        self._browser = self._playwright.chromium.launch(executable_path=self._chromium, args=list(FLAGS))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._browser.close()
+        self._playwright.stop()
+
+    def open(
+        self, server: ComfyServer | None = None, vue: bool = False, settings: dict[str, Any] | None = None, **context: Any
+    ) -> ComfyPage:
+        """Open ComfyUI's page and wait until it can be used.
+
+        vue: with the Vue renderer of nodes; otherwise they are drawn on the canvas.
+        context: options of a Playwright browser context: locale="ja-JP", viewport={"width": …, "height": …}, …
+        """
+        server = server or self._server
+        locale = str(context.get("locale", "en-US"))
+        values = {
+            **SETTINGS,
+            "Comfy.Locale": locale.split("-")[0],
+            "Comfy.VueNodes.Enabled": vue,
+            **(settings or {}),
+        }
+        server._request("/settings", values)
+        options = {"viewport": {"width": 1600, "height": 1000}, "locale": locale, **context}
+        return ComfyPage(self._browser.new_context(**options).new_page(), server)
+
+
+class ComfyPage:
+    """page: Playwright's. errors: what the page has logged as an error, or thrown, since the last clear()."""
+
+    def __init__(self, page: Page, server: ComfyServer):
+        self.page = page
+        self.server = server
+        self.errors: list[str] = []
+        page.on("console", self._logged)
+        page.on("pageerror", lambda error: self.errors.append(f"thrown: {error.stack or error}"))
+        # Nothing but this server: fonts, news and telemetry are not what is tested.
+        page.route("**/*", lambda route: route.continue_() if self._ours(route.request.url) else route.abort())
+        page.goto(server.url)
+        ready = "() => window.app?.vueAppReady && window.app.canvas?.graph && window.app.extensionManager"
+        page.wait_for_function(ready, timeout=120_000)
+        page.wait_for_function("() => window.LiteGraph.registered_node_types.KSampler", timeout=60_000)
+
+    def close(self) -> None:
+        self.page.context.close()
+
+    def _ours(self, url: str) -> bool:
+        return url.startswith((self.server.url, "data:", "blob:", self.server.url.replace("http", "ws")))
+
+    def _logged(self, message: ConsoleMessage) -> None:
+        if message.type != "error":
+            return
+        url = message.location.get("url", "")
+        # ComfyUI's page asks for files that a new user does not have, and for some on other servers.
+        if message.text.startswith("Failed to load resource") and PACK_NAME not in url:
+            return
+        if message.text.startswith(FRONTENDS_OWN):
+            return
+        if "Content Security Policy" in message.text and self.server.url not in message.text:
+            return
+        self.errors.append(f"{message.text} ({url})")
+
+    # The graph
+
+    def run(self, script: str, argument: object = None) -> Any:
+        """Evaluate JavaScript in the page; `app` is ComfyUI's."""
+        return self.page.evaluate(script, argument)
+
+    def clear(self) -> None:
+        """An empty graph, no open dialog, no errors."""
+        for _ in range(2):
+            self.page.keyboard.press("Escape")
+        self.run("() => { app.graph.clear(); app.canvas.deselectAll?.(); app.canvas.ds.reset(); }")
+        self.errors.clear()
+
+    def load(self, graph: dict[str, Any]) -> None:
+        """Load a workflow (UI format) or a prompt (API format)."""
+        if "nodes" in graph:
+            self.run("async graph => { await app.loadGraphData(graph); }", graph)
+        else:
+            self.run("async prompt => { await app.loadApiJson(prompt, 'test'); }", graph)
+        self.page.wait_for_function("() => app.graph._nodes.length > 0")
+        self.settle()
+
+    def prompt(self) -> dict[str, Any]:
+        """The graph in API format, as the page would queue it."""
+        return self.run("async () => (await app.graphToPrompt()).output")
+
+    def workflow(self) -> dict[str, Any]:
+        """The graph in UI format, as the page would save it."""
+        return self.run("async () => (await app.graphToPrompt()).workflow")
+
+    def node_ids(self, type: str | None = None) -> list[str]:
+        script = "type => app.graph._nodes.filter(n => !type || n.type === type).map(n => String(n.id))"
+        return self.run(script, type)
+
+    def value(self, node_id: str, widget: str) -> Any:
+        """A widget's value."""
+        script = "([id, name]) => app.graph.getNodeById(id).widgets.find(w => w.name === name).value"
+        return self.run(script, [_id(node_id), widget])
+
+    def set_value(self, node_id: str, widget: str, value: Any) -> None:
+        """Set a widget as a person does, callback included."""
+        script = """([id, name, value]) => {
+            const node = app.graph.getNodeById(id);
+            const widget = node.widgets.find(w => w.name === name);
+            widget.value = value;
+            widget.callback?.(value, app.canvas, node, [0, 0], undefined);
+        }"""
+        self.run(script, [_id(node_id), widget, value])
+
+    # What is seen
+
+    def set_renderer(self, vue: bool) -> None:
+        """Switch between Vue nodes and nodes drawn on the canvas, as the setting does."""
+        self.run("async vue => { await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue); }", vue)
+        if vue and self.node_ids():
+            self.page.wait_for_selector("[data-node-id]", timeout=15_000)
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait for two drawn frames and Vue's queue in between."""
+        self.run("() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(r, 50))))")
+
+    def fit(self) -> None:
+        """Zoom so that the whole graph is seen."""
+        with contextlib.suppress(PlaywrightError):
+            self.run("async () => { await app.extensionManager.command.execute('Comfy.Canvas.FitView'); }")
+        self.page.wait_for_timeout(600)
+
+    def vue_node(self, node_id: str) -> Locator:
+        """A node's element, with the Vue renderer."""
+        return self.page.locator(f'[data-node-id="{node_id}"]')
+
+    def screenshot(self, path: Path | str) -> Path:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.settle()
+        self.page.screenshot(path=str(path))
+        return path
+
+    # Running
+
+    def queue(self, timeout: float = 300) -> Finished:
+        """Press Run, as it were, and wait until the prompt is done. Raises what ComfyServer.wait raises."""
+        before = set(self.server.get("/history"))
+        accepted = self.run("async () => await app.queuePrompt(0, 1)")
+        for _ in range(20):  # The page refuses while it still finishes the run before.
+            if accepted is not False or self.server.running() or set(self.server.get("/history")) - before:
+                break
+            self.page.wait_for_timeout(250)
+            accepted = self.run("async () => await app.queuePrompt(0, 1)")
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            new = set(self.server.get("/history")) - before
+            if new:
+                result = self.server.wait(new.pop(), timeout)
+                # The page hears of the end a little later than the history does.
+                self.page.wait_for_timeout(200)
+                return result
+            if accepted is False and not self.server.running():
+                raise ComfyError("the page could not queue the prompt: " + "; ".join(self.errors or ["no error logged"]))
+            self.page.wait_for_timeout(50)
+        raise ComfyError(f"nothing was done in {timeout:.0f} s")
+
+
+def _id(node_id: str) -> int | str:
+    """The page looks nodes up by number, where the id is one."""
+    return int(node_id) if node_id.isdigit() else node_id

@@ -1,0 +1,154 @@
+"""What tests share: a real ComfyUI, a real browser, and the rule on missing parts.
+
+A missing part (ComfyUI, chromium) is a skip with its reason; with DIFFLORA_REQUIRE_ALL set, as in CI, it is a failure.
+The real WanVideoWrapper is the exception: it is on no package index, so its tests always skip where there is none.
+
+COMFYUI_DIR          a ComfyUI (`python bootstrap.py test` sets it to the one it keeps in the cache)
+COMFYUI_PYTHON       the Python to run that ComfyUI with, if it needs other packages than the tests' own
+WANVIDEO_WRAPPER_DIR a checkout of ComfyUI-WanVideoWrapper
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from hypothesis import settings
+
+MARKERS = {
+    "comfy": "needs a ComfyUI",
+    "browser": "needs chromium",
+    "wrapper": "needs WanVideoWrapper",
+    "slow": "takes more than ten seconds",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, meaning in MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+
+    settings.register_profile("any machine", deadline=None)  # a busy one makes the first example slow
+    settings.load_profile("any machine")
+
+    def stop(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    # So that `timeout` and the like leave no server behind.
+    signal.signal(signal.SIGTERM, stop)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that uses a fixture needs what the fixture needs: `-m "not browser"` and so on just work."""
+    needs = {"start_comfy": "comfy", "comfy": "comfy", "open_page": "browser", "page": "browser", "wrapper": "wrapper"}
+    for item in items:
+        for fixture in getattr(item, "fixturenames", ()):
+            if fixture in needs:
+                item.add_marker(needs[fixture])
+
+
+def absent(reason: str) -> NoReturn:
+    """Skip for a missing part, or fail for it where everything is required."""
+    if os.environ.get("DIFFLORA_REQUIRE_ALL"):
+        pytest.fail(f"{reason} (DIFFLORA_REQUIRE_ALL is set)", pytrace=False)
+    pytest.skip(reason)
+
+
+def wrapper_folder() -> Path | None:
+    folder = os.environ.get("WANVIDEO_WRAPPER_DIR")
+    return Path(folder).resolve() if folder else None
+
+
+@pytest.fixture(scope="session")
+def wrapper() -> Path:
+    """The checkout of WanVideoWrapper. The `comfy` server has its nodes too, then."""
+    folder = wrapper_folder()
+    if folder is None:
+        pytest.skip("WANVIDEO_WRAPPER_DIR does not say where a WanVideoWrapper is")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with everything tests.small_models can write. Shared: do not change what is in it."""
+    from tests import small_models
+
+    folder = tmp_path_factory.mktemp("models")
+    small_models.write_all(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def start_comfy(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Callable[..., object]]:
+    """Starts further servers, with flags of their own: `start_comfy("--cache-none", test_nodes=False)`.
+
+    They end with the session; a test that is done with one earlier calls its `stop()`.
+    """
+    folder = os.environ.get("COMFYUI_DIR")
+    if not folder:
+        absent("COMFYUI_DIR does not say where a ComfyUI is; python bootstrap.py test brings one")
+    from tests.comfy_server import ComfyServer
+
+    servers: list[ComfyServer] = []
+
+    def start(*flags: str, **options: object) -> ComfyServer:
+        base = tmp_path_factory.mktemp("comfyui")
+        # Hard links: every server has all models, and a test may put its own files beside them.
+        shutil.copytree(models, base / "models", copy_function=_link_or_copy)
+        options = {
+            "wrapper": wrapper_folder(),
+            "python": os.environ.get("COMFYUI_PYTHON", sys.executable),
+            "comfyui": Path(folder).resolve(),
+            **options,
+        }
+        server = ComfyServer(base, flags=flags, **options)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def comfy(start_comfy: Callable[..., object]) -> object:
+    """The ComfyUI (a ComfyServer) that tests share. Its caches are warm with what earlier tests ran."""
+    return start_comfy()
+
+
+@pytest.fixture(scope="session")
+def open_page(comfy: object) -> Iterator[Callable[..., object]]:
+    """Opens pages in one chromium: `open_page(server=other, locale="ja-JP", viewport=…)`. They end with the session."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        absent("chromium is not installed")
+    from tests.comfy_page import Browser
+
+    with Browser(chromium, comfy) as browser:
+        yield browser.open
+
+
+@pytest.fixture(scope="session")
+def shared_page(open_page: Callable[..., object]) -> object:
+    return open_page()
+
+
+@pytest.fixture
+def page(shared_page: object) -> object:
+    """ComfyUI's page (a ComfyPage) with an empty graph. The test fails if the page logs an error meanwhile."""
+    shared_page.clear()
+    yield shared_page
+    assert not shared_page.errors, "the page has logged errors:\n" + "\n".join(shared_page.errors)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

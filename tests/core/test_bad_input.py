@@ -1,0 +1,586 @@
+"""Whatever is wrong with the input: one line that says what, where and what to do, exit code 2, nothing written."""
+
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import difflora
+from difflora.cli import main
+from difflora.errors import DiffLoraError, FileError
+from tests.lora_files import FFN, K, Q, factors, kohya, tensors, write, write_pair
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    return write_pair(tmp_path)
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must fail cleanly, and gives its one line."""
+
+    def run(*arguments: object) -> str:
+        before = snapshot(tmp_path)
+        code = main([str(argument) for argument in arguments])
+        out, error = capsys.readouterr()
+        assert code == 2, out + error
+        assert out == ""
+        assert error.startswith("difflora: error: ")
+        assert error.count("\n") == 1 and error.endswith("\n")
+        assert snapshot(tmp_path) == before
+        return error
+
+    return run
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int] | None]:
+    return {str(path): None if path.is_dir() else (path.stat().st_size, path.stat().st_mtime_ns)
+            for path in folder.rglob("*")}
+
+
+def changed(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    stored = load_file(path)
+    change(stored)
+    save_file(stored, path)
+    return path
+
+
+# Files that are no LoRA, or a damaged one
+
+
+def test_missing_file(pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
+    assert "nowhere.safetensors: no such file" in refused(
+        "subtract", tmp_path / "nowhere.safetensors", pair[1], "-o", tmp_path / "out.safetensors")
+
+
+def test_folder_in_place_of_a_file(pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
+    assert "cannot be read" in refused("subtract", tmp_path, pair[1], "-o", tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize(("content", "word"), [
+    (b"", "0 bytes are too few"),
+    (b"hello", "5 bytes are too few"),
+    (b"GIF89a" + bytes(5000), "not a safetensors file"),
+    (struct.pack("<Q", 1 << 60) + b"{}", "claims a header of 1,152,921,504,606,846,976 bytes"),
+    (struct.pack("<Q", 4) + b"null", "no JSON object"),
+    (struct.pack("<Q", 4) + b"{,,}", "no JSON"),
+    (struct.pack("<Q", 2) + b"\xff\xff", "no JSON"),
+    (struct.pack("<Q", 200_000) + b"[" * 200_000, "no JSON"),
+    (struct.pack("<Q", 2) + b"{}", "no LoRA weights"),
+    (b"\x80\x02}q\x00X\x04\x00\x00\x00", "pickled"),
+    (b"PK\x03\x04" + bytes(100), "pickled"),
+], ids=range(11))
+def test_not_a_safetensors_file(content: bytes, word: str, pair: tuple[Path, Path], tmp_path: Path,
+                                refused: Callable[..., str]) -> None:
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(content)
+    error = refused("subtract", pair[0], bad, "-o", tmp_path / "out.safetensors")
+    assert "bad.safetensors" in error and word in error
+
+
+@pytest.mark.parametrize("name", ["bad.pt", "bad.ckpt", "bad.bin"])
+def test_pickles_are_refused_with_the_reason(name: str, tmp_path: Path, refused: Callable[..., str]) -> None:
+    torch.save({"a": torch.zeros(2)}, tmp_path / name)
+    error = refused("inspect", tmp_path / name)
+    assert "pickled" in error and "can run any code" in error and "Convert it" in error
+
+
+def header(path: Path, change: Callable[[dict], object]) -> Path:
+    """Change a file's header and leave its data as they are."""
+    raw = path.read_bytes()
+    (length,) = struct.unpack("<Q", raw[:8])
+    table = json.loads(raw[8:8 + length])
+    text = change(table)
+    text = text if isinstance(text, bytes) else json.dumps(table).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length:])
+    return path
+
+
+KEY = f"{kohya(Q)}.lora_up.weight"
+
+
+@pytest.mark.parametrize(("change", "word"), [
+    (lambda t: t[KEY].update(data_offsets=[0, 10**15]), "cut off or damaged"),
+    (lambda t: t[KEY].update(data_offsets=[10, 4]), "cut off or damaged"),
+    (lambda t: t[KEY].update(data_offsets=[-4, 4]), "is damaged"),
+    (lambda t: t[KEY].update(data_offsets=[0]), "is damaged"),
+    (lambda t: t[KEY].update(data_offsets="ab"), "is damaged"),
+    (lambda t: t[KEY].update(shape=[10**30, 10**30]), "cut off or damaged"),
+    (lambda t: t[KEY].update(shape=[True, 4]), "is damaged"),
+    (lambda t: t[KEY].update(shape=[24.0, 4]), "is damaged"),
+    (lambda t: t[KEY].update(shape=None), "is damaged"),
+    (lambda t: t[KEY].update(shape=[0, 10**30], data_offsets=[0, 0]), "safetensors"),
+    (lambda t: t[KEY].update(dtype="F4"), "dtype F4"),
+    (lambda t: t[KEY].update(dtype=["F32"]), "damaged"),
+    (lambda t: t.update({KEY: 3}), "is damaged"),
+    (lambda t: t.update({KEY: t[f"{kohya(K)}.lora_up.weight"]}), "overlaps"),
+    (lambda t: t.pop(KEY), "belong to no tensor|overlaps|nothing for its up side"),
+    (lambda t: t.update(__metadata__=3), "metadata are damaged"),
+    (lambda t: t.update(__metadata__={"a": 3}), "metadata are damaged"),
+    (lambda t: json.dumps(t)[:-1].encode() + b',"x":1,"x":2}', "twice"),
+], ids=range(18))
+def test_damaged_header(change: Callable, word: str, pair: tuple[Path, Path], tmp_path: Path,
+                        refused: Callable[..., str]) -> None:
+    header(pair[0], change)
+    error = refused("subtract", *pair, "-o", tmp_path / "out.safetensors")
+    assert "a.safetensors" in error
+    assert any(one in error for one in word.split("|")), error
+
+
+def test_truncated_anywhere(pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
+    raw = pair[0].read_bytes()
+    for size in (7, 8, 9, 100, len(raw) // 2, len(raw) - 1):
+        pair[0].write_bytes(raw[:size])
+        assert "a.safetensors" in refused("subtract", *pair, "-o", tmp_path / "out.safetensors")
+    pair[0].write_bytes(raw + b"x")
+    assert "belong to no tensor" in refused("subtract", *pair, "-o", tmp_path / "out.safetensors")
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_damage_to_a_header_is_more_than_a_clean_error(data: st.DataObject, tmp_path: Path) -> None:
+    """Whatever bytes are changed: the file is read and written again, or a DiffLoraError says why not."""
+    path = write(tmp_path / "a.safetensors", {Q: factors()}, metadata={"ss_base_model_version": "wan"})
+    raw = bytearray(path.read_bytes())
+    end = 8 + int.from_bytes(raw[:8], "little")
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, end - 1))
+        raw[place:place + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
+    path.write_bytes(raw)
+    try:
+        lora = difflora.load(path)
+        difflora.save(lora, tmp_path / "out.safetensors", overwrite=True)
+    except DiffLoraError as error:
+        assert "\n" not in str(error)
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=6,
+)
+ENTRIES = st.fixed_dictionaries({}, optional={
+    "dtype": st.sampled_from(["F32", "BF16", "F8_E4M3", "I64", "BOOL", "Q4"]) | ANY,
+    "shape": st.lists(st.integers(-1, 1 << 70), max_size=4) | ANY,
+    "data_offsets": st.lists(st.integers(-1, 64), min_size=2, max_size=2) | ANY,
+})
+KEYS = st.sampled_from([KEY, KEY.replace("up", "down"), f"{kohya(Q)}.alpha", f"{kohya(Q)}.diff_b",
+                        f"{kohya(Q)}.dora_scale", "diffusion_model.blocks.0.modulation.diff"]) | st.text(max_size=20)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(table=st.dictionaries(KEYS, ENTRIES | ANY, max_size=4),
+       metadata=st.dictionaries(st.text(max_size=12), st.text(max_size=12)))
+def test_any_header_is_read_or_refused(table: dict, metadata: dict[str, str], tmp_path: Path) -> None:
+    text = json.dumps({**table, "__metadata__": metadata}).encode()
+    path = tmp_path / "any.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(64))
+    try:
+        difflora.load(path)
+    except DiffLoraError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("config", [
+    '{"lora_alpha": "much"}', '{"lora_alpha": NaN}', '{"lora_alpha": [1]}', "[" * 100_000,
+    '{"lora_alpha": 1, "alpha_pattern": "{"}', '{"lora_alpha": 1, "alpha_pattern": {"q": "x"}}', "\x00",
+], ids=range(7))
+def test_damaged_adapter_config(config: str, tmp_path: Path, refused: Callable[..., str]) -> None:
+    a = write(tmp_path / "adapter_model.safetensors", {Q: factors(alpha=None)})
+    (tmp_path / "adapter_config.json").write_text(config)
+    refused("inspect", a)
+    (tmp_path / "adapter_config.json").unlink()
+    write(a, {Q: factors(alpha=None)}, metadata={"adapter_config": config})
+    refused("inspect", a)
+
+
+# Weights that cannot be subtracted
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("way", [["--rank", "2"], ["--energy", "0.9"], ["--lossless"]])
+@pytest.mark.parametrize("part", ["lora_up.weight", "lora_down.weight"])
+def test_nan_and_inf_name_the_key(value: float, way: list[str], part: str, pair: tuple[Path, Path], tmp_path: Path,
+                                  refused: Callable[..., str]) -> None:
+    key = f"{kohya(K)}.{part}"
+    changed(pair[1], lambda stored: stored[key].view(-1)[3:4].fill_(value))
+    error = refused("subtract", *pair, "-o", tmp_path / "out.safetensors", *way)
+    assert "b.safetensors" in error and key in error
+    assert ("NaN" if value != value else "infinite") in error
+
+
+def test_nan_in_a_bias_names_the_key(pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
+    changed(pair[0], lambda stored: stored.update({f"{kohya(Q)}.diff_b": torch.tensor([float("nan")] * 24)}))
+    assert "diff_b" in refused("subtract", *pair, "-o", tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_alpha_that_is_no_number(value: float, pair: tuple[Path, Path], tmp_path: Path,
+                                 refused: Callable[..., str]) -> None:
+    changed(pair[0], lambda stored: stored.update({f"{kohya(Q)}.alpha": torch.tensor(value)}))
+    assert f"{kohya(Q)}.alpha" in refused("subtract", *pair, "-o", tmp_path / "out.safetensors")
+
+
+def test_alpha_with_several_values(pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
+    changed(pair[0], lambda stored: stored.update({f"{kohya(Q)}.alpha": torch.ones(3)}))
+    assert "must be one number" in refused("subtract", *pair, "-o", tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize(("shape", "word"), [((24, 5), "the ranks differ"), ((24,), "do not fit"), ((24, 0), "differ"),
+                                             ((24, 4, 3, 3), "do not fit")])
+def test_up_and_down_that_do_not_fit(shape: tuple[int, ...], word: str, pair: tuple[Path, Path], tmp_path: Path,
+                                     refused: Callable[..., str]) -> None:
+    changed(pair[0], lambda stored: stored.update({KEY: torch.zeros(shape)}))
+    error = refused("subtract", *pair, "-o", tmp_path / "out.safetensors")
+    assert "blocks.0.self_attn.q" in error and str(shape) in error and word in error
+
+
+@pytest.mark.parametrize("part", ["lora_up", "lora_down"])
+def test_half_a_module(part: str, pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
+    changed(pair[0], lambda stored: stored.pop(f"{kohya(Q)}.{part}.weight"))
+    assert "nothing for its" in refused("subtract", *pair, "-o", tmp_path / "out.safetensors")
+
+
+def test_integer_weights(pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
+    changed(pair[0], lambda stored: stored.update({KEY: torch.zeros(24, 4, dtype=torch.int8)}))
+    error = refused("subtract", *pair, "-o", tmp_path / "out.safetensors")
+    assert KEY in error and "int8" in error
+
+
+def test_dora(pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
+    changed(pair[0], lambda stored: stored.update({f"{kohya(Q)}.dora_scale": torch.ones(24, 1)}))
+    error = refused("subtract", *pair, "-o", tmp_path / "out.safetensors")
+    assert "DoRA" in error and "not linear" in error
+
+
+@pytest.mark.parametrize("part", ["hada_w1_a", "lokr_w1", "lora_mid.weight"])
+def test_kinds_that_cannot_be_subtracted_yet_are_named(part: str, pair: tuple[Path, Path], tmp_path: Path,
+                                                       refused: Callable[..., str]) -> None:
+    changed(pair[0], lambda stored: stored.update({f"{kohya('blocks.5.ffn.2')}.{part}": torch.ones(4, 4)}))
+    assert "blocks_5_ffn_2" in refused("subtract", *pair, "-o", tmp_path / "out.safetensors")
+
+
+def test_unknown_keys_are_an_error_and_can_be_ignored(pair: tuple[Path, Path], tmp_path: Path,
+                                                      refused: Callable[..., str],
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    changed(pair[0], lambda stored: stored.update({"something.else": torch.ones(2)}))
+    out = tmp_path / "out.safetensors"
+    error = refused("subtract", *pair, "-o", out)
+    assert "something.else" in error and "--ignore-unknown" in error
+    assert main(["subtract", str(pair[0]), str(pair[1]), "-o", str(out), "--ignore-unknown"]) == 0
+    assert "something.else" in capsys.readouterr().err
+
+
+# Pairs that do not go together
+
+
+def test_other_base_model(tmp_path: Path, refused: Callable[..., str]) -> None:
+    a = write(tmp_path / "a.safetensors", {Q: factors(24, 16)})
+    b = write(tmp_path / "b.safetensors", {Q: factors(48, 16)})
+    error = refused("subtract", a, b, "-o", tmp_path / "out.safetensors")
+    assert "(24, 16)" in error and "(48, 16)" in error and "different base models" in error
+
+
+def test_no_common_module(tmp_path: Path, refused: Callable[..., str]) -> None:
+    a, b = write(tmp_path / "a.safetensors", {Q: factors()}), write(tmp_path / "b.safetensors", {K: factors()})
+    error = refused("subtract", a, b, "-o", tmp_path / "out.safetensors")
+    assert "no module in common" in error and Q in error and K in error
+
+
+def test_a_and_b_are_the_same_file(pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
+    assert "same weights" in refused("subtract", pair[0], pair[0], "-o", tmp_path / "out.safetensors")
+
+
+def test_a_and_b_are_equal_in_different_files(pair: tuple[Path, Path], tmp_path: Path,
+                                              refused: Callable[..., str]) -> None:
+    shutil.copy(pair[0], pair[1])
+    assert "same weights" in refused("subtract", *pair, "-o", tmp_path / "out.safetensors")
+    assert "same weights" in refused("analyze", *pair)
+
+
+def test_unmatched_error(tmp_path: Path, refused: Callable[..., str]) -> None:
+    a = write(tmp_path / "a.safetensors", {Q: factors(), K: factors()})
+    b = write(tmp_path / "b.safetensors", {Q: factors(seed=1)})
+    error = refused("subtract", a, b, "-o", tmp_path / "out.safetensors", "--unmatched", "error")
+    assert K in error and "a.safetensors" in error
+
+
+# Wishes that cannot be met
+
+
+@pytest.mark.parametrize(("flags", "word"), [
+    (["--rank", "0"], "rank is 0"),
+    (["--rank", "-4"], "rank is -4"),
+    (["--rank", "many"], "many"),
+    (["--energy", "1.5"], "1.5"),
+    (["--energy", "nan"], "nan"),
+    (["--ratio", "0.5"], "0.5"),
+    (["--max-rank", "0"], "max rank is 0"),
+    (["--rank", "4", "--energy", "0.9"], "not allowed with"),
+    (["--lossless", "--max-rank", "4"], "--max-rank"),
+    (["--scale", "0"], "scale is 0"),
+    (["--scale", "nan"], "scale is nan"),
+    (["--weight-a", "inf"], "weight is inf"),
+    (["--dtype", "int8"], "int8"),
+    (["--dialect", "klingon"], "klingon"),
+    (["--magnitude-threshold", "1", "--auto-threshold-percentile", "5"], "not allowed with"),
+    (["--auto-threshold-percentile", "100"], "100"),
+    (["--target-norm", "-1"], "-1"),
+    (["--select", "attn", "--target-blocks", "ffn"], "twice"),
+    (["--scale", "2", "--alpha", "2"], "twice"),
+    (["--target-indices", "one"], "one"),
+    (["--magnitude-threshold", "1e9"], "smaller threshold"),
+    (["--selct", "attn"], "--selct"),
+    (["third.safetensors"], "third.safetensors"),
+    (["--lora_a", "a", "--lora_b", "b"], "needs two files"),
+])
+def test_wishes_that_cannot_be_met(flags: list[str], word: str, pair: tuple[Path, Path], tmp_path: Path,
+                                   refused: Callable[..., str]) -> None:
+    assert word in refused("subtract", *pair, "-o", tmp_path / "out.safetensors", *flags)
+
+
+@pytest.mark.parametrize("arguments", [[], ["subtrct"], ["subtract"], ["inspect"], ["rebuild", "x"]])
+def test_command_lines_that_say_nothing(arguments: list[str], refused: Callable[..., str]) -> None:
+    assert "--help" in refused(*arguments)
+
+
+def test_selection_that_matches_nothing_lists_what_is_there(pair: tuple[Path, Path], tmp_path: Path,
+                                                            refused: Callable[..., str]) -> None:
+    error = refused("subtract", *pair, "-o", tmp_path / "out.safetensors", "--select", "blocks 30-39")
+    assert "selects nothing" in error and "blocks 0-2" in error and "self_attn q" in error
+
+
+def test_selection_that_cannot_be_read(pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
+    assert "character 6" in refused("subtract", *pair, "-o", tmp_path / "out.safetensors", "--select", "attn ffn")
+
+
+# Places that cannot be written to
+
+
+def test_output_folder_missing(pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
+    error = refused("subtract", *pair, "-o", tmp_path / "missing" / "out.safetensors")
+    assert "missing does not exist" in error
+
+
+def test_output_is_a_folder(pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "out.safetensors").mkdir()
+    assert "this is a folder" in refused("subtract", *pair, "-o", tmp_path / "out.safetensors", "--overwrite")
+
+
+def test_output_of_another_kind(pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
+    assert "must end in .safetensors" in refused("subtract", *pair, "-o", tmp_path / "out.pt")
+
+
+def test_nothing_is_overwritten_unless_told_to(pair: tuple[Path, Path], tmp_path: Path,
+                                               refused: Callable[..., str]) -> None:
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(b"precious")
+    assert "--overwrite" in refused("subtract", *pair, "-o", out)
+    assert main(["subtract", *map(str, pair), "-o", str(out), "--overwrite"]) == 0
+    assert load_file(out)
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_an_input_is_never_overwritten(link: bool, pair: tuple[Path, Path], tmp_path: Path,
+                                       refused: Callable[..., str]) -> None:
+    out = tmp_path / "link.safetensors" if link else pair[1]
+    if link:
+        out.symlink_to(pair[1])
+    assert "one of the inputs" in refused("subtract", *pair, "-o", out, "--overwrite")
+
+
+def test_the_library_may_write_over_an_input(pair: tuple[Path, Path]) -> None:
+    """The file is replaced only after the last byte was read from the old one."""
+    lora = difflora.subtract(difflora.load(pair[0]), difflora.load(pair[1]))
+    expected = {name: delta.dense() for name, delta in lora.items()}
+    difflora.save(lora, pair[0], overwrite=True)
+    for name, delta in difflora.load(pair[0]).items():
+        assert torch.allclose(delta.dense(), expected[name], atol=1e-5)
+    with pytest.raises(FileError, match="changed after it was loaded"):
+        lora.read([Q])
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folder(pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    assert "may not write" in refused("subtract", *pair, "-o", folder / "out.safetensors")
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A small file system of its own in memory, where the tests may make one."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+
+    def make(options: str) -> Path:
+        if not shutil.which("mount") or subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)],
+                                                       capture_output=True).returncode:
+            pytest.skip("may not mount a file system here")
+        return folder
+
+    yield make
+    if folder.is_mount():
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_read_only_disk(pair: tuple[Path, Path], mount: Callable[[str], Path], refused: Callable[..., str]) -> None:
+    assert "read-only" in refused("subtract", *pair, "-o", mount("ro,size=1M") / "out.safetensors")
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_full_disk(seen: bool, pair: tuple[Path, Path], mount: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch,
+                   refused: Callable[..., str]) -> None:
+    """Whether it is seen beforehand, or somebody else fills the disk while the file is written."""
+    folder = mount("size=4k")
+    if not seen:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**12))
+    error = refused("subtract", *pair, "-o", folder / "out.safetensors", "--lossless")
+    assert ("but only" if seen else "the disk is full") in error
+
+
+# Things that happen on the way
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "difflora", *map(str, arguments)]
+
+
+def test_size_limit(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")  # POSIX
+    pair = write_pair(tmp_path, rank=16)
+    before = snapshot(tmp_path)
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that the write fails like one on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    done = subprocess.run(command("subtract", *pair, "-o", tmp_path / "out.safetensors", "--lossless"), cwd=ROOT,
+                          preexec_fn=limit, capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+    assert done.returncode == 2
+    assert "larger than allowed" in done.stderr and done.stderr.count("\n") == 1
+    assert snapshot(tmp_path) == before
+
+
+def test_disk_that_fills_up_while_writing(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                          refused: Callable[..., str]) -> None:
+    """The check beforehand has seen space; the write itself then runs out of it."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert "the disk is full" in refused("subtract", *pair, "-o", tmp_path / "out.safetensors")
+
+
+def big_pair(folder: Path) -> tuple[Path, Path]:
+    """Enough work for a signal to arrive in the middle of it."""
+    paths = folder / "a.safetensors", folder / "b.safetensors"
+    for seed, path in enumerate(paths):
+        write(path, {f"blocks.{block}.ffn.0": factors(3000, 2000, 32, seed=seed + 2 * block) for block in range(40)})
+    return paths
+
+
+def wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 300
+    while not what():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_in_the_middle(number: int, tmp_path: Path) -> None:
+    pair = big_pair(tmp_path)
+    before = snapshot(tmp_path)
+    with subprocess.Popen(command("subtract", *pair, "-o", tmp_path / "out.safetensors"), cwd=ROOT, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          # A shell's background jobs ignore Ctrl-C, and their children inherit that.
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
+        wait_for(lambda: list(tmp_path.glob(".*.tmp")), process)
+        process.send_signal(number)
+        out, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (out, error) == ("", "difflora: interrupted; nothing was written.\n")
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+def test_killed_in_the_middle_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    pair = big_pair(tmp_path)
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(b"the old one")
+    with subprocess.Popen(command("subtract", *pair, "-o", out, "--overwrite"), cwd=ROOT, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        wait_for(lambda: list(tmp_path.glob(".*.tmp")), process)
+        process.kill()
+        process.communicate(timeout=60)
+    assert out.read_bytes() == b"the old one"
+
+
+@pytest.mark.parametrize("what", ["replaced", "shortened", "deleted"])
+def test_file_changed_while_in_use(what: str, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    lora = difflora.subtract(difflora.load(pair[0]), difflora.load(pair[1]))
+    raw = pair[0].read_bytes()
+    if what == "deleted":
+        pair[0].unlink()
+    elif what == "shortened":
+        os.truncate(pair[0], len(raw) - 100)
+    else:
+        write(pair[0], {Q: factors(seed=9), K: factors(seed=9), FFN: factors(40, seed=9)})
+    with pytest.raises(FileError, match="no such file" if what == "deleted" else "changed after it was loaded"):
+        difflora.save(lora, tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_file_appears_under_the_name_meanwhile(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+
+    def meanwhile(done: int, total: int) -> None:
+        out.write_bytes(b"somebody else's")
+
+    lora = difflora.subtract(difflora.load(pair[0]), difflora.load(pair[1]))
+    with pytest.raises(DiffLoraError, match="the file exists"):
+        difflora.save(lora, out, progress=meanwhile)
+    assert out.read_bytes() == b"somebody else's"
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_progress_that_cancels_leaves_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        raise Stop
+
+    before = snapshot(tmp_path)
+    for rule in (difflora.FixedRank(2), difflora.Energy(0.9)):
+        lora = difflora.subtract(difflora.load(pair[0]), difflora.load(pair[1]))
+        with pytest.raises(Stop):
+            difflora.save(difflora.rerank(lora, rule), tmp_path / "out.safetensors", progress=stop)
+    assert snapshot(tmp_path) == before
+
+
+def test_two_spellings_of_one_module(tmp_path: Path, refused: Callable[..., str]) -> None:
+    both = {**tensors({Q: factors()}), f"diffusion_model.{Q}.lora_up.weight": torch.zeros(24, 4)}
+    save_file(both, tmp_path / "a.safetensors")
+    assert "two LoRAs at once" in refused("inspect", tmp_path / "a.safetensors")

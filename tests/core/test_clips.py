@@ -1,0 +1,201 @@
+"""Clips in files: colours, sizes, order, and a store that is never half full."""
+
+import json
+import os
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from difflora.clip_store import About, ClipStore
+from difflora.errors import FileError, OutputError, UnsupportedError
+from difflora.mosaic import Label, columns_for, fitted, fitting, grid_frames, grid_of, sheet_frames, sheet_of, signed
+from difflora.strengths import sweep_strengths
+from difflora.video import read_video, write_video
+
+av = pytest.importorskip("av")
+
+
+def soft(width=96, height=64, seed=0):
+    small = np.random.default_rng(seed).integers(0, 255, (4, 6, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def grey(value, width=32, height=24):
+    return np.full((height, width, 3), value, np.uint8)
+
+
+class TestVideo:
+    @pytest.mark.parametrize("colour", [(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 40), (255, 255, 255)])
+    def test_colours_survive(self, tmp_path, colour):
+        write_video(tmp_path / "a.mp4", [np.full((64, 64, 3), colour, np.uint8)] * 3, 16)
+        for frame in read_video(tmp_path / "a.mp4"):
+            assert np.abs(frame.astype(int) - colour).max() <= 2
+
+    def test_the_file_says_which_colours_it_has(self, tmp_path):
+        write_video(tmp_path / "a.mp4", [soft()], 16)
+        with av.open(str(tmp_path / "a.mp4")) as file:
+            context = file.streams.video[0].codec_context
+            assert (context.colorspace, context.color_range, context.pix_fmt) == (1, 1, "yuv420p")
+
+    @pytest.mark.parametrize("size", [(96, 64), (97, 65), (97, 64), (33, 35)])
+    def test_odd_sizes_come_back_whole_and_in_order(self, tmp_path, size):
+        frames = [np.clip(soft(*size) // 2 + 12 * number, 0, 255).astype(np.uint8) for number in range(9)]
+        write_video(tmp_path / "a.mp4", frames, 16)
+        back = list(read_video(tmp_path / "a.mp4", size=size))
+        assert len(back) == 9
+        for before, after in zip(frames, back, strict=True):
+            assert after.shape == before.shape and np.abs(after.astype(int) - before).mean() < 5  # a step is 12
+
+    def test_chosen_frames_are_those_frames(self, tmp_path):
+        write_video(tmp_path / "a.mp4", [grey(20 * number) for number in range(10)], 16)
+        assert [int(frame.mean().round(-1)) for frame in read_video(tmp_path / "a.mp4", {3, 7})] == [60, 140]
+
+    def test_scaled_frames_are_averages_and_the_same_size_is_the_frame_itself(self, tmp_path):
+        board = np.zeros((64, 64, 3), np.uint8)
+        board[::2] = 200
+        [small] = write_video(tmp_path / "a.mp4", [board], 16, scaled=(32, 32))
+        assert np.abs(small.astype(int) - 100).max() <= 2
+        [same] = write_video(tmp_path / "a.mp4", [board], 16, scaled=(64, 64))
+        assert (same == board).all()
+
+    def test_metadata_is_json_as_comfyui_writes_it(self, tmp_path):
+        write_video(tmp_path / "a.mp4", [soft()], 16, {"workflow": {"nodes": ["é"]}})
+        with av.open(str(tmp_path / "a.mp4")) as file:
+            assert json.loads(file.metadata["workflow"]) == {"nodes": ["é"]}
+
+    def test_nothing_to_write_and_nothing_to_read_are_errors(self, tmp_path):
+        with pytest.raises(OutputError, match="no frames"):
+            write_video(tmp_path / "a.mp4", [], 16)
+        (tmp_path / "b.mp4").write_bytes(b"not a video")
+        with pytest.raises(FileError, match="b.mp4"):
+            list(read_video(tmp_path / "b.mp4"))
+
+
+class TestMosaic:
+    def test_cells_lie_in_rows_in_order_and_short_clips_hold_their_last_frame(self):
+        clips = [[grey(50), grey(60)], [grey(100)], [grey(150), grey(160)]]
+        layout = sheet_of(3, 32, 24)
+        frames = list(sheet_frames(layout, clips))
+        assert len(frames) == 2
+
+        def seen(frame, index):
+            left, top = layout.corner(index)
+            return set(frame[top : top + 24, left : left + 32].ravel())
+
+        assert [seen(frames[1], index) for index in range(3)] == [{60}, {100}, {160}]
+
+    @pytest.mark.parametrize(("count", "arrange", "columns"), [(7, "row", 7), (7, "column", 1), (1, "grid", 1), (4, "grid", 2)])
+    def test_arrangements(self, count, arrange, columns):
+        assert columns_for(count, 640, 480, arrange) == columns
+
+    @pytest.mark.parametrize("count", range(1, 40))
+    def test_a_sheet_is_never_more_than_decoders_take(self, count):
+        layout = sheet_of(count, 1280, 720)
+        assert max(layout.size) <= 4096 + 1 and layout.size[0] * layout.size[1] <= 4096 * 2304 * 1.01
+        assert all(side % 2 == 0 for side in layout.size)
+
+    def test_the_baseline_is_framed_and_only_it(self):
+        layout = grid_of(3, 64, 48, "row")
+        labels = [Label("−1"), Label("0", "", True), Label("+1")]
+        [frame] = grid_frames(layout, [[grey(0, 64, 48)]] * 3, labels, None)
+        edges = [frame[layout.corner(index)[1] + 20, layout.corner(index)[0] - 1] for index in range(3)]
+        assert (edges[1] == (245, 166, 35)).all() and (edges[0] == edges[2]).all() and edges[0].max() < 60
+        heads = frame[: layout.head + layout.gap]
+        assert all(heads[:, layout.corner(i)[0] : layout.corner(i)[0] + 40].max() > 200 for i in range(3))
+
+    def test_another_shape_is_fitted_whole_with_black_edges(self):
+        picture = fitted(grey(200, 64, 32), 64, 64)
+        assert picture.shape == (64, 64, 3) and (picture[:16] == 0).all() and (picture[16:48] == 200).all()
+
+    def test_nothing_is_enlarged(self):
+        assert fitting(64, 48, 384) == (64, 48) and fitting(640, 480, 384) == (384, 288)
+
+    def test_signs(self):
+        assert [signed(strength) for strength in (-1.5, 0.0, 2.0, 0.25)] == ["−1.5", "0", "+2", "+0.25"]
+
+
+class TestStore:
+    @pytest.fixture
+    def store(self, tmp_path):
+        return ClipStore(tmp_path / "clips")
+
+    def add(self, store, key, frames=3):
+        return store.add(key, [soft(seed=number) for number in range(frames)], About(frames, 96, 64), 16, 48)
+
+    def test_a_clip_comes_back_with_its_cells(self, store):
+        self.add(store, "a")
+        clip = ClipStore(store.folder).get("a")
+        assert clip.about == About(3, 96, 64)
+        assert clip.cells(48).shape == (3, 32, 48, 3)
+        assert store.get("b") is None
+
+    def test_cells_of_another_size_are_made_from_the_clip(self, store):
+        self.add(store, "a")
+        direct, later = store.get("a").cells(48), store.get("a").cells(24)
+        assert later.shape == (3, 16, 24, 3)
+        halved = direct.reshape(3, 16, 2, 24, 2, 3).mean((2, 4))
+        assert np.abs(halved - later).mean() < 3
+        assert store.get("a").cells(500).shape == (3, 64, 96, 3)
+
+    def test_what_fails_leaves_nothing(self, store):
+        def frames():
+            yield soft()
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            store.add("a", frames(), About(2, 96, 64), 16, 48)
+        assert store.get("a") is None and list(store.folder.iterdir()) == []
+
+    def test_a_folder_without_its_last_part_is_no_clip(self, store):
+        clip = self.add(store, "a")
+        (clip.folder / "about.json").write_text("{")
+        assert store.get("a") is None
+        assert self.add(store, "a").cells(48).shape == (3, 32, 48, 3)
+
+    def test_the_longest_unused_goes_first_and_what_is_needed_stays(self, store):
+        for age, key in enumerate(("new", "needed", "old", "used")):
+            clip = self.add(store, key)
+            os.utime(clip.folder, (time.time() - 100 * age,) * 2)
+        store.get("used")
+        one = sum(file.stat().st_size for file in (store.folder / "new").iterdir())
+        ClipStore(store.folder, budget=2 * one + one // 2).prune(keep=["needed"])
+        assert {folder.name for folder in store.folder.iterdir()} == {"used", "needed"}
+        ClipStore(store.folder, budget=0).prune(keep=["needed"])
+        assert [folder.name for folder in store.folder.iterdir()] == ["needed"]
+
+    def test_unfinished_folders_go_when_they_are_old(self, store):
+        self.add(store, "a")
+        for name, age in ((".making-1", 0), (".making-2", 7200)):
+            (store.folder / name).mkdir()
+            os.utime(store.folder / name, (time.time() - age,) * 2)
+        store.prune(keep=[])
+        assert {folder.name for folder in store.folder.iterdir()} == {"a", ".making-1"}
+
+
+class TestStrengths:
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            ((-3, 3, 7), [-3, -2, -1, 0, 1, 2, 3]),
+            ((-0.3, 0.3, 3), [-0.3, 0, 0.3]),
+            ((1, 2, 2), [0, 1, 2]),
+            ((2, 1, 2), [2, 1, 0]),
+            ((-1, 2, 2), [-1, 0, 2]),
+            ((0, 0.3, 4), [0, 0.1, 0.2, 0.3]),
+            ((1, 3, 1), [0, 1]),
+            ((0, 0, 1, "2, -2; 2\n−1.5"), [0, 2, -2, 2, -1.5]),
+            ((0, 0, 1, "2 -0 -2"), [2, 0, -2]),
+        ],
+    )
+    def test_strengths(self, given, expected):
+        assert sweep_strengths(*given) == expected
+
+    def test_minus_zero_is_zero(self):
+        assert str(sweep_strengths(0, 0, 1, "-0.0", False)) == "[0.0]"
+
+    @pytest.mark.parametrize("typed", ["much", "1,,x", "nan", "inf", "10.5", ", ".join(map(str, [1] * 65))])
+    def test_what_is_no_sweep(self, typed):
+        with pytest.raises(UnsupportedError):
+            sweep_strengths(0, 0, 1, typed, False)

@@ -1,0 +1,391 @@
+"""A LoRA as a lazy mapping: what files mean, and what operations on them do, against numpy in float64."""
+
+import builtins
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor
+
+import difflora
+from difflora.deltas import LowRank, Spec, Term, Vector, add, zero
+from difflora.errors import DiffLoraError, PairError, SelectionError, TensorError
+from difflora.lora import Lora, batches
+from tests.lora_files import FFN, K, Q, dense, factors, kohya, write, write_pair
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Lora, Lora]:
+    a, b = write_pair(tmp_path)
+    return difflora.load(a), difflora.load(b)
+
+
+def values(lora: Lora) -> dict[str, np.ndarray]:
+    return {name: delta.dense(torch.float64).numpy() for name, delta in lora.items()}
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], atol=1e-6, rtol=1e-6)
+
+
+# Files
+
+
+UP, DOWN, _ = factors(seed=3)
+SPELLINGS = {
+    "kohya": ("lora_unet_blocks_0_self_attn_q.lora_up.weight", "lora_unet_blocks_0_self_attn_q.lora_down.weight"),
+    "native": ("diffusion_model.blocks.0.self_attn.q.lora_B.weight", "diffusion_model.blocks.0.self_attn.q.lora_A.weight"),
+    "diffusers": ("transformer.blocks.0.attn1.to_q.lora_B.weight", "transformer.blocks.0.attn1.to_q.lora_A.weight"),
+    "peft": ("base_model.model.blocks.0.self_attn.q.lora_B.weight", "base_model.model.blocks.0.self_attn.q.lora_A.weight"),
+    "diffsynth": ("blocks.0.self_attn.q.lora_B.default.weight", "blocks.0.self_attn.q.lora_A.default.weight"),
+    "wan-fun": ("lora_unet__blocks_0_self_attn_q.lora_up.weight", "lora_unet__blocks_0_self_attn_q.lora_down.weight"),
+    "lycoris": ("lycoris_blocks_0_self_attn_q.lora_up.weight", "lycoris_blocks_0_self_attn_q.lora_down.weight"),
+    "hybrid": ("lora_unet_blocks_0.self_attn.q.lora_up.weight", "lora_unet_blocks_0.self_attn.q.lora_down.weight"),
+}
+
+
+def spelled(path: Path, dialect: str, up: Tensor = UP, down: Tensor = DOWN, **metadata: str) -> Path:
+    keys = SPELLINGS[dialect]
+    save_file({keys[0]: up, keys[1]: down}, path, metadata=metadata or None)
+    return path
+
+
+@pytest.mark.parametrize("dialect", SPELLINGS)
+def test_any_dialect_means_the_same_change(dialect: str, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    lora = difflora.load(spelled(tmp_path / "a" / "a.safetensors", dialect))
+    same(values(lora), {Q: dense((UP, DOWN, None))})
+
+
+@pytest.mark.parametrize("other", SPELLINGS)
+def test_sides_may_come_in_different_dialects_ranks_dtypes_and_alphas(other: str, tmp_path: Path) -> None:
+    first = factors(seed=1, rank=2, alpha=3.0, dtype=torch.bfloat16)
+    a = difflora.load(write(tmp_path / "a.safetensors", {Q: first}))
+    b = difflora.load(spelled(tmp_path / "b.safetensors", other, UP.half(), DOWN))
+    expected = dense(first) - dense((UP.half(), DOWN, None))
+    same(values(difflora.subtract(a, b)), {Q: expected})
+
+
+def test_alpha_is_folded_in_and_missing_alpha_means_one(tmp_path: Path) -> None:
+    for alpha, scale in ((1.0, 0.25), (8.0, 2.0), (None, 1.0), (0.0, 0.0), (-4.0, -1.0)):
+        lora = difflora.load(write(tmp_path / "a.safetensors", {Q: (UP, DOWN, alpha)}))
+        same(values(lora), {Q: scale * dense((UP, DOWN, None))})
+        assert lora.scales == {Q: scale}
+
+
+@pytest.mark.parametrize("where", ["beside", "adapter_config", "lora_adapter_metadata", "flat"])
+@pytest.mark.parametrize(("config", "scale"), [
+    ({"lora_alpha": 8, "r": 4}, 2.0),
+    ({"lora_alpha": 8, "r": 4, "use_rslora": True}, 4.0),
+    ({"lora_alpha": 8, "r": 4, "use_rslora": False}, 2.0),
+    ({"lora_alpha": 8, "alpha_pattern": {"self_attn.q": 2}}, 0.5),
+    ({"lora_alpha": 8, "alpha_pattern": {"self_attn.k": 2}}, 2.0),
+    ({"r": 4}, 1.0),
+])
+def test_peft_keeps_its_scale_outside_the_tensors(where: str, config: dict, scale: float, tmp_path: Path) -> None:
+    if where == "flat":
+        metadata = {key: json.dumps(value) if isinstance(value, dict) else str(value) for key, value in config.items()}
+    elif where == "lora_adapter_metadata":  # as diffusers writes it
+        metadata = {where: json.dumps({f"transformer.{key}": value for key, value in config.items()})}
+    else:
+        metadata = {where: json.dumps(config)}
+    if where == "beside":
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+        metadata = {}
+    lora = difflora.load(spelled(tmp_path / "adapter_model.safetensors", "peft", **metadata))
+    same(values(lora), {Q: scale * dense((UP, DOWN, None))})
+
+
+def test_a_configuration_in_a_folder_of_many_loras_is_somebody_elses(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 8}')
+    spelled(tmp_path / "other.safetensors", "peft")
+    lora = difflora.load(spelled(tmp_path / "mine.safetensors", "peft"))
+    same(values(lora), {Q: dense((UP, DOWN, None))})
+
+
+def test_an_alpha_tensor_goes_before_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 100}')
+    lora = difflora.load(write(tmp_path / "adapter_model.safetensors", {Q: (UP, DOWN, 8.0)}))
+    assert lora.scales == {Q: 2.0}
+
+
+def test_somebody_elses_word_in_the_metadata_is_no_configuration(tmp_path: Path) -> None:
+    lora = difflora.load(spelled(tmp_path / "a.safetensors", "peft", config="wan.toml"))
+    assert lora.scales == {Q: 1.0}
+
+
+def test_biases_norms_and_modulation_are_vectors(tmp_path: Path) -> None:
+    extra = {
+        f"{kohya(Q)}.diff_b": torch.arange(24.0),
+        "diffusion_model.blocks.0.norm3.diff": torch.arange(16.0),
+        "diffusion_model.blocks.0.diff_m": torch.ones(1, 6, 16),
+    }
+    lora = difflora.load(write(tmp_path / "a.safetensors", {Q: factors()}, extra))
+    assert lora.matrices == (Q,)
+    assert torch.equal(lora[f"{Q}.bias"].value, torch.arange(24.0))
+    assert torch.equal(lora["blocks.0.norm3"].value, torch.arange(16.0))
+    assert lora["blocks.0.modulation"].shape == (1, 6, 16)
+
+
+def test_bias_of_lora_b_carries_the_scale(tmp_path: Path) -> None:
+    key = "transformer.blocks.0.attn1.to_q"
+    save_file({f"{key}.lora_A.weight": DOWN, f"{key}.lora_B.weight": UP, f"{key}.lora_B.bias": torch.ones(24),
+               f"{key}.alpha": torch.tensor(2.0)}, tmp_path / "a.safetensors")
+    lora = difflora.load(tmp_path / "a.safetensors")
+    assert torch.equal(lora[f"{Q}.bias"].value, torch.full((24,), 0.5))
+
+
+def test_text_encoder_keys_are_a_warning(tmp_path: Path) -> None:
+    extra = {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(4, 2),
+             "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(2, 4)}
+    lora = difflora.load(write(tmp_path / "a.safetensors", {Q: factors()}, extra))
+    assert list(lora) == [Q]
+    assert any("2 text encoder keys" in line for line in lora.warnings)
+
+
+def test_vace_blocks_are_modules_of_their_own(tmp_path: Path) -> None:
+    names = ("blocks.1.self_attn.q", "vace_blocks.1.self_attn.q")
+    lora = difflora.load(write(tmp_path / "a.safetensors", {name: factors(seed=i) for i, name in enumerate(names)}))
+    assert set(lora) == set(names)
+    assert set(lora.select("blocks 1")) == {names[0]}
+
+
+def test_modules_come_in_the_models_order(pair: tuple[Lora, Lora], tmp_path: Path) -> None:
+    names = ("head.head", "blocks.10.ffn.0", "blocks.9.ffn.2", "blocks.9.self_attn.q", "patch_embedding")
+    lora = difflora.load(write(tmp_path / "c.safetensors", {name: factors() for name in names}))
+    assert list(lora) == [*reversed(names[3:]), "blocks.9.ffn.2", "blocks.10.ffn.0", "head.head"]
+
+
+# Laziness
+
+
+def test_nothing_is_read_until_a_module_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = (difflora.load(path) for path in write_pair(tmp_path))
+    opened: list[object] = []
+    plain = builtins.open
+
+    def watched(path: object, *arguments: object, **options: object) -> object:
+        opened.append(path)
+        return plain(path, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "open", watched)
+    whole = difflora.subtract(a, b, 2.0, 3.0).select("attn=0.5", nullify=True).scaled(2)
+    whole = difflora.rerank(whole, difflora.FixedRank(2))
+    assert len(whole) == 3 and whole.specs[Q].rank == 2 and whole.rank_text == "2" and whole.files == (a, b)
+    assert opened == []
+    _ = whole[Q]
+    assert [Path(path).name for path in opened] == ["a.safetensors", "b.safetensors"]
+
+
+def test_files_are_closed_again(pair: tuple[Lora, Lora]) -> None:
+    """On Windows an open file could not be replaced or deleted."""
+    before = open_files()
+    _ = difflora.rerank(difflora.subtract(*pair), difflora.FixedRank(2))[Q]
+    assert open_files() == before
+    for lora in pair:
+        lora.path.unlink()
+
+
+def open_files() -> int:
+    folder = Path("/proc/self/fd")
+    return sum(1 for fd in folder.iterdir() if fd.resolve().suffix == ".safetensors") if folder.is_dir() else 0
+
+
+@given(st.lists(st.tuples(st.integers(1, 64), st.integers(1, 4000)), max_size=40), st.integers(1, 1_000_000))
+def test_batches_keep_the_order_and_the_budget(sizes: list[tuple[int, int]], budget: int) -> None:
+    specs = {str(i): Spec((width, width), (rank,)) for i, (rank, width) in enumerate(sizes)}
+    cut = list(batches(specs, list(specs), budget))
+    assert [name for batch in cut for name in batch] == list(specs)
+    for batch in cut:
+        assert batch
+        assert len(batch) == 1 or sum(16 * specs[name].rank * specs[name].shape[0] for name in batch) <= budget
+
+
+def test_zeros_take_no_memory() -> None:
+    delta = zero(Spec((5120, 13824), (64,)))
+    assert sum(tensor.untyped_storage().nbytes() for tensor in (delta.terms[0].up, delta.terms[0].down)) < 100
+    assert delta.shape == (5120, 13824) and delta.rank == 64
+    assert not delta.up[:4].any()
+    assert zero(Spec((7,))).value.tolist() == [0.0] * 7
+
+
+# Algebra
+
+
+WEIGHTS = st.floats(-3, 3).map(lambda value: round(value, 3))
+
+
+@settings(max_examples=40)
+@given(WEIGHTS, WEIGHTS, st.integers(0, 1000))
+def test_subtract_is_the_weighted_difference_without_loss(weight_a: float, weight_b: float, seed: int) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        one, other = factors(9, 7, 3, 1.5, seed), factors(9, 7, 2, None, seed + 1)
+        a = difflora.load(write(Path(folder) / "a.safetensors", {Q: one}))
+        b = difflora.load(write(Path(folder) / "b.safetensors", {Q: other}))
+        difference = difflora.subtract(a, b, weight_a, weight_b)
+        exact = weight_a * dense(one) - weight_b * dense(other)
+        np.testing.assert_allclose(values(difference)[Q], exact, atol=1e-13)  # stored values, summed in float64
+        stacked = difference[Q]
+        np.testing.assert_allclose((stacked.up.double() @ stacked.down.double()).numpy(), exact, atol=1e-5)
+        assert difference.specs[Q].ranks == (3, 2)
+
+
+def test_difference_plus_b_is_a(pair: tuple[Lora, Lora]) -> None:
+    a, b = pair
+    back = difflora.combine([(1.0, difflora.subtract(a, b)), (1.0, b)])
+    same(values(back), values(a))
+
+
+def test_combine_takes_any_number(pair: tuple[Lora, Lora]) -> None:
+    a, b = pair
+    total = difflora.combine([(1.0, a), (2.0, b), (-0.5, a)])
+    expected = {name: 0.5 * change + 2 * values(b)[name] for name, change in values(a).items()}
+    same(values(total), expected)
+    assert total.files == (a, b)
+
+
+def test_subtracting_factor_by_factor_is_not_the_difference(pair: tuple[Lora, Lora]) -> None:
+    """What some scripts do. It must never creep in."""
+    a, b = pair
+    exact = values(difflora.subtract(a, b))[Q]
+    wrong = ((a[Q].up - b[Q].up) @ (a[Q].down - b[Q].down)).double().numpy()
+    cosine = (exact * wrong).sum() / np.linalg.norm(exact) / np.linalg.norm(wrong)
+    assert abs(cosine) < 0.9
+
+
+@pytest.fixture
+def one_sided(tmp_path: Path) -> tuple[Lora, Lora]:
+    a = difflora.load(write(tmp_path / "a.safetensors", {Q: factors(seed=1), K: factors(seed=2)}))
+    b = difflora.load(write(tmp_path / "b.safetensors", {Q: factors(seed=3), FFN: factors(40, seed=4)}))
+    return a, b
+
+
+def test_unmatched_modules(one_sided: tuple[Lora, Lora]) -> None:
+    a, b = one_sided
+    kept = difflora.subtract(a, b)
+    assert list(kept) == [Q, K, FFN]
+    assert kept.one_sided == {K: (0,), FFN: (1,)}
+    same(values(kept), {Q: values(a)[Q] - values(b)[Q], K: values(a)[K], FFN: -values(b)[FFN]})
+    assert list(difflora.subtract(a, b, unmatched="drop")) == [Q]
+    with pytest.raises(PairError, match="2 modules are in one LoRA only"):
+        difflora.subtract(a, b, unmatched="error")
+    with pytest.raises(PairError, match='"keep", "drop" or "error"'):
+        difflora.subtract(a, b, unmatched="perhaps")
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_weights_must_be_numbers(weight: float, pair: tuple[Lora, Lora]) -> None:
+    with pytest.raises(PairError, match="finite"):
+        difflora.subtract(*pair, weight_a=weight)
+
+
+def test_a_bias_on_one_side_only_counts_as_zero_on_the_other(tmp_path: Path) -> None:
+    a = difflora.load(write(tmp_path / "a.safetensors", {Q: factors()}, {f"{kohya(Q)}.diff_b": torch.ones(24)}))
+    b = difflora.load(write(tmp_path / "b.safetensors", {Q: factors(seed=1)}))
+    assert difflora.subtract(a, b)[f"{Q}.bias"].value.tolist() == [1.0] * 24
+    assert difflora.subtract(b, a, weight_b=2)[f"{Q}.bias"].value.tolist() == [-2.0] * 24
+
+
+def test_matrix_against_vector_is_refused(tmp_path: Path) -> None:
+    up, down, _ = factors(16, 1, 1)
+    a = difflora.load(write(tmp_path / "a.safetensors", {"blocks.0.norm3": (up, down, None), Q: factors()}))
+    extra = {"lora_unet_blocks_0_norm3.diff": torch.ones(16)}
+    b = difflora.load(write(tmp_path / "b.safetensors", {Q: factors(seed=1)}, extra))
+    with pytest.raises(PairError, match="matrix in one LoRA and a vector"):
+        difflora.subtract(a, b)
+
+
+def test_kernel_may_be_flattened_on_one_side(tmp_path: Path) -> None:
+    up, down = torch.randn(8, 2), torch.randn(2, 3, 1, 2, 2)
+    name = "patch_embedding"
+    a = difflora.load(write(tmp_path / "a.safetensors", {name: (up.view(8, 2, 1, 1, 1), down, None)}))
+    b = difflora.load(write(tmp_path / "b.safetensors", {name: (2 * up, down.view(2, 12), None)}))
+    difference = difflora.subtract(a, b)
+    assert difference.specs[name].shape == (8, 3, 1, 2, 2)
+    np.testing.assert_allclose(values(difference)[name].reshape(8, 12), -dense((up, down, None)), atol=1e-6)
+
+
+def test_selection_weighs_leaves_out_and_nullifies(pair: tuple[Lora, Lora]) -> None:
+    whole = difflora.subtract(*pair)
+    exact = values(whole)
+    same(values(whole.select("self_attn=0.5, ffn=-2")), {Q: 0.5 * exact[Q], FFN: -2 * exact[FFN]})
+    same(values(whole.select("ffn", nullify=True)), {Q: 0 * exact[Q], K: 0 * exact[K], FFN: exact[FFN]})
+    same(values(whole.select("all").select("attn=2").select("blocks 0=3")), {Q: 6 * exact[Q]})
+    assert whole.select("attn, blocks 77").warnings[-1].endswith("matches nothing in this LoRA.")
+    with pytest.raises(SelectionError, match="blocks 0-2"):
+        whole.select("blocks 77")
+
+
+def test_scaled_multiplies_everything(pair: tuple[Lora, Lora]) -> None:
+    same(values(pair[0].scaled(-1.5)), {name: -1.5 * change for name, change in values(pair[0]).items()})
+
+
+def test_vectors_add_in_float64_and_round_once() -> None:
+    big, small = Vector(torch.tensor([1e8])), Vector(torch.tensor([1.0]))
+    assert add([big, small, big.scaled(-1)]).value.tolist() == [1.0]
+
+
+def test_dense_keeps_the_kernel() -> None:
+    delta = LowRank((Term(torch.ones(2, 1), torch.arange(12.0).view(1, 12)),), (2, 3, 2, 2))
+    assert delta.dense().shape == (2, 3, 2, 2)
+    assert torch.equal(delta.dense()[1].flatten(), torch.arange(12.0))
+
+
+# Being a mapping, and having an identity
+
+
+def test_it_is_a_mapping(pair: tuple[Lora, Lora]) -> None:
+    lora = difflora.subtract(*pair)
+    assert len(lora) == 3 and Q in lora and "nothing" not in lora and 3 not in lora
+    assert dict(lora).keys() == set(lora.names) == {Q, K, FFN}
+    with pytest.raises(KeyError):
+        lora["nothing"]
+    assert lora != difflora.subtract(*pair) and {lora: 1}[lora] == 1
+    with pytest.raises(TypeError):
+        lora.metadata["x"] = "y"
+
+
+def test_fingerprint_tells_content_apart_and_nothing_else(pair: tuple[Lora, Lora], tmp_path: Path) -> None:
+    a, b = pair
+    assert difflora.subtract(a, b).fingerprint == difflora.subtract(difflora.load(a.path), b).fingerprint
+    different = {difflora.subtract(a, b).fingerprint, difflora.subtract(b, a).fingerprint, a.fingerprint,
+                 difflora.subtract(a, b, 2).fingerprint, difflora.subtract(a, b).select("attn").fingerprint,
+                 difflora.rerank(difflora.subtract(a, b), difflora.FixedRank(2)).fingerprint,
+                 difflora.rerank(difflora.subtract(a, b), difflora.FixedRank(3)).fingerprint}
+    assert len(different) == 7
+
+
+def test_recipe_names_files_by_name_and_hash_and_never_by_path(pair: tuple[Lora, Lora], tmp_path: Path) -> None:
+    recipe = json.dumps(difflora.rerank(difflora.subtract(*pair).select("attn"), difflora.Knee()).recipe)
+    assert "a.safetensors" in recipe and pair[0].sha256 in recipe
+    assert str(tmp_path) not in recipe
+
+
+def test_check_finite_names_file_and_key(pair: tuple[Lora, Lora], tmp_path: Path) -> None:
+    up, down, alpha = factors()
+    up[0, 0] = float("inf")
+    bad = difflora.load(write(tmp_path / "bad.safetensors", {Q: (up, down, alpha)}))
+    with pytest.raises(TensorError, match=r"bad\.safetensors: lora_unet_blocks_0_self_attn_q\.lora_up\.weight"):
+        difflora.subtract(pair[0], bad).check_finite(Q)
+    difflora.subtract(pair[0], bad).check_finite(K)
+
+
+def test_base_model_by_shape(tmp_path: Path) -> None:
+    lora = difflora.load(write(tmp_path / "a.safetensors", {
+        f"blocks.{i}.{name}": factors(5120, 5120, 1) for i in range(40) for name in ("self_attn.q", "cross_attn.k")}))
+    assert "14B" in lora.base_model
+
+
+def test_file_with_no_weights(tmp_path: Path) -> None:
+    save_file({f"{kohya(Q)}.alpha": torch.tensor(1.0)}, tmp_path / "a.safetensors")
+    with pytest.raises(DiffLoraError, match="a.safetensors"):
+        difflora.load(tmp_path / "a.safetensors")

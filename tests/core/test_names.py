@@ -1,0 +1,526 @@
+"""Key spellings, written out by hand as trainers write them; identities and partitions for everything else."""
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from difflora.errors import FileError
+from difflora.names import OUTPUT_DIALECTS, base_model, read_keys, write_key
+
+Q = "blocks.0.self_attn.q"
+
+# One row of the table of file formats after the other: dialect, key, module, part.
+SPELLINGS = [
+    ("kohya", "lora_unet_blocks_0_self_attn_q.lora_down.weight", Q, "down"),
+    ("kohya", "lora_unet_blocks_0_self_attn_q.lora_up.weight", Q, "up"),
+    ("kohya", "lora_unet_blocks_0_self_attn_q.alpha", Q, "alpha"),
+    ("kohya", "lora_unet_blocks_39_cross_attn_k_img.lora_down.weight", "blocks.39.cross_attn.k_img", "down"),
+    ("kohya", "lora_unet_blocks_12_ffn_2.lora_up.weight", "blocks.12.ffn.2", "up"),
+    ("kohya", "lora_unet_time_projection_1.alpha", "time_projection.1", "alpha"),
+    ("kohya", "lora_unet_head_head.lora_up.weight", "head.head", "up"),
+    ("kohya", "lora_unet_blocks_3_cross_attn_norm_k_img.diff", "blocks.3.cross_attn.norm_k_img", "diff"),
+    ("native", "diffusion_model.blocks.0.self_attn.q.lora_A.weight", Q, "down"),
+    ("native", "diffusion_model.blocks.39.cross_attn.v_img.lora_B.weight", "blocks.39.cross_attn.v_img", "up"),
+    ("native", "diffusion_model.blocks.11.ffn.0.lora_down.weight", "blocks.11.ffn.0", "down"),
+    ("native", "diffusion_model.text_embedding.2.lora_up.weight", "text_embedding.2", "up"),
+    ("native", "model.diffusion_model.blocks.1.cross_attn.o.lora_A.weight", "blocks.1.cross_attn.o", "down"),
+    ("diffusers", "transformer.blocks.0.attn1.to_q.lora_A.weight", Q, "down"),
+    ("diffusers", "transformer.blocks.7.attn2.to_out.0.lora_B.weight", "blocks.7.cross_attn.o", "up"),
+    ("diffusers", "transformer.blocks.7.attn2.add_k_proj.lora_A.weight", "blocks.7.cross_attn.k_img", "down"),
+    ("diffusers", "transformer.blocks.7.attn2.add_v_proj.alpha", "blocks.7.cross_attn.v_img", "alpha"),
+    ("diffusers", "transformer.blocks.29.ffn.net.0.proj.lora_B.weight", "blocks.29.ffn.0", "up"),
+    ("diffusers", "transformer.blocks.29.ffn.net.2.lora_B.bias", "blocks.29.ffn.2", "up_bias"),
+    ("diffusers", "transformer.blocks.4.norm2.diff", "blocks.4.norm3", "diff"),
+    ("diffusers", "transformer.blocks.4.attn2.norm_added_k.diff", "blocks.4.cross_attn.norm_k_img", "diff"),
+    ("diffusers", "transformer.blocks.4.scale_shift_table.diff", "blocks.4.modulation", "diff"),
+    ("diffusers", "transformer.scale_shift_table.diff", "head.modulation", "diff"),
+    ("diffusers", "transformer.proj_out.lora_A.weight", "head.head", "down"),
+    ("diffusers", "transformer.condition_embedder.time_proj.lora_B.weight", "time_projection.1", "up"),
+    ("diffusers", "transformer.condition_embedder.time_embedder.linear_1.lora_A.weight", "time_embedding.0", "down"),
+    ("diffusers", "transformer.condition_embedder.text_embedder.linear_2.lora_A.weight", "text_embedding.2", "down"),
+    (
+        "diffusers",
+        "transformer.condition_embedder.image_embedder.ff.net.0.proj.lora_A.weight",
+        "img_emb.proj.1",
+        "down",
+    ),
+    ("diffusers", "transformer.condition_embedder.image_embedder.ff.net.2.lora_B.weight", "img_emb.proj.3", "up"),
+    ("diffusers", "transformer.condition_embedder.image_embedder.norm2.diff", "img_emb.proj.4", "diff"),
+    ("diffusers", "blocks.3.attn1.processor.to_out_lora.down.weight", "blocks.3.self_attn.o", "down"),
+    ("diffusers", "transformer.blocks.3.attn2.processor.to_k_lora.up.weight", "blocks.3.cross_attn.k", "up"),
+    ("diffusers", "transformer_2.blocks.3.attn2.to_v.lora_A.weight", "blocks.3.cross_attn.v", "down"),
+    ("peft", "base_model.model.blocks.0.self_attn.q.lora_A.weight", Q, "down"),
+    ("peft", "base_model.model.blocks.0.self_attn.q.lora_B.default.weight", Q, "up"),
+    ("peft", "base_model.model.blocks.5.ffn.2.lora_A.slider.weight", "blocks.5.ffn.2", "down"),
+    ("peft", "base_model.model.blocks.5.ffn.2.lora_B.default.bias", "blocks.5.ffn.2", "up_bias"),
+    ("peft", "base_model.model.diffusion_model.blocks.5.ffn.0.lora_B.weight", "blocks.5.ffn.0", "up"),
+    ("peft", "base_model.model.blocks.5.self_attn.v.hada_w1_a.default", "blocks.5.self_attn.v", "hada_w1_a"),
+    ("diffsynth", "pipe.dit.blocks.0.self_attn.q.lora_A.default.weight", Q, "down"),
+    ("diffsynth", "pipe.dit.blocks.31.ffn.0.lora_B.default.weight", "blocks.31.ffn.0", "up"),
+    ("diffsynth", "blocks.8.cross_attn.o.lora_A.default.weight", "blocks.8.cross_attn.o", "down"),
+    ("bare", "blocks.8.cross_attn.o.lora_A.weight", "blocks.8.cross_attn.o", "down"),
+    ("bare", "vace_blocks.3.cross_attn.k.lora_B.weight", "vace_blocks.3.cross_attn.k", "up"),
+    ("bare", "blocks.0.self_attn.q.alpha", Q, "alpha"),
+    ("wan-fun", "lora_unet__blocks_0_cross_attn_k.lora_down.weight", "blocks.0.cross_attn.k", "down"),
+    ("wan-fun", "lora_unet__blocks_28_self_attn_o.alpha", "blocks.28.self_attn.o", "alpha"),
+    ("wan-fun", "lora_unet__blocks_9_cross_attn_v_img.lora_up.weight", "blocks.9.cross_attn.v_img", "up"),
+    ("wan-fun", "lora_unet__text_embedding_0.lora_up.weight", "text_embedding.0", "up"),
+    ("native", "diffusion_model.blocks.2.norm3.diff", "blocks.2.norm3", "diff"),
+    ("native", "diffusion_model.blocks.2.norm3.diff_b", "blocks.2.norm3", "bias"),
+    ("native", "diffusion_model.blocks.2.self_attn.q.diff_b", "blocks.2.self_attn.q", "bias"),
+    ("native", "diffusion_model.blocks.2.diff_m", "blocks.2.modulation", "diff"),
+    ("native", "diffusion_model.blocks.2.modulation.diff", "blocks.2.modulation", "diff"),
+    ("native", "diffusion_model.head.diff_m", "head.modulation", "diff"),
+    ("native", "diffusion_model.head.head.diff", "head.head", "diff"),
+    ("native", "diffusion_model.patch_embedding.diff_b", "patch_embedding", "bias"),
+    ("native", "diffusion_model.img_emb.emb_pos.diff", "img_emb.emb_pos", "diff"),
+    ("kohya", "lora_unet_blocks_2.diff_m", "blocks.2.modulation", "diff"),
+    ("lycoris", "lycoris_blocks_0_self_attn_q.lora_down.weight", Q, "down"),
+    ("lycoris", "lycoris_blocks_0_self_attn_to_out_0.lora_up.weight", "blocks.0.self_attn.o", "up"),
+    ("lycoris", "lycoris_blocks_14_ffn_net_0_proj.lokr_w1", "blocks.14.ffn.0", "lokr_w1"),
+    ("lycoris", "lycoris_blocks_14_ffn_net_2.hada_w2_b", "blocks.14.ffn.2", "hada_w2_b"),
+    ("lycoris", "lycoris_blocks_14_norm3.w_norm", "blocks.14.norm3", "diff"),
+    ("lycoris", "lycoris_blocks_14_norm3.b_norm", "blocks.14.norm3", "bias"),
+    ("kohya", "lora_unet_blocks_0_self_attn_q.hada_w1_a", Q, "hada_w1_a"),
+    ("native", "diffusion_model.blocks.0.self_attn.q.hada_w2_a", Q, "hada_w2_a"),
+    ("kohya", "lora_unet_patch_embedding.hada_t1", "patch_embedding", "hada_t1"),
+    ("native", "diffusion_model.blocks.0.self_attn.q.lokr_w2_a", Q, "lokr_w2_a"),
+    ("kohya", "lora_unet_blocks_0_ffn_0.lokr_w2", "blocks.0.ffn.0", "lokr_w2"),
+    ("kohya", "lora_unet_patch_embedding.lokr_t2", "patch_embedding", "lokr_t2"),
+    ("kohya", "lora_unet_blocks_0_self_attn_q.dora_scale", Q, "dora_scale"),
+    ("native", "diffusion_model.blocks.0.self_attn.q.dora_scale", Q, "dora_scale"),
+    ("peft", "base_model.model.blocks.0.self_attn.q.lora_magnitude_vector.default.weight", Q, "dora_scale"),
+    ("peft", "base_model.model.blocks.0.self_attn.q.lora_magnitude_vector", Q, "dora_scale"),
+    ("hybrid", "lora_unet_blocks_6.self_attn.k.lora_A.weight", "blocks.6.self_attn.k", "down"),
+    ("hybrid", "lora_unet_blocks_6.cross_attn.v_img.lora_down.weight", "blocks.6.cross_attn.v_img", "down"),
+    ("hybrid", "lora_unet_blocks.6.ffn.0.alpha", "blocks.6.ffn.0", "alpha"),
+    ("native", "diffusion_model.vace_blocks.0.before_proj.lora_A.weight", "vace_blocks.0.before_proj", "down"),
+    ("kohya", "lora_unet_vace_blocks_7_after_proj.lora_up.weight", "vace_blocks.7.after_proj", "up"),
+    ("diffusers", "transformer.vace_blocks.0.proj_in.lora_A.weight", "vace_blocks.0.before_proj", "down"),
+    ("diffusers", "transformer.vace_blocks.0.attn1.to_k.lora_A.weight", "vace_blocks.0.self_attn.k", "down"),
+    ("native", "diffusion_model.vace_patch_embedding.diff", "vace_patch_embedding", "diff"),
+    # "Also seen"
+    ("native", "diffusion_model.blocks.0.self_attn.q.lora_down", Q, "down"),
+    ("kohya", "lora_unet_blocks_0_self_attn_q.lora_up", Q, "up"),
+    ("native", "diffusion_model.blocks.0.self_attn.q.lora_A", Q, "down"),
+    ("native", "diffusion_model.blocks.0.self_attn.q.lora.up.weight", Q, "up"),
+    ("diffusers", "transformer.blocks.0.attn1.to_q.lora.down.weight", Q, "down"),
+    ("bare", "blocks.0.self_attn.q_lora.up.weight", Q, "up"),
+    ("diffusers", "blocks.0.attn1.to_q_lora.down.weight", Q, "down"),
+    ("diffusers", "unet.blocks.0.attn1.to_q.lora_linear_layer.up.weight", Q, "up"),
+    ("native", "diffusion_model.blocks.0.self_attn.q.lora_linear_layer.down.weight", Q, "down"),
+    ("native", "diffusion_model.blocks.0.self_attn.q.reshape_weight", Q, "reshape_weight"),
+    ("native", "diffusion_model.blocks.0.self_attn.q.set_weight", Q, "set_weight"),
+    ("kohya", "lora_unet_patch_embedding.lora_mid.weight", "patch_embedding", "mid"),
+]
+
+
+@pytest.mark.parametrize(("dialect", "key", "module", "part"), SPELLINGS, ids=[row[1] for row in SPELLINGS])
+def test_every_spelling_is_understood(dialect, key, module, part):
+    found = read_keys([key])
+    assert found.modules == {module: {part: key}}
+    assert found.dialect == dialect
+    assert not (found.text_encoder or found.unknown or found.foreign)
+
+
+WRITTEN = [
+    (Q, "down", "native", "diffusion_model.blocks.0.self_attn.q.lora_down.weight"),
+    (Q, "alpha", "native", "diffusion_model.blocks.0.self_attn.q.alpha"),
+    (Q, "bias", "native", "diffusion_model.blocks.0.self_attn.q.diff_b"),
+    (Q, "up", "kohya", "lora_unet_blocks_0_self_attn_q.lora_up.weight"),
+    (Q, "bias", "kohya", "lora_unet_blocks_0_self_attn_q.diff_b"),
+    (Q, "down", "diffusers", "transformer.blocks.0.attn1.to_q.lora_A.weight"),
+    (Q, "bias", "diffusers", "transformer.blocks.0.attn1.to_q.lora_B.bias"),
+    (Q, "up", "peft", "base_model.model.blocks.0.self_attn.q.lora_B.weight"),
+    ("blocks.3.cross_attn.o", "up", "diffusers", "transformer.blocks.3.attn2.to_out.0.lora_B.weight"),
+    ("blocks.3.cross_attn.k_img", "up", "diffusers", "transformer.blocks.3.attn2.add_k_proj.lora_B.weight"),
+    ("blocks.3.ffn.0", "down", "diffusers", "transformer.blocks.3.ffn.net.0.proj.lora_A.weight"),
+    ("blocks.3.norm3", "diff", "diffusers", "transformer.blocks.3.norm2.diff"),
+    ("blocks.3.norm3", "bias", "diffusers", "transformer.blocks.3.norm2.diff_b"),
+    ("blocks.3.modulation", "diff", "native", "diffusion_model.blocks.3.modulation.diff"),
+    ("blocks.3.modulation", "diff", "kohya", "diffusion_model.blocks.3.modulation.diff"),
+    ("head.modulation", "diff", "kohya", "diffusion_model.head.modulation.diff"),
+    ("head.modulation", "diff", "peft", "base_model.model.head.modulation.diff"),
+    ("head.head", "down", "diffusers", "transformer.proj_out.lora_A.weight"),
+    ("time_projection.1", "down", "diffusers", "transformer.condition_embedder.time_proj.lora_A.weight"),
+    ("vace_blocks.2.before_proj", "down", "kohya", "lora_unet_vace_blocks_2_before_proj.lora_down.weight"),
+    # Other models: what ComfyUI loads.
+    ("double_blocks_0_img_attn_qkv", "up", "kohya", "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight"),
+    ("double_blocks_0_img_attn_qkv", "up", "native", "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight"),
+    ("time_in_in_layer", "up", "native", "lora_unet_time_in_in_layer.lora_up.weight"),
+    ("img_in", "up", "native", "lora_unet_img_in.lora_up.weight"),
+    ("img_in", "up", "diffusers", "transformer.img_in.lora_B.weight"),
+    ("norm_out_linear", "up", "peft", "lora_unet_norm_out_linear.lora_B.weight"),
+    ("x_embedder", "up", "native", "transformer.x_embedder.lora_up.weight"),
+    ("add_embedding.linear_1", "up", "native", "lora_unet_add_embedding_linear_1.lora_up.weight"),
+    ("double_blocks.0.img_attn.qkv", "down", "native", "diffusion_model.double_blocks.0.img_attn.qkv.lora_down.weight"),
+    ("double_blocks.0.img_attn.qkv", "down", "kohya", "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight"),
+    (
+        "single_transformer_blocks.0.proj_mlp",
+        "up",
+        "native",
+        "transformer.single_transformer_blocks.0.proj_mlp.lora_up.weight",
+    ),
+    (
+        "transformer_blocks.0.attn1.to_q",
+        "up",
+        "native",
+        "diffusion_model.transformer_blocks.0.attn1.to_q.lora_up.weight",
+    ),
+    ("transformer_blocks.0.attn1.to_q", "up", "diffusers", "transformer.transformer_blocks.0.attn1.to_q.lora_B.weight"),
+    (
+        "down_blocks.1.attentions.0.proj_in",
+        "up",
+        "native",
+        "lora_unet_down_blocks_1_attentions_0_proj_in.lora_up.weight",
+    ),
+    ("down_blocks.1.attentions.0.proj_in", "up", "diffusers", "unet.down_blocks.1.attentions.0.proj_in.lora_B.weight"),
+    ("lycoris_transformer_blocks_0_ff_net_2", "alpha", "native", "lycoris_transformer_blocks_0_ff_net_2.alpha"),
+]
+
+
+@pytest.mark.parametrize(("module", "part", "dialect", "key"), WRITTEN)
+def test_written_keys_are_what_readers_know(module, part, dialect, key):
+    assert write_key(module, part, dialect) == key
+
+
+def test_flux_and_ltx_share_names_but_not_prefixes():
+    shared = "transformer_blocks.0.ff.net.0.proj"
+    assert write_key(shared, "up", "native", "LTX-Video").startswith("diffusion_model.transformer_blocks.0.ff")
+    assert write_key(shared, "up", "native", "Flux").startswith("transformer.transformer_blocks.0.ff")
+    assert write_key(shared, "alpha", "kohya", "Flux") == "lora_transformer_transformer_blocks_0_ff_net_0_proj.alpha"
+
+
+# Every module of the models, as their own sources name them.
+ATTENTION = ["self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o"]
+ATTENTION += ["cross_attn.q", "cross_attn.k", "cross_attn.v", "cross_attn.o"]
+MATRICES = [*ATTENTION, "ffn.0", "ffn.2"]
+NORMS = ["self_attn.norm_q", "self_attn.norm_k", "norm3", "cross_attn.norm_q", "cross_attn.norm_k"]
+IMAGE = ["cross_attn.k_img", "cross_attn.v_img", "cross_attn.norm_k_img"]
+OUTSIDE = ["patch_embedding", "text_embedding.0", "text_embedding.2", "time_embedding.0", "time_embedding.2"]
+OUTSIDE += ["time_projection.1", "head.head", "head.modulation"]
+
+
+def wan(blocks, image=False, vace=0):
+    inside = [*MATRICES, *NORMS, "modulation"]
+    modules = [f"blocks.{n}.{name}" for n in range(blocks) for name in inside + (IMAGE if image else [])]
+    modules += [f"vace_blocks.{n}.{name}" for n in range(vace) for name in [*inside, "after_proj"]]
+    modules += ["vace_blocks.0.before_proj", "vace_patch_embedding"] if vace else []
+    modules += [f"img_emb.proj.{n}" for n in (0, 1, 3, 4)] + ["img_emb.emb_pos"] if image else []
+    return modules + OUTSIDE
+
+
+MODELS = {
+    "T2V-14B": wan(40),
+    "T2V-1.3B": wan(30),
+    "I2V-14B": wan(40, image=True),
+    "VACE": wan(40, vace=8),
+    "5B": wan(30),
+}
+
+
+@pytest.mark.parametrize("dialect", OUTPUT_DIALECTS)
+@pytest.mark.parametrize("model", MODELS)
+def test_a_whole_model_survives_writing_and_reading(model, dialect):
+    parts = ("down", "up", "alpha", "diff")
+    written = {m: {part: write_key(m, part, dialect) for part in parts} for m in MODELS[model]}
+    found = read_keys([key for keys in written.values() for key in keys.values()])
+    assert found.modules == written
+    assert found.dialect == dialect
+    assert not (found.text_encoder or found.unknown or found.foreign)
+
+
+@settings(deadline=None)
+@given(
+    model=st.sampled_from(sorted(MODELS)),
+    dialect=st.sampled_from(OUTPUT_DIALECTS),
+    part=st.sampled_from(["down", "up", "mid", "alpha", "diff", "bias", "hada_w1_a", "lokr_w2_b", "dora_scale"]),
+    data=st.data(),
+)
+def test_one_key_alone_reads_back_as_written(model, dialect, part, data):
+    module = data.draw(st.sampled_from(MODELS[model]))
+    key = write_key(module, part, dialect)
+    (found,) = read_keys([key]).modules.items()
+    assert found[0] == module
+    # PEFT has no other bias than that of lora_B.
+    assert found[1] == {"up_bias" if key.endswith("lora_B.bias") else part: key}
+
+
+WORDS = st.sampled_from(
+    """diffusion_model model base_model transformer pipe dit blocks vace_blocks 0 1 39 007 99999999999 self_attn q k_img
+    cross_attn attn1 attn2 to_q to_out ffn net proj head norm2 norm3 modulation lora lora_A lora_B lora_down default
+    up down weight bias alpha diff diff_b diff_m lokr_w1 processor scale_shift_table proj_out dora_scale text_encoder
+    lora_unet lycoris lora_te1 patch_embedding q_loras oft_blocks transformer_blocks single_blocks _ x""".split()
+)
+KEYS = st.lists(st.tuples(WORDS, st.sampled_from([".", ".", "_", "__", ""])), min_size=1, max_size=9).map(
+    lambda pieces: "".join(word + joint for word, joint in pieces)
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.one_of(KEYS, st.text(max_size=30)), max_size=8, unique=True))
+def test_every_key_ends_up_in_exactly_one_place(keys):
+    try:
+        found = read_keys(keys)
+    except FileError as error:
+        assert sum(key in str(error) for key in keys) >= 2
+        return
+    places = [key for parts in found.modules.values() for key in parts.values()] + found.text_encoder + found.unknown
+    places += [key for some in found.foreign.values() for key in some]
+    assert sorted(places) == sorted(keys)
+    assert read_keys(reversed(keys)) == found
+    assert list(read_keys(reversed(keys)).modules) == list(found.modules)
+    for module, parts in found.modules.items():
+        for part in parts:
+            assert all(write_key(module, part, dialect) for dialect in OUTPUT_DIALECTS)
+
+
+def test_modules_come_in_the_models_order():
+    shuffled = [
+        "blocks.10.ffn.0",
+        "head.head",
+        "blocks.9.cross_attn.k_img",
+        "vace_blocks.0.self_attn.q",
+        "blocks.9.ffn.2",
+    ]
+    shuffled += [
+        "patch_embedding",
+        "blocks.9.self_attn.v",
+        "blocks.9.self_attn.q",
+        "blocks.9.cross_attn.o",
+        "blocks.9.ffn.0",
+    ]
+    found = read_keys([f"diffusion_model.{module}.diff" for module in shuffled])
+    assert list(found.modules) == [
+        *("patch_embedding", "blocks.9.self_attn.q", "blocks.9.self_attn.v", "blocks.9.cross_attn.o"),
+        *("blocks.9.cross_attn.k_img", "blocks.9.ffn.0", "blocks.9.ffn.2", "blocks.10.ffn.0", "head.head"),
+        "vace_blocks.0.self_attn.q",
+    ]
+    others = [
+        "single_blocks.10.linear1",
+        "double_blocks.2.img_mlp.0",
+        "single_blocks.9.linear1",
+        "double_blocks.11.img_mlp.0",
+    ]
+    assert list(read_keys([f"transformer.{m}.lora_A.weight" for m in others]).modules) == [
+        others[i] for i in (1, 3, 2, 0)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("diffusion_model.blocks.0.self_attn.q.lora_A.weight", "lora_unet_blocks_0_self_attn_q.lora_down.weight"),
+        ("diffusion_model.blocks.0.self_attn.q.lora_A.weight", "diffusion_model.blocks.0.self_attn.q.lora_down.weight"),
+        ("transformer.blocks.0.attn1.to_q.lora_A.weight", "transformer_2.blocks.0.attn1.to_q.lora_A.weight"),
+        ("blocks.0.ffn.0.lora_A.detailed.weight", "blocks.0.ffn.0.lora_A.sparse.weight"),
+        ("diffusion_model.blocks.1.diff_m", "diffusion_model.blocks.1.modulation.diff"),
+        ("transformer.x.y.lora_A.weight", "diffusion_model.x.y.lora_A.weight"),
+    ],
+)
+def test_two_keys_of_one_part_are_an_error_that_names_both(one, other):
+    with pytest.raises(FileError) as error:
+        read_keys([one, other])
+    assert one in str(error.value) and other in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_text_encoder_keys_are_set_apart():
+    keys = ["lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", "lora_te2_text_model_x.alpha"]
+    keys += [
+        "text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight",
+        "text_encoders.umt5xxl.shared.lora_A.weight",
+    ]
+    keys += ["lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", "text_encoder_2.encoder.q.lora_B.weight"]
+    found = read_keys([*keys, "diffusion_model.blocks.0.ffn.0.lora_A.weight"])
+    assert found.text_encoder == sorted(keys)
+    assert list(found.modules) == ["blocks.0.ffn.0"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "diffusion_model.blocks.0.self_attn.q.lora_C.weight",
+        "diffusion_model.blocks.0.self_attn.q.lora_A.bias",
+        "diffusion_model.blocks.0.self_attn.q.scalar",
+        "alpha",
+        "lora_A.weight",
+        ".diff",
+        "weight",
+        "",
+    ],
+)
+def test_what_is_not_understood_is_said(key):
+    found = read_keys([key])
+    assert found.unknown == [key] and not found.modules
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("diffusion_model.blocks.0.self_attn.q_loras.down.weight", "Stand-In"),
+        ("blocks.39.self_attn.v_loras.up.weight", "Stand-In"),
+        ("dwpose_embedding.0.weight", "UniAnimate"),
+        ("randomref_embedding_pose.2.bias", "UniAnimate"),
+        ("diffusion_model.patch_embedding.lora_A.weight", "control LoRA"),
+        ("patch_embedding.lora_B.weight", "control LoRA"),
+        ("blocks.0.self_attn.q.weight", "whole weights"),
+        ("model.diffusion_model.head.head.bias", "whole weights"),
+        ("lora_unet_blocks_0_self_attn_q.oft_blocks", "OFT"),
+        ("base_model.model.blocks.0.self_attn.q.vera_lambda_d", "VeRA"),
+        ("lycoris_blocks_0_self_attn_q.a1.weight", "GLoRA"),
+        ("lycoris_blocks_0_self_attn_q.on_input", "IA3"),
+    ],
+)
+def test_what_is_no_weight_difference_is_recognised(key, reason):
+    found = read_keys([key])
+    assert [reason in found_reason for found_reason in found.foreign] == [True]
+    assert list(found.foreign.values()) == [[key]]
+    assert not found.modules and not found.unknown
+
+
+def test_dialect_is_that_of_the_majority():
+    kohya = [f"lora_unet_blocks_{n}_ffn_0.lora_up.weight" for n in range(3)]
+    assert read_keys([*kohya, "diffusion_model.blocks.9.ffn.0.lora_A.weight"]).dialect == "kohya"
+
+
+def test_shared_names_are_wans_only_in_a_wan_file():
+    head = "transformer.proj_out.lora_A.weight"
+    assert list(read_keys([head]).modules) == ["head.head"]
+    assert list(read_keys([head, "transformer.blocks.0.attn1.to_q.lora_A.weight"]).modules)[-1] == "head.head"
+    assert "proj_out" in read_keys([head, "transformer.transformer_blocks.0.attn.to_q.lora_A.weight"]).modules
+    assert list(read_keys([head], {"modelspec.architecture": "Flux.1-dev/lora"}).modules) == ["proj_out"]
+
+
+OTHER_MODELS = [
+    (
+        "transformer.single_transformer_blocks.0.attn.to_out.lora_A.weight",
+        "single_transformer_blocks.0.attn.to_out",
+        (8, 8),
+        None,
+    ),
+    ("lora_unet_double_blocks_0_img_mlp_0.lora_down.weight", "double_blocks_0_img_mlp_0", (12288, 3072), "Flux"),
+    (
+        "transformer.single_transformer_blocks.37.proj_mlp.lora_A.weight",
+        "single_transformer_blocks.37.proj_mlp",
+        (12288, 3072),
+        "Flux",
+    ),
+    ("diffusion_model.double_blocks.3.img_mod.lin.lora_A.weight", "double_blocks.3.img_mod.lin", (18432, 3072), "Flux"),
+    (
+        "lora_unet_double_blocks_0_img_mlp_fc1.lora_down.weight",
+        "double_blocks_0_img_mlp_fc1",
+        (12288, 3072),
+        "HunyuanVideo",
+    ),
+    (
+        "transformer.single_blocks.39.modulation.linear.lora_A.weight",
+        "single_blocks.39.modulation.linear",
+        (9216, 3072),
+        "HunyuanVideo",
+    ),
+    ("transformer.single_blocks.7.linear1.lora_A.weight", "single_blocks.7.linear1", (21504, 3072), None),
+    (
+        "diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight",
+        "transformer_blocks.0.attn1.to_q",
+        (2048, 2048),
+        "LTX-Video",
+    ),
+    (
+        "transformer.transformer_blocks.59.img_mlp.net.2.lora_A.weight",
+        "transformer_blocks.59.img_mlp.net.2",
+        (3072, 12288),
+        "Qwen-Image",
+    ),
+    (
+        "lora_unet_transformer_blocks_5_txt_mod_1.lora_down.weight",
+        "transformer_blocks_5_txt_mod_1",
+        (18432, 3072),
+        "Qwen-Image",
+    ),
+    (
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k.lora_down.weight",
+        "input_blocks_4_1_transformer_blocks_0_attn2_to_k",
+        (640, 2048),
+        "SDXL",
+    ),
+    (
+        "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.processor.to_v_lora.down.weight",
+        "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v",
+        (640, 2048),
+        "SDXL",
+    ),
+    (
+        "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight",
+        "down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k",
+        (640, 768),
+        "SD 1.5",
+    ),
+]
+
+
+@pytest.mark.parametrize(("key", "module", "shape", "model"), OTHER_MODELS)
+def test_other_models_keep_their_own_names(key, module, shape, model):
+    found = read_keys([key])
+    assert found.modules == {module: {"down": key}}
+    assert base_model({module: shape}) == model
+
+
+def shapes(modules, width, feed_forward):
+    known = {"ffn.0": (feed_forward, width), "ffn.2": (width, feed_forward)}
+    found = {}
+    for module in modules:
+        inside = module.split(".", 2)[-1]
+        if "blocks." in module and "norm" not in module and "modulation" not in module:
+            found[module] = known.get(inside, (width, width))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("modules", "width", "feed_forward", "model"),
+    [
+        (MODELS["T2V-14B"], 5120, 13824, "Wan2.1-T2V-14B"),
+        (MODELS["I2V-14B"], 5120, 13824, "Wan2.1-I2V-14B"),
+        (MODELS["T2V-1.3B"], 1536, 8960, "Wan2.1-T2V-1.3B"),
+        (MODELS["VACE"], 5120, 13824, "Wan2.1-VACE-14B"),
+        (MODELS["VACE"], 1536, 8960, "Wan2.1-VACE-1.3B"),
+        (MODELS["5B"], 3072, 14336, "Wan2.2-5B"),
+        (["blocks.3.self_attn.q", "blocks.3.cross_attn.k"], 5120, 13824, "Wan2.1/2.2 14B (T2V or I2V)"),
+        (["blocks.3.ffn.2"], 5120, 13824, "Wan2.1/2.2 14B (T2V or I2V)"),
+        ([f"blocks.7.{name}" for name in MATRICES], 5120, 13824, "Wan2.1-T2V-14B"),
+        (["blocks.3.cross_attn.k_img"], 5120, 13824, "Wan2.1-I2V-14B"),
+        (["blocks.3.self_attn.q"], 1536, 8960, "Wan2.1 1.3B"),
+        (["blocks.3.self_attn.q"], 3072, 14336, "Wan2.2-5B"),
+        (MODELS["T2V-1.3B"], 192, 256, "Wan of width 192"),
+        (["blocks.3.ffn.2"], 5120, 8960, "Wan of width 5120"),
+    ],
+)
+def test_base_model_says_what_shapes_tell(modules, width, feed_forward, model):
+    assert base_model(shapes(modules, width, feed_forward)) == model
+
+
+def test_base_model_says_nothing_where_there_is_nothing_to_say():
+    assert base_model({}) is None
+    assert base_model({"some.layer": (4, 4)}) is None
+    assert base_model({"blocks.0.self_attn.q": (5120, 5120), "blocks.1.self_attn.q": (1536, 1536)}) is None
+    assert base_model({"head.head": (64, 5120), "blocks.0.norm3": (5120,)}) == "Wan2.1/2.2 14B (T2V or I2V)"
+
+
+def test_reading_takes_time_in_proportion():
+    def seconds(modules):
+        keys = [
+            f"lora_unet_blocks_{n // 10}_{MATRICES[n % 10].replace('.', '_')}.{end}"
+            for n in range(modules)
+            for end in ENDS
+        ]
+        start = time.process_time()
+        assert len(read_keys(keys).modules) == modules
+        return time.process_time() - start
+
+    short, long = (min(seconds(modules) for _ in range(3)) for modules in (512, 4096))
+    assert long < 24 * short  # 8 times the work; anything quadratic takes 64 times as long
+
+
+ENDS = ("alpha", "lora_down.weight", "lora_up.weight")

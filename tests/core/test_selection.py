@@ -1,0 +1,142 @@
+"""The selection language: every worked case of tests/data/selection.json, and properties that hold for all texts."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from difflora.errors import SelectionError
+from difflora.patterns import Pattern
+from difflora.selection import Selection, summary
+
+DATA = json.loads((Path(__file__).parents[1] / "data" / "selection.json").read_text("utf-8"))
+
+
+def numbers(text: str) -> list[int]:
+    ends = [part.split("-") for part in text.split(",")]
+    return [n for low, *high in ends for n in range(int(low), int((high or [low])[0]) + 1)]
+
+
+def names_of(model: str) -> list[str]:
+    rule = DATA["models"][model]
+    if "names" in rule:
+        return rule["names"]
+    stacks = rule["stacks"].items()
+    return [f"{s}.{n}.{m}" for s, count in stacks for n in range(count) for m in rule["modules"]] + rule["outside"]
+
+
+def expand(groups: list) -> dict[str, float]:
+    weights = {}
+    for group in groups:
+        if len(group) == 2:
+            weights[group[0]] = group[1]
+        else:
+            stack, blocks, modules, weight = group
+            weights |= {f"{stack}.{n}.{module}": weight for n in numbers(blocks) for module in modules}
+    return weights
+
+
+@pytest.mark.parametrize("case", DATA["cases"], ids=lambda case: case["why"])
+def test_worked_case(case):
+    names = names_of(case["names"])
+    if "error" in case:
+        with pytest.raises(SelectionError) as caught:
+            Selection.parse(case["text"]).weights(names)
+        for piece in case["error"]:
+            assert piece in str(caught.value)
+        assert "\n" not in str(caught.value)
+        return
+    selection = Selection.parse(case["text"])
+    if "all" in case:
+        expected = dict.fromkeys(names, case["all"])
+    else:
+        expected = case["weights"] if "weights" in case else expand(case["groups"])
+    weights = selection.weights(names)
+    assert weights == expected
+    assert list(weights) == [name for name in names if name in weights]
+    assert selection.unmatched(names) == case.get("unmatched", [])
+
+
+@pytest.mark.parametrize("case", DATA["round_trips"], ids=lambda case: case["text"])
+def test_text_of_the_block_grid_means_what_was_painted(case):
+    names = names_of(case["names"])
+    painted = {}
+    for paint in case["paint"]:
+        if len(paint) == 4 and paint[2] == "*":
+            painted |= {n: paint[3] for n in names if n.split(".")[0] == paint[0] and int(n.split(".")[1]) in numbers(paint[1])}
+        else:
+            painted |= expand([paint])
+    painted = {name: weight for name, weight in painted.items() if weight}
+    if painted:
+        assert Selection.parse(case["text"]).weights(names) == painted
+    else:
+        with pytest.raises(SelectionError):
+            Selection.parse(case["text"]).weights(names)
+
+
+TERMS = st.sampled_from(["attn", "ffn", "q", "cross_attn", "ffn.0", "blocks 0-1", "blocks 1 2", "*.k_img", "/blocks\\.[02]/", "head"])
+FACTORS = st.lists(TERMS, min_size=1, max_size=3).map("|".join)
+TINY = names_of("tiny")
+
+
+def chosen(text: str) -> dict[str, float]:
+    try:
+        return Selection.parse(text).weights(TINY)
+    except SelectionError as error:
+        assert "selects nothing" in str(error)
+        return {}
+
+
+@given(FACTORS, FACTORS)
+def test_and_or_not_are_set_operations(a, b):
+    sets = [set(chosen(text)) for text in (a, b, f"{a} & {b}", f"{a}, {b}", f"{a}, !{b}", f"!{a}", f"{a} & !{b}")]
+    left, right, both, either, without, inverse, narrowed = sets
+    assert both == left & right
+    assert either == left | right
+    assert without == narrowed == left - right
+    assert inverse == set(TINY) - left
+
+
+@given(FACTORS, FACTORS, st.floats(-10, 10).filter(bool), st.floats(-10, 10).filter(bool))
+def test_the_last_weight_wins_and_is_read_to_the_last_bit(a, b, first, second):
+    weights = chosen(f"{a}={first!r}, {b}={second!r}")
+    for name in TINY:
+        expected = second if name in chosen(b) else first if name in chosen(a) else None
+        assert weights.get(name) == expected
+
+
+@given(st.text(alphabet="abqk019 ,!&|=*?/\\().[]{}-+^$\n", max_size=40))
+def test_any_text_is_either_read_or_refused_in_one_line(text):
+    try:
+        Selection.parse(text).weights(TINY)
+    except SelectionError as error:
+        assert "\n" not in str(error)
+
+
+PIECES = st.sampled_from(["a", "b", ".", "[ab]", "[^a]", "\\w", "\\.", "(a|b)", "(?:ab)*", "a+", "b?", "(a*)*", "a{1,2}", "^", "$", "\\b", "(|a)"])
+
+
+@given(st.lists(PIECES, max_size=5).map("".join), st.text(alphabet="ab.-", max_size=8))
+def test_patterns_match_what_pythons_own_matcher_matches(source, text):
+    assert Pattern(source).found_in(text) == bool(re.search(source, text, re.ASCII))
+
+
+def test_hostile_pattern_takes_no_longer_than_a_harmless_one():
+    name = "blocks.0." + "a" * 200
+    start = time.perf_counter()
+    assert Selection.parse("/(a+)+(a+)+(a|a)*!/, blocks").weights([name]) == {name: 1.0}
+    assert time.perf_counter() - start < 2
+
+
+def test_summary_is_short_for_a_file_with_thousands_of_modules():
+    assert len(summary(f"part{n}.x{n}" for n in range(5000))) < 300
+    assert len(summary(f"blocks.{n}.m{n}.w" for n in range(5000))) < 300
+
+
+def test_equal_texts_are_equal_selections():
+    assert Selection.parse("attn & q") == Selection.parse("attn & q")
+    assert Selection.parse("attn") != Selection.parse("ffn")

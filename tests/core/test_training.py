@@ -1,0 +1,454 @@
+"""The musubi-tuner recipe: what it writes, read back the way the other side reads it."""
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from difflora import training
+from difflora.errors import OutputError, TrainingError
+from difflora.training import PRESETS, Machine, Training, Variable, parse_clips
+
+HERE = Path(__file__).resolve().parent.parent
+FLAGS = json.loads((HERE / "data" / "musubi_flags.json").read_text())
+SIDES = ("detailed", "sparse")
+MACHINE = Machine(
+    musubi="/home/ユーザー/my tools & toys/musubi-tuner",
+    dit="/models/100% wan/wan2.1 (t2v)_bf16.safetensors",
+    vae="/models/it's/vae.safetensors",
+    t5="/models/$HOME `t5` !x! ^.pth",
+)
+
+
+def ask_musubi(task: dict, cwd: Path | None = None) -> dict:
+    """What a musubi-tuner checkout says, in a process of its own, run where the command file would run it."""
+    folder = os.environ.get("MUSUBI_TUNER_DIR")
+    if not folder:
+        pytest.skip("MUSUBI_TUNER_DIR does not point at a musubi-tuner checkout")
+    python = os.environ.get("MUSUBI_TUNER_PYTHON", sys.executable)
+    done = subprocess.run(
+        [python, str(HERE / "musubi.py"), folder],
+        input=json.dumps(task),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(folder) / "src"), "PYTHONUTF8": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def words_of(recipe: Training, side: str = "detailed") -> list[tuple[str, list[str]]]:
+    """(script, words) of each command that runs one of musubi-tuner's scripts."""
+    found = []
+    for command in training.commands(recipe, side).values():
+        for position, word in enumerate(command):
+            if isinstance(word, Variable) and word.name == "MUSUBI":
+                words = [w.name if isinstance(w, Variable) else w for w in command[position + 1 :]]
+                found.append((Path(word.tail).name, words))
+    return found
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """A dataset whose own folder has all that a folder name may have."""
+    from PIL import Image
+
+    folder = tmp_path / "my [set] données 集"
+    for side, colour in zip(SIDES, ("red", "blue"), strict=True):
+        (folder / side).mkdir(parents=True)
+        for stem in ("frame 1", "frame 2", "フレーム 3"):
+            Image.new("RGB", (96, 64), colour).save(folder / side / f"{stem}.png")
+            (folder / side / f"{stem}.txt").write_text("")
+    return folder
+
+
+# The defaults
+
+
+def test_defaults_are_the_authors_settings():
+    (_, latents), (_, texts), (_, train) = words_of(PRESETS["slider"])
+    assert latents == ["--dataset_config", "detailed.toml", "--vae", "VAE"]
+    assert texts[:4] == ["--dataset_config", "detailed.toml", "--t5", "T5"]
+    line = " ".join(train)
+    for setting in (
+        "--task t2v-14B",
+        "--optimizer_type lion_pytorch.Lion",
+        "--learning_rate 2e-05",
+        "--lr_scheduler constant_with_warmup --lr_warmup_steps 50",
+        "--network_dim 16",
+        "--max_train_steps 5000",
+        "--seed 42",
+        "--fp8_base",
+        "--blocks_to_swap 16",
+    ):
+        assert setting in line
+    assert "resolution = [192, 192]" in training.dataset_toml(PRESETS["slider"], "detailed")
+    assert "batch_size = 1\n" in training.dataset_toml(PRESETS["slider"], "detailed")
+
+
+def test_style_preset_is_the_mixed_image_and_video_setup():
+    toml = training.dataset_toml(PRESETS["style"], "detailed")
+    assert "resolution = [768, 768]" in toml
+    assert 'resolution = [768, 416]\ntarget_frames = [1, 21]\nframe_extraction = "head"' in toml
+    assert 'resolution = [384, 208]\ntarget_frames = [45]\nframe_extraction = "uniform"\nframe_sample = 2' in toml
+    line = " ".join(words_of(PRESETS["style"])[2][1])
+    assert "--optimizer_type AdamW8bit --learning_rate 5e-05" in line
+    assert "--timestep_sampling shift --discrete_flow_shift 3 " in line
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_sides_differ_in_nothing_but_the_side(preset):
+    made = training.files(PRESETS[preset], MACHINE, SIDES)
+    assert len(made) == 6
+    for name, text in made.items():
+        if "detailed" in name:
+            assert made[name.replace("detailed", "sparse")] == text.replace("detailed", "sparse")
+            assert "sparse" not in text
+
+
+# What is refused, before anything is written
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"width": 200}, "multiples of 16"),
+        ({"width": 0}, "from 64 to 2048"),
+        ({"optimizer": "Lion"}, r"has no Lion\. Use lion_pytorch\.Lion, and install the package lion-pytorch"),
+        ({"optimizer": "adam"}, "neither AdamW8bit"),
+        ({"optimizer": "os; rm"}, "neither AdamW8bit"),
+        ({"optimizer_args": "weight_decay"}, "name=value"),
+        ({"task": "t2v-99B"}, "use one of t2v-14B"),
+        ({"task": "t2v-1.3B", "blocks_to_swap": 30}, "at most 29"),
+        ({"rank": 0}, "from 1 to"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"extra": "--comment 'open"}, "Close the quote"),
+        ({"extra": "--a\nrm"}, "control character"),
+        ({"clips": "768x416 20 head"}, r"4 N \+ 1"),
+        ({"clips": "760x416 21 head"}, "multiples of 16"),
+        ({"clips": "0x416 21 head"}, "multiples of 16"),
+        ({"clips": "768x416 21 tail"}, "not understood"),
+        ({"clips": "768x416"}, "not understood"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_with_its_reason(change, reason):
+    with pytest.raises(TrainingError, match=reason):
+        training.files(dataclasses.replace(Training(), **change), MACHINE)
+
+
+@pytest.mark.parametrize(
+    ("machine", "reason"),
+    [
+        (Machine(dit="C:\\a\r\nformat c:"), "control character"),
+        (Machine(vae='x" & calc & "'), "double quote"),
+        (Machine(t5="~/t5.pth"), "in full"),
+        (Machine(python="py\0"), "control character"),
+        (Machine(dit="C:\\models\\"), "ends in a backslash"),
+    ],
+)
+def test_a_path_that_no_command_file_can_hold_is_refused(machine, reason):
+    with pytest.raises(TrainingError, match=reason):
+        training.files(Training(), machine)
+
+
+@pytest.mark.parametrize(
+    "side", ["", ".", "..", "../x", "a/b", "a\\b", "a[b]", "a*", "a%b", 'a"b', "a'b", "a\nb", "x" * 65, "a ", "$a"]
+)
+def test_a_name_that_is_more_than_a_word_cannot_name_a_side(side):
+    with pytest.raises(TrainingError, match="cannot name a side"):
+        training.files(Training(), MACHINE, (side, "sparse"))
+
+
+def test_sides_need_two_names():
+    with pytest.raises(TrainingError, match="give each another name"):
+        training.files(Training(), MACHINE, ("Detailed", "detailed"))
+
+
+# The command files, run for real or read as cmd.exe reads them
+
+
+def run_script(folder: Path, script: str, python: Path) -> list[list[str]]:
+    """Run a .sh with a Python that only writes its arguments down."""
+    log = folder / "log.txt"
+    done = subprocess.run(
+        ["bash", script], cwd="/", capture_output=True, text=True, env={**os.environ, "LOG": str(log)}
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+def test_shell_script_passes_every_path_through_unharmed(tmp_path):
+    if os.name == "nt":
+        pytest.skip("the .sh is for Linux")
+    names = {
+        "musubi": "my tools & toys/mûsubi",
+        "dit": "100% (wan).st",
+        "vae": "it's \\ vae",
+        "t5": "$HOME `t5` !x! ^ 模型",
+    }
+    paths = {key: tmp_path / name for key, name in names.items()}
+    for path in paths.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    python = tmp_path / "a python"
+    python.write_text(
+        f'#!{sys.executable}\nimport json, os, sys\nopen(os.environ["LOG"], "a").write(json.dumps([os.getcwd(), *sys.argv[1:]]) + "\\n")\n'
+    )
+    python.chmod(0o755)
+    machine = Machine(python=str(python), **{key: str(path) for key, path in paths.items()})
+    folder = tmp_path / "données ' [x] $(touch pwned)" / "training"
+    recipe = dataclasses.replace(
+        Training(), extra="--training_comment 'two words; $(touch pwned)'", optimizer_args="betas=(0.9,0.99)"
+    )
+    training.write_files(folder, training.files(recipe, machine, ("très dense", "sparse")))
+    calls = run_script(folder, str(folder / "train_très dense.sh"), python)
+    expected = training.commands(recipe, "très dense")
+    values = {key.upper(): str(path) for key, path in paths.items()}
+    assert calls == [
+        [str(folder), *(values[w.name] + w.tail if isinstance(w, Variable) else w for w in command)]
+        for command in expected.values()
+    ]
+    assert not list(tmp_path.rglob("pwned"))
+
+
+@pytest.mark.skipif(not shutil.which("bash") or os.name == "nt", reason="no bash")
+def test_shell_script_names_what_is_missing_before_it_starts(tmp_path):
+    training.write_files(tmp_path, training.files(Training(), Machine(musubi=str(tmp_path), dit="/not/there")))
+    done = subprocess.run(["bash", str(tmp_path / "train_sparse.sh")], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Not found: '/not/there'. Correct the top of this file." in done.stderr
+
+
+def read_batch(text: str) -> tuple[dict[str, str], list[list[str]]]:
+    """The variables and commands of a .bat, by the rules of cmd.exe and of the C start-up code's argument parser."""
+    variables: dict[str, str] = {}
+    commands = []
+    for line in text.replace("^\r\n", "").split("\r\n"):
+        line = expand_percents(line, variables)
+        if line.startswith('set "'):
+            key, _, value = line[5 : line.rindex('"')].partition("=")
+            variables[key] = value
+        elif line.startswith('"'):
+            commands.append(split_arguments(line))
+    return variables, commands
+
+
+def expand_percents(line: str, variables: dict[str, str]) -> str:
+    out, rest = "", line
+    while "%" in rest:
+        before, _, rest = rest.partition("%")
+        out += before
+        if rest.startswith("%"):
+            out, rest = out + "%", rest[1:]
+        elif rest.startswith("~dp0"):
+            rest = rest[4:]
+        else:
+            name, found, rest = rest.partition("%")
+            assert found, f"a single % in {line!r}"
+            out += variables.get(name, "")
+    return out + rest
+
+
+def split_arguments(line: str) -> list[str]:
+    arguments, word, quoted, started, position = [], "", False, False, 0
+    while position < len(line):
+        slashes = len(line[position:]) - len(line[position:].lstrip("\\"))
+        after = line[position + slashes : position + slashes + 1]
+        if slashes and after == '"':
+            word += "\\" * (slashes // 2)
+            position += slashes
+            started = True
+            if slashes % 2:
+                word, position = word + '"', position + 1
+            continue
+        character = line[position]
+        if character == '"':
+            quoted, started = not quoted, True
+        elif character == " " and not quoted:
+            if started:
+                arguments.append(word)
+            word, started = "", False
+        else:
+            assert quoted or character not in "&|<>^()!", f"{character} is not quoted in {line!r}"
+            word, started = word + character, True
+        position += 1
+    assert not quoted, line
+    return arguments + [word] if started else arguments
+
+
+def test_batch_file_passes_every_path_through_unharmed():
+    machine = Machine(
+        musubi="C:\\Users\\José & Co\\100% (musubi)\\",
+        dit="D:\\模型\\wan ^2.1^ !x!.safetensors",
+        vae="D:\\it's\\%PATH%\\vae.safetensors",
+        t5="\\\\server\\share\\t5.pth",
+        python="C:\\musubi\\.venv\\Scripts\\python.exe",
+    )
+    recipe = dataclasses.replace(
+        Training(), extra="--training_comment '50% & more \\'", optimizer_args="betas=(0.9,0.99)"
+    )
+    text = training.files(recipe, machine, ("très dense", "sparse"))["train_très dense.bat"]
+    assert "\n" not in text.replace("\r\n", ""), "cmd.exe wants CR LF"
+    assert text[: text.index("chcp")].isascii()
+    variables, commands = read_batch(text)
+    values = {key.upper(): value.rstrip("\\") for key, value in dataclasses.asdict(machine).items()}
+    assert {key: variables[key] for key in values} == values
+    expected = training.commands(recipe, "très dense").values()
+    assert commands == [
+        [
+            machine.python,
+            *(values[w.name] + w.tail.replace("/", "\\") if isinstance(w, Variable) else w for w in command),
+        ]
+        for command in expected
+    ]
+
+
+@given(
+    st.text(st.characters(blacklist_categories=["Cs"]), max_size=30), st.sampled_from(["dit", "vae", "t5", "python"])
+)
+def test_any_path_is_passed_through_or_refused(path, which):
+    machine = dataclasses.replace(MACHINE, **{which: path})
+    try:
+        text = training.files(Training(), machine)["train_sparse.bat"]
+    except TrainingError:
+        return
+    variables, _ = read_batch(text)
+    assert variables[which.upper()] == path
+
+
+# Writing
+
+
+def test_nothing_is_overwritten_unless_asked(tmp_path):
+    first = training.files(Training(), MACHINE)
+    written = training.write_files(tmp_path, first)
+    assert sorted(path.name for path in written) == sorted(first)
+    training.write_files(tmp_path, first)  # the same again is no loss
+    (tmp_path / "detailed.toml").write_text("# edited by hand")
+    second = training.files(dataclasses.replace(Training(), rank=8), MACHINE)
+    with pytest.raises(OutputError, match="is already in"):
+        training.write_files(tmp_path, second)
+    assert "--network_dim 16" in (tmp_path / "train_sparse.sh").read_text()
+    assert (tmp_path / "detailed.toml").read_text() == "# edited by hand"
+    training.write_files(tmp_path, second, overwrite=True)
+    assert "--network_dim 8" in (tmp_path / "train_sparse.sh").read_text()
+
+
+def command_line(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    training.add_recipe_command(parser.add_subparsers(required=True))
+    return parser.parse_args(["recipe", *words])
+
+
+def test_command_line_writes_what_it_is_told(dataset, capsys):
+    arguments = command_line(
+        str(dataset), "--rank", "8", "--no-fp8-base", "--learning-rate", "1e-4", "--dit", "/m/dit.st"
+    )
+    assert arguments.run(arguments) == 0
+    script = (dataset / "training" / "train_sparse.sh").read_text()
+    assert "--network_dim 8 " in script
+    assert "--learning_rate 0.0001" in script
+    assert "fp8" not in script
+    assert "DIT=/m/dit.st\n" in script
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 6
+    assert said.err.splitlines() == [
+        "Install the package lion-pytorch into the Python of musubi-tuner.",
+        "Fill in musubi, vae, t5 at the top of the command files.",
+    ]
+
+
+def test_command_line_starts_from_a_preset(dataset):
+    arguments = command_line(str(dataset), "--preset", "style", "--steps", "100", "--sides", "detailed")
+    arguments.run(arguments)
+    assert "AdamW8bit" in (dataset / "training" / "train_detailed.sh").read_text()
+    assert "--max_train_steps 100 " in (dataset / "training" / "train_detailed.sh").read_text()
+    assert not (dataset / "training" / "sparse.toml").exists()
+
+
+def test_command_line_wants_the_folders_to_be_there(dataset):
+    arguments = command_line(str(dataset), "--sides", "detailed", "empty")
+    with pytest.raises(OutputError, match="no folder 'empty'"):
+        arguments.run(arguments)
+    assert not (dataset / "training").exists()
+
+
+# musubi-tuner's own word
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_flag_is_one_that_musubi_has(preset):
+    for script, words in words_of(PRESETS[preset]):
+        known = FLAGS["scripts"][script]
+        position = 0
+        while position < len(words):
+            flag = words[position]
+            assert flag in known, f"{script} has no {flag}"
+            values = []
+            while position + 1 < len(words) and not words[position + 1].startswith("--"):
+                position += 1
+                values.append(words[position])
+            takes = known[flag]["takes"]
+            assert takes == "*" or len(values) == takes, flag
+            assert not known[flag]["choices"] or values[0] in known[flag]["choices"], flag
+            position += 1
+        assert {flag for flag, about in known.items() if about["required"]} <= set(words)
+
+
+def test_choices_offered_are_choices_that_musubi_has():
+    known = FLAGS["scripts"]["wan_train_network.py"]
+    for offered, flag in [
+        (training.TASKS, "--task"),
+        (training.SAMPLINGS, "--timestep_sampling"),
+        (training.PRECISIONS, "--mixed_precision"),
+    ]:
+        assert set(offered) <= set(known[flag]["choices"])
+
+
+def test_recorded_flags_are_those_of_the_checkout():
+    assert ask_musubi({"flags": True}) == FLAGS
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_musubi_accepts_the_recipe_finds_the_images_and_builds_the_optimizer(preset, dataset):
+    recipe = PRESETS[preset]
+    if preset == "style":  # bitsandbytes wants a GPU; what is checked here is the dataset
+        recipe = dataclasses.replace(recipe, optimizer="torch.optim.AdamW")
+        for side in SIDES:
+            (dataset / side / "clip.mp4").write_bytes(b"")
+            (dataset / side / "clip.txt").write_text("")
+    training.write_files(dataset / "training", training.files(recipe, MACHINE, SIDES))
+    commands = [command for side in SIDES for command in words_of(recipe, side)]
+    task = {"commands": commands, "datasets": [f"{side}.toml" for side in SIDES], "optimizer": commands[2][1]}
+    answer = ask_musubi(task, cwd=dataset / "training")
+    for side, parsed, blocks in zip(SIDES, answer["parsed"][2::3], answer["datasets"], strict=True):
+        assert parsed["network_dim"] == "16"
+        assert parsed["dit"] == "DIT"
+        assert parsed["output_name"] == f"slider_{side}"
+        assert blocks[0]["files"] == ["frame 1.png", "frame 2.png", "フレーム 3.png"]
+        assert blocks[0]["captions"] == ["", "", ""]
+        assert blocks[0]["resolution"] == [recipe.width, recipe.height]
+        assert len(blocks) == 1 + len(parse_clips(recipe.clips))
+        for block, clip in zip(blocks[1:], parse_clips(recipe.clips), strict=True):
+            assert block["files"] == ["clip.mp4"]
+            found = (block["resolution"], block["target_frames"], block["frame_extraction"], block["frame_sample"])
+            assert found == (list(clip.resolution), list(clip.target_frames), clip.extraction, clip.samples)
+    expected = "lion_pytorch.lion_pytorch.Lion lr=2e-05" if preset == "slider" else "torch.optim.adamw.AdamW lr=5e-05"
+    assert answer["optimizer"] == expected
+
+
+def test_musubi_fails_on_the_bare_name_that_we_refuse():
+    _, words = words_of(Training())[2]
+    words = ["Lion" if word == "lion_pytorch.Lion" else word for word in words]
+    with pytest.raises(AssertionError, match="has no attribute 'Lion'"):
+        ask_musubi({"commands": [], "datasets": [], "optimizer": words})

@@ -1,0 +1,271 @@
+"""A sweep on a real server: exact strengths, one model load, order and labels, and what is done is never done again."""
+
+import json
+import os
+import shutil
+import signal
+
+import av
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests import small_models
+from tests.comfy_server import Interrupted, NodeFailed
+from tests.e2e.test_chain import chain
+from tests.e2e.test_server import sampling
+
+
+def node(kind, **inputs):
+    return {"class_type": kind, "inputs": inputs}
+
+
+def grid(images="decode", **more):
+    inputs = {"images": [images, 0], "arrange": "grid", "cell_size": 64, "fps": 16.0, "baseline": 0.0, "text": ""}
+    return node("DiffLoraSweepGrid", **inputs | more)
+
+
+def sweep(strengths="-2, 0, 2", include_zero=False):
+    return node(
+        "DiffLoraStrengthSweep", start=-3.0, stop=3.0, count=7, include_zero=include_zero, strengths=strengths
+    )
+
+
+def swept(strengths="-2, 0, 2", seed=1, lora=small_models.DENSE, frames=5, **more):
+    """Load → subtract → slider ← sweep, two steps of the small Wan, decode → grid."""
+    prompt = sampling(seed=seed, frames=frames) | chain(a=lora) | {"sweep": sweep(strengths), "grid": grid(**more)}
+    prompt["slider"]["inputs"]["strength"] = ["sweep", 0]
+    prompt["sample"]["inputs"]["model"] = ["slider", 0]
+    prompt["empty"]["inputs"] |= {"width": 64, "height": 64}
+    prompt["keep"] = node("TestSaveTensor", value=["grid", 0], name="grid")
+    del prompt["hash"]
+    return prompt
+
+
+def times(result, kind):
+    """How often nodes of a prompt ran: clones end in the name of what they are clones of."""
+    return sum(name == kind or name.endswith(f".{kind}") for name in result.executed)
+
+
+def message(result):
+    raw = result.output("grid")["difflora"][0]
+    return json.loads(raw) if isinstance(raw, str) else raw
+
+
+def lines(result):
+    return [line["text"] for line in message(result)["report"]["lines"]]
+
+
+def pictures(comfy):
+    return load_file(comfy.base / "output/grid.safetensors")["value"]
+
+
+
+class TestSweep:
+    def test_samples_each_strength_once_and_loads_one_model(self, comfy):
+        comfy.forget()  # Another test's model would be taken from the cache, and none be loaded.
+        result = comfy.run(swept())
+        assert times(result, "sample") == 3 and times(result, "model") == 1
+        assert lines(result) == ["3 of 3 strengths are there"]
+        assert pictures(comfy).shape[0] == 5
+        clips = message(result)["player"]["clips"]
+        assert [clip["label"] for clip in clips] == ["−2", "0", "+2"]
+        assert [clip["baseline"] for clip in clips] == [False, True, False]
+
+    def test_exact_strengths_reach_the_model_and_0_is_the_base(self, comfy):
+        strengths = [-1.7, 0.0, 0.3, 2.05]
+        prompt = swept("-1.7, 0, 0.3, 2.05", seed=2)
+        prompt["record"] = node("TestRecord", model=["slider", 0], name="swept")
+        prompt["sample"]["inputs"]["model"] = ["record", 0]
+        comfy.run(prompt)
+        base = {"model": chain()["model"], "save": node("TestSaveWeights", model=["model", 0], name="base")}
+        comfy.run(base)
+        untouched = load_file(comfy.base / "output/base.safetensors")
+        for index, strength in enumerate(strengths):
+            direct = chain(strength=strength) | {"save": node("TestSaveWeights", model=["slider", 0], name="direct")}
+            comfy.run(direct)
+            expected = load_file(comfy.base / "output/direct.safetensors")
+            got = load_file(comfy.base / f"output/swept/{index}.safetensors")
+            assert all(torch.equal(got[key], expected[key]) for key in expected)
+            same_as_base = all(torch.equal(got[key], untouched[key]) for key in untouched)
+            assert same_as_base == (strength == 0)
+        assert not (comfy.base / f"output/swept/{len(strengths)}.safetensors").exists()
+
+    def test_clips_are_those_of_single_runs_in_the_order_typed_with_repeats_rendered_once(self, comfy):
+        result = comfy.run(swept("2, -2, 2, 0", seed=3, arrange="row"))
+        assert times(result, "sample") == 3
+        assert [clip["label"] for clip in message(result)["player"]["clips"]] == ["+2", "−2", "+2", "0"]
+        whole = pictures(comfy)
+        for place, strength in enumerate((2.0, -2.0, 2.0, 0.0)):
+            single = sampling(seed=3, frames=5) | chain(strength=strength)
+            single["empty"]["inputs"] |= {"width": 64, "height": 64}
+            single["sample"]["inputs"]["model"] = ["slider" if strength else "model", 0]
+            single["hash"] = node("TestSaveTensor", value=["decode", 0], name="single")
+            comfy.run(single)
+            alone = load_file(comfy.base / "output/single.safetensors")["value"]
+            left = 4 + place * (64 + 4)
+            cell = whole[:, -68:-4, left : left + 64]
+            assert (cell - alone.clamp(0, 1)).abs().max() <= 0.5 / 255 + 1e-6
+
+    def test_zero_is_added_where_it_belongs(self, comfy):
+        prompt = swept("", seed=4)
+        prompt["sweep"]["inputs"] |= {"start": -1.0, "stop": 2.0, "count": 3, "include_zero": True}
+        result = comfy.run(prompt)
+        assert [clip["label"] for clip in message(result)["player"]["clips"]] == ["−1", "0", "+0.5", "+2"]
+
+    def test_the_preview_plays_and_has_the_workflow_in_it(self, comfy):
+        player = message(comfy.run(swept()))["player"]
+        [video] = player["videos"]
+        path = comfy.base / "temp" / video["subfolder"] / video["filename"]
+        with av.open(str(path)) as file:
+            assert json.loads(file.metadata["prompt"])["sweep"]["class_type"] == "DiffLoraStrengthSweep"
+            assert file.streams.video[0].codec_context.name == "h264"
+            assert sum(1 for _ in file.decode(video=0)) == 5 == player["frames"]
+            assert file.streams.video[0].average_rate == 16
+        assert comfy.view(**video)[4:8] == b"ftyp"
+
+
+class TestWhatIsDoneStaysDone:
+    def test_an_added_strength_renders_only_the_new_one(self, comfy):
+        comfy.run(swept("-1, 1", seed=10))
+        result = comfy.run(swept("-1, 0.5, 1", seed=10))
+        assert times(result, "sample") == 1
+
+    def test_another_layout_renders_nothing(self, comfy):
+        comfy.run(swept("-1, 1", seed=11))
+        result = comfy.run(swept("-1, 1", seed=11, arrange="column", cell_size=100, fps=8.0, text="a\nb"))
+        assert times(result, "sample") == 0
+        small = comfy.run(swept("-1, 1", seed=11, cell_size=64, arrange="row"))
+        assert times(small, "sample") == 0 and pictures(comfy).shape[2] == 4 + 2 * 68
+
+    def test_a_changed_widget_upstream_renders_again(self, comfy):
+        comfy.run(swept("-1, 1", seed=12))
+        prompt = swept("-1, 1", seed=12)
+        prompt["text"]["inputs"]["seed"] = 5
+        assert times(comfy.run(prompt), "sample") == 2
+
+    def test_a_replaced_lora_file_renders_again(self, comfy):
+        path = comfy.models("loras") / "swept.safetensors"
+        shutil.copyfile(comfy.models("loras") / small_models.DENSE, path)
+        comfy.run(swept("-1, 0, 1", seed=13, lora="swept.safetensors"))
+        before = pictures(comfy)
+        save_file({key: tensor * 2 if "up" in key else tensor for key, tensor in load_file(path).items()}, path)
+        result = comfy.run(swept("-1, 0, 1", seed=13, lora="swept.safetensors"))
+        after = pictures(comfy)
+        path.unlink()
+        assert times(result, "sample") == 3
+        assert (before - after).abs().max() > 0.05
+
+    def test_a_replaced_model_file_renders_again_with_the_new_model(self, comfy):
+        path = comfy.models("diffusion_models") / "swept_model.safetensors"
+        prompt = swept("-1, 0", seed=14)
+        prompt["model"]["inputs"]["unet_name"] = path.name
+        small_models.write_wan(path, seed=0)
+        comfy.run(prompt)
+        before = pictures(comfy)
+        small_models.write_wan(path, seed=77)
+        result = comfy.run(prompt)
+        after = pictures(comfy)
+        assert times(result, "sample") == 2 and times(result, "model") == 1
+        assert (before - after).abs().max() > 0.05
+        assert times(comfy.run(prompt), "sample") == 0
+        path.unlink()
+
+    def test_an_error_at_strength_5_of_7_keeps_4_names_3_and_renders_3(self, comfy):
+        prompt = breakable("-3, -2, -1, 0, 1, 2, 3", seed=15)
+        (comfy.base / "output/break.txt").write_text("raise 1.0")
+        prompt_id = comfy.queue(prompt)
+        with pytest.raises(NodeFailed, match="broken at 1.0"):
+            comfy.wait(prompt_id)
+        kept = comfy.get(f"/history/{prompt_id}")[prompt_id]["outputs"]["grid"]["difflora"][0]
+        texts = [line["text"] for line in kept["report"]["lines"]]
+        assert texts == ["4 of 7 strengths are there", "missing: +1, +2, +3. The next run renders only these"]
+        assert [clip["label"] for clip in kept["player"]["clips"]] == ["−3", "−2", "−1", "0"]
+        assert all(comfy.view(**video)[4:8] == b"ftyp" for video in kept["player"]["videos"])
+        (comfy.base / "output/break.txt").unlink()
+        result = comfy.run(prompt)
+        assert times(result, "sample") == 3 and lines(result) == ["7 of 7 strengths are there"]
+
+    def test_a_cancelled_strength_keeps_what_is_done(self, comfy):
+        prompt = breakable("-1, 0, 1", seed=16)
+        (comfy.base / "output/break.txt").write_text("wait 0.0")
+        prompt_id = comfy.queue(prompt)
+        comfy.wait_for_node(prompt_id, "grid.0.0.1.break")
+        comfy.interrupt()
+        with pytest.raises(Interrupted):
+            comfy.wait(prompt_id)
+        (comfy.base / "output/break.txt").unlink()
+        assert times(comfy.run(prompt), "sample") == 2
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("flags", [(), ("--cache-none",), ("--cache-lru", "20"), ("--cache-classic",)], ids=" ".join)
+    def test_in_every_cache_mode_after_kill_and_restart_too(self, start_comfy, flags):
+        server = start_comfy(*flags)
+        first = server.run(breakable("-2, 0", seed=17))
+        assert times(first, "sample") == 2 and times(first, "model") == 1
+        assert times(server.run(breakable("-2, 0, 2", seed=17)), "sample") == 1
+        assert times(server.run(breakable("-2, 0, 2", seed=17)), "sample") == 0
+
+        (server.base / "output/break.txt").write_text("wait 1.0")
+        killed = breakable("-2, -1, 0, 1, 2", seed=17)
+        prompt_id = server.queue(killed)
+        server.wait_for_node(prompt_id, "grid.0.0.1.break")
+        os.killpg(server.pid, signal.SIGKILL)
+        server.stop()
+        (server.base / "output/break.txt").unlink()
+        server.start()
+        result = server.run(killed)
+        assert times(result, "sample") == 1 and lines(result) == ["5 of 5 strengths are there"]
+        server.stop()
+
+
+def breakable(strengths, **more):
+    prompt = swept(strengths, **more)
+    prompt["break"] = node("TestBreak", images=["decode", 0], number=["sweep", 0])
+    prompt["grid"]["inputs"]["images"] = ["break", 0]
+    return prompt
+
+
+class TestErrors:
+    def test_pictures_without_a_sweep(self, comfy):
+        prompt = swept()
+        prompt["slider"]["inputs"]["strength"] = 1.0
+        with pytest.raises(NodeFailed, match="do not depend on a Strength Sweep"):
+            comfy.run(prompt)
+
+    def test_two_sweeps(self, comfy):
+        prompt = swept() | {"other": sweep("1, 2")}
+        prompt["sample"]["inputs"]["cfg"] = ["other", 0]
+        with pytest.raises(NodeFailed, match="2 Strength Sweeps"):
+            comfy.run(prompt)
+
+    @pytest.mark.parametrize(
+        ("strengths", "said"), [("1, much", "'much' is no number"), ("nan", "is no number"), ("1, 11", "11 is beyond")]
+    )
+    def test_strengths_that_are_none(self, comfy, strengths, said):
+        with pytest.raises(NodeFailed, match=said):
+            comfy.run(swept(strengths))
+
+    def test_a_text_for_another_number_of_clips(self, comfy):
+        with pytest.raises(NodeFailed, match="2 lines for 3 clips"):
+            comfy.run(swept(text="one\ntwo"))
+
+
+def test_the_real_wrapper_sweeps_with_one_model_load(wrapper, comfy):
+    from tests.e2e.test_wanvideo import made_from_pair, slider
+    from tests.e2e.test_wrapper_server import sampling as wrapped
+
+    prompt = wrapped() | made_from_pair() | {"sweep": sweep("-2, 0, 2"), "grid": grid(arrange="row")}
+    prompt["slider"] = slider(1.0, model=["model", 0])
+    prompt["slider"]["inputs"]["strength"] = ["sweep", 0]
+    prompt["set"] = node("WanVideoSetLoRAs", model=["model", 0], lora=["slider", 0])
+    prompt["sample"]["inputs"]["model"] = ["set", 0]
+    prompt["keep"] = node("TestSaveTensor", value=["grid", 0], name="grid")
+    del prompt["hash"]
+    comfy.forget()
+    result = comfy.run(prompt)
+    assert times(result, "sample") == 3 and times(result, "model") == 1
+    minus, zero, plus = (pictures(comfy)[:, -68:-4, left : left + 64] for left in (4, 72, 140))
+    assert (minus - zero).abs().max() > 0.02 and (plus - zero).abs().max() > 0.02
+    prompt["sweep"] = sweep("-2, 0, 1, 2")
+    assert times(comfy.run(prompt), "sample") == 1

@@ -1,0 +1,229 @@
+"""The slider for WanVideoWrapper: what it puts on the wire, and what the real wrapper makes of that."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import difflora
+from tests import small_models, wrapper_signatures
+from tests.comfy_server import NodeFailed
+from tests.e2e.test_block_toggle import Wrapper, node, sampled
+
+
+def slider(strength, lora="rank", **more):
+    return node(
+        "DiffLoraSliderWanVideo",
+        lora=[lora, 0],
+        strength=strength,
+        **{"merge_loras": False, "low_mem_load": False} | more,
+    )
+
+
+def made_from_pair():
+    """Nodes from the small pair to a LoRA of rank 2 for the attention, under the name "rank"."""
+    return {
+        "dense": node("DiffLoraLoad", lora_name=small_models.WRAPPER_DENSE),
+        "sparse": node("DiffLoraLoad", lora_name=small_models.WRAPPER_SPARSE),
+        "subtract": node(
+            "DiffLoraSubtract", a=["dense", 0], b=["sparse", 0], weight_a=1.0, weight_b=1.0, unmatched="keep"
+        ),
+        "select": node("DiffLoraSelectBlocks", lora=["subtract", 0], selection="attn", rest="leave out"),
+        "rank": node("DiffLoraRerank", lora=["select", 0], rule="rank", rank=2, energy=0.9, ratio=10.0, max_rank=64),
+    }
+
+
+def expected(loras):
+    """The same LoRA by the library alone."""
+    pair = [difflora.load(loras / name) for name in (small_models.WRAPPER_DENSE, small_models.WRAPPER_SPARSE)]
+    return difflora.rerank(difflora.subtract(*pair).select("attn"), difflora.FixedRank(2))
+
+
+def shown(comfy, prompt, name="show"):
+    return json.loads(comfy.run(prompt).output(name)["text"][0])
+
+
+class TestWire:
+    """Needs no wrapper."""
+
+    def test_an_entry_has_the_fields_of_the_contract_and_a_file_with_the_lora(self, comfy):
+        prompt = made_from_pair() | {"slider": slider(-2.5), "show": node("TestShow", value=["slider", 0])}
+        [entry] = shown(comfy, prompt)
+        path = entry.pop("path")
+        name = entry.pop("name")
+        assert entry == {
+            "strength": -2.5,
+            "blocks": {},
+            "layer_filter": "",
+            "low_mem_load": False,
+            "merge_loras": False,
+        }
+        assert os.path.isabs(path) and path.startswith(str(comfy.base / "temp"))
+        assert "wrapper_dense" in name and "wrapper_sparse" in name
+        written, direct = difflora.load(path), expected(comfy.models("loras"))
+        assert written.names == direct.names and len(direct) == 30 * 8
+        for module in direct.names:
+            assert torch.equal(dense(written[module]), dense(direct[module]))
+
+    def test_another_strength_writes_no_other_file_and_another_rank_does(self, comfy):
+        def path_at(strength, rank=2):
+            prompt = made_from_pair() | {"slider": slider(strength), "show": node("TestShow", value=["slider", 0])}
+            prompt["rank"]["inputs"]["rank"] = rank
+            return shown(comfy, prompt)[0]["path"]
+
+        first = path_at(1.0)
+        time = os.stat(first).st_mtime_ns
+        assert path_at(1.5) == path_at(-9.0) == first
+        assert os.stat(first).st_mtime_ns == time
+        assert path_at(1.5, rank=3) != first
+
+    def test_strength_0_adds_no_entry_and_a_chain_keeps_its_order(self, comfy):
+        prompt = made_from_pair() | {
+            "first": slider(2.0),
+            "nothing": slider(0.0, prev_lora=["first", 0]),
+            "second": slider(-1.0, lora="subtract", prev_lora=["nothing", 0]),
+            "none at all": slider(0.0),
+            "show": node("TestShow", value=["second", 0]),
+            "empty": node("TestShow", value=["none at all", 0]),
+        }
+        result = comfy.run(prompt)
+        chain = json.loads(result.output("show")["text"][0])
+        assert [lora["strength"] for lora in chain] == [2.0, -1.0]
+        assert len({lora["path"] for lora in chain}) == 2
+        assert json.loads(result.output("empty")["text"][0]) == []
+
+    def test_a_file_that_is_gone_is_made_again(self, comfy):
+        prompt = made_from_pair() | {"slider": slider(1.25), "show": node("TestShow", value=["slider", 0])}
+        [entry] = shown(comfy, prompt)
+        before = load_file(entry["path"])
+        assert "slider" not in comfy.run(prompt).executed
+        os.unlink(entry["path"])
+        result = comfy.run(prompt)
+        assert "slider" in result.executed and "rank" not in result.executed
+        after = load_file(json.loads(result.output("show")["text"][0])[0]["path"])
+        assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+        assert "slider" not in comfy.run(prompt).executed
+
+    def test_merged_and_unmerged_in_one_chain_are_an_error_on_the_node(self, comfy):
+        prompt = made_from_pair() | {
+            "first": slider(2.0, merge_loras=True),
+            "second": slider(1.0, prev_lora=["first", 0]),
+            "show": node("TestShow", value=["second", 0]),
+        }
+        with pytest.raises(NodeFailed, match="is not merged, but .* is merged") as failed:
+            comfy.run(prompt)
+        assert failed.value.node_id == "second"
+
+    @pytest.mark.parametrize("strength", [float("nan"), float("inf")])
+    def test_a_strength_that_is_no_number_is_refused(self, comfy, strength):
+        prompt = made_from_pair() | {"slider": slider(strength), "show": node("TestShow", value=["slider", 0])}
+        with pytest.raises(Exception, match="strength"):
+            comfy.run(prompt)
+
+
+def dense(delta):
+    return (delta.up.double() @ delta.down.double()) if hasattr(delta, "up") else delta.value.double()
+
+
+def with_sliders(strengths, before=(), **loader):
+    """One prompt that samples once per strength, on one model."""
+    prompt = Wrapper(**loader)
+    prompt.prompt |= made_from_pair()
+    previous = None
+    for name, strength in before:
+        select = node("WanVideoLoraSelect", lora=name, strength=strength, low_mem_load=False, merge_loras=False)
+        prompt.prompt[name] = select | {"inputs": select["inputs"] | ({"prev_lora": [previous, 0]} if previous else {})}
+        previous = name
+    for index, strength in enumerate(strengths):
+        chain = {"prev_lora": [previous, 0]} if previous else {}
+        prompt.prompt[f"slider {index}"] = slider(strength, model=["model", 0], **chain)
+        prompt.prompt[f"set {index}"] = node("WanVideoSetLoRAs", model=["model", 0], lora=[f"slider {index}", 0])
+        prompt.sample(f"slid {index}", f"set {index}")
+    return prompt
+
+
+STYLE, DISTILL = "style.safetensors", "distill.safetensors"
+
+
+@pytest.fixture(scope="module")
+def style_and_distill(comfy):
+    model = comfy.models("diffusion_models") / small_models.WAN_WRAPPER
+    small_models.write_lora(comfy.models("loras") / STYLE, model, seed=40, rank=8)
+    small_models.write_lora(comfy.models("loras") / DISTILL, model, seed=41, rank=16, dialect="diffusion_pipe")
+    return [(STYLE, 1.0), (DISTILL, 0.9)]
+
+
+@pytest.mark.usefixtures("wrapper")
+class TestWrapper:
+    def test_strengths_in_one_prompt_are_distinct_and_repeatable_and_0_is_the_model(self, comfy):
+        prompt = with_sliders([-2.0, 0.0, 2.0, -2.0]).sample("no lora", "model")
+        minus, zero, plus, again = (sampled(comfy, prompt.prompt)[f"slid {i}"] for i in range(4))
+        assert torch.equal(minus, again)
+        assert torch.equal(zero, saved(comfy, "no lora"))
+        for one, other in ((minus, zero), (plus, zero), (plus, minus)):
+            assert (one - other).abs().max() > 0.01
+
+    def test_the_same_behind_a_style_and_a_distill_lora(self, comfy, style_and_distill):
+        prompt = with_sliders([-2.0, 0.0, 2.0, -2.0], before=style_and_distill)
+        prompt.prompt["set style"] = node("WanVideoSetLoRAs", model=["model", 0], lora=[DISTILL, 0])
+        got = sampled(comfy, prompt.sample("styled", "set style").sample("plain", "model").prompt)
+        minus, zero, plus, again = (got[f"slid {i}"] for i in range(4))
+        assert torch.equal(minus, again)
+        assert torch.equal(zero, got["styled"])
+        for one, other in ((minus, zero), (plus, zero), (plus, minus), (got["styled"], got["plain"])):
+            assert (one - other).abs().max() > 0.01
+
+    @pytest.mark.parametrize("strength", [-2.0, 1.0, 2.9])
+    def test_equals_a_checkpoint_with_the_change_in_its_weights(self, comfy, strength):
+        models = comfy.models("diffusion_models")
+        tensors = load_file(models / small_models.WAN_WRAPPER)
+        lora = expected(comfy.models("loras"))
+        for module in lora.names:
+            weight = tensors[f"{module}.weight"]
+            tensors[f"{module}.weight"] = (weight.double() + strength * dense(lora[module])).float()
+        changed = (
+            models / f"changed {strength}.safetensors"
+        )  # A name of its own: the loader's result is cached by name.
+        save_file(tensors, changed)
+        [got] = sampled(comfy, with_sliders([strength]).prompt).values()
+        truth = sampled(comfy, Wrapper(changed.name).sample("changed", "model").prompt)["changed"]
+        error = ((got - truth).abs().max() / truth.abs().max()).item()
+        print(f"largest error at strength {strength}: {error:.1e} of the largest value")
+        assert error < 1e-4
+        changed.unlink()
+
+    def test_a_new_strength_loads_no_model_and_reads_no_pair(self, comfy):
+        comfy.run(with_sliders([0.5]).prompt)
+        ran = comfy.run(with_sliders([0.75]).prompt).executed
+        assert set(ran) == {"slider 0", "set 0", "sample slid 0", "save slid 0"}
+
+    def test_a_model_that_merged_loras_is_an_error_on_the_slider(self, comfy, style_and_distill):
+        prompt = with_sliders([1.0], lora=["merged", 0])
+        prompt.prompt["merged"] = node(
+            "WanVideoLoraSelect", lora=STYLE, strength=1.0, low_mem_load=False, merge_loras=True
+        )
+        with pytest.raises(NodeFailed, match="merged its LoRAs into this model") as failed:
+            comfy.run(prompt.prompt)
+        assert failed.value.node_id == "slider 0"
+
+    def test_merged_by_the_loader_equals_unmerged_to_rounding(self, comfy):
+        merged = Wrapper(lora=["slider", 0])
+        merged.prompt |= made_from_pair() | {"slider": slider(2.0, merge_loras=True)}
+        one = sampled(comfy, merged.sample("merged", "model").prompt)["merged"]
+        [other] = sampled(comfy, with_sliders([2.0]).prompt).values()
+        assert (one - other).abs().max() < 1e-3 * one.abs().max()
+
+    def test_the_checkout_has_the_recorded_signatures(self, comfy, wrapper):
+        recorded, found = wrapper_signatures.recorded(), wrapper_signatures.of_checkout(wrapper, comfy.object_info())
+        assert found["nodes"].keys() == recorded["nodes"].keys()
+        for name, signature in recorded["nodes"].items():
+            assert found["nodes"][name] == signature, (
+                f"{name}: run python -m tests.wrapper_signatures, then the workflows"
+            )
+        assert found["version"] == recorded["version"]
+
+
+def saved(comfy, name):
+    return load_file(comfy.base / f"output/{name}.safetensors")["value"]

@@ -1,0 +1,267 @@
+"""The example workflows: as described, readable by ComfyUI's page, and they run, with small models in place of large."""
+
+import io
+import json
+import re
+import urllib.parse
+import urllib.request
+
+import av
+import pytest
+
+import difflora
+from tests import small_models, wrapper_signatures
+from tests.comfy_server import PACK_NAME
+from tests.example_workflows import EXPLORE, FAST, FOLDER, FULL, NATIVE, SWEEP_NATIVE, SWEEP_WRAPPER, WORKFLOWS
+
+WITH_WRAPPER = (FAST, FULL, SWEEP_WRAPPER)
+ids = {"ids": lambda workflow: workflow.name.split(" ")[0]}
+each = pytest.mark.parametrize("workflow", WORKFLOWS, **ids)
+
+
+def saved(workflow):
+    return json.loads(workflow.path.read_text("utf-8"))
+
+
+class TestFiles:
+    """Without ComfyUI."""
+
+    @each
+    def test_a_workflow_has_a_note_a_picture_and_nothing_of_a_machine(self, workflow):
+        text = workflow.path.read_text("utf-8")
+        graph = json.loads(text)
+        assert workflow.path.with_suffix(".jpg").read_bytes()[:3] == b"\xff\xd8\xff"
+        assert [node for node in graph["nodes"] if node["type"] == "MarkdownNote"][0]["widgets_values"] == [
+            workflow.note
+        ]
+        files = re.findall(r'"([^"]*\.(?:safetensors|gguf|pth|pt|ckpt))"', text)
+        assert files and not [file for file in files if "/" in file or "\\" in file]
+        assert "/home/" not in text and "C:\\\\" not in text
+
+    @each
+    def test_nodes_and_links_are_those_described(self, workflow):
+        graph = saved(workflow)
+        number = {node["id"]: node for node in graph["nodes"]}
+        described = {node.name: node for node in workflow.nodes()}
+        types = sorted(node["type"] for node in graph["nodes"] if node["type"] != "MarkdownNote")
+        assert types == sorted(node.type for node in described.values())
+        links = sorted(
+            (number[source]["type"], slot, number[target]["type"], number[target]["inputs"][into]["name"])
+            for _, source, slot, target, into, _ in graph["links"]
+        )
+        assert links == sorted(
+            (described[name].type, slot, node.type, into)
+            for node in described.values()
+            for into, (name, slot) in ((key, _split(source)) for key, source in node.inputs.items())
+        )
+
+    @each
+    def test_groups_are_laid_out_from_left_to_right_and_hold_what_is_in_them(self, workflow):
+        graph = saved(workflow)
+        frames = [group["bounding"] for group in graph["groups"]]
+        for at, one in enumerate(frames):
+            for other in frames[at + 1 :]:
+                assert not _overlap(one, other)
+        boxes = [[*node["pos"], *node["size"]] for node in graph["nodes"] if node["type"] != "MarkdownNote"]
+        for at, box in enumerate(boxes):
+            assert sum(_inside(box, frame) for frame in frames) == 1
+            assert not any(_overlap(box, other) for other in boxes[at + 1 :])
+
+    @pytest.mark.parametrize("workflow", WITH_WRAPPER, **ids)
+    def test_the_wrappers_nodes_have_the_recorded_inputs_and_outputs(self, workflow):
+        nodes = wrapper_signatures.recorded()["nodes"]
+        found = 0
+        for node in saved(workflow)["nodes"]:
+            if "WanVideo" in node["type"] and not node["type"].startswith("DiffLora"):
+                found += 1
+                signature = nodes[node["type"]]
+                assert [(output["name"], output["type"]) for output in node.get("outputs", [])] == [
+                    (output["name"], output["type"]) for output in signature["outputs"]
+                ]
+                for slot in node.get("inputs", []):
+                    assert signature["inputs"][slot["name"]]["type"] == slot["type"]
+        assert found >= 10
+
+    @pytest.mark.parametrize("workflow", WITH_WRAPPER, **ids)
+    def test_what_the_wrapper_is_given_is_what_it_takes(self, workflow):
+        nodes = wrapper_signatures.recorded()["nodes"]
+        described = {node.name: node for node in workflow.nodes()}
+        for node in described.values():
+            inputs = nodes.get(node.type, {}).get("inputs", {})
+            for name, value in node.values.items():
+                if inputs:
+                    options = inputs[name].get("options")
+                    assert options is None or value in options, f"{node.type}.{name} cannot be {value}"
+            missing = [
+                name
+                for name, described_input in inputs.items()
+                if not described_input.get("optional") and "default" not in described_input
+                if name not in node.values and name not in node.inputs and "options" not in described_input
+            ]
+            assert not missing, f"{node.type} needs {missing}"
+
+    @pytest.mark.parametrize("workflow", WITH_WRAPPER, **ids)
+    def test_no_lora_is_merged(self, workflow):
+        merging = [node.values["merge_loras"] for node in workflow.nodes() if "merge_loras" in node.values]
+        assert len(merging) >= 2 and not any(merging)
+
+    def test_no_other_file_lies_in_the_folder(self):
+        names = {path.stem for path in FOLDER.iterdir()}
+        assert names >= {workflow.name for workflow in WORKFLOWS}
+        assert {path.suffix for path in FOLDER.iterdir()} <= {".json", ".jpg"}
+
+
+def _split(source):
+    name, _, slot = source.partition(":")
+    return name, int(slot or 0)
+
+
+def _overlap(one, other):
+    return all(one[i] < other[i] + other[i + 2] and other[i] < one[i] + one[i + 2] for i in (0, 1))
+
+
+def _inside(box, frame):
+    return all(frame[i] <= box[i] and box[i] + box[i + 2] <= frame[i] + frame[i + 2] for i in (0, 1))
+
+
+def test_comfyui_offers_them_with_their_pictures(comfy):
+    assert {workflow.name for workflow in WORKFLOWS} <= set(comfy.get("/workflow_templates")[PACK_NAME])
+    for workflow in WORKFLOWS:
+        address = f"/api/workflow_templates/{PACK_NAME}/{urllib.parse.quote(workflow.name)}"
+        assert comfy.get(f"{address}.json") == saved(workflow)
+        with urllib.request.urlopen(f"{comfy.url}{address}.jpg") as answer:
+            assert answer.read() == workflow.path.with_suffix(".jpg").read_bytes()
+
+
+# In the page
+
+
+@each
+def test_the_page_loads_it_with_every_node_and_every_value_in_its_place(workflow, comfy, page, request):
+    if workflow in WITH_WRAPPER:
+        request.getfixturevalue("wrapper")
+    page.load(saved(workflow))
+    assert page.page.get_by_text("Invalid workflow").count() == 0
+    types = page.run("() => app.graph._nodes.map(node => LiteGraph.registered_node_types[node.type] ? '' : node.type)")
+    assert set(types) == {""}
+    prompt = page.prompt()
+    for node in workflow.nodes():
+        alike = [made["inputs"] for made in prompt.values() if made["class_type"] == node.type]
+        assert [
+            made
+            for made in alike
+            if all(made[name] == value for name, value in node.values.items())
+            and all(isinstance(made[name], list) for name in node.inputs)
+        ], f"{node.name}: {node.values} is not among {alike}"
+
+
+# Run
+
+
+def runnable(workflow, comfy):
+    """The workflow as a prompt, with what is too large for a test replaced: models, encoders, frames, steps, torch.compile."""
+    wrapper = workflow in WITH_WRAPPER
+    pair = {"dense": small_models.WRAPPER_DENSE, "sparse": small_models.WRAPPER_SPARSE}
+    if not wrapper:
+        pair = {"dense": small_models.DENSE, "sparse": small_models.SPARSE}
+    swapped = {
+        "DiffLoraLoad": lambda name: {"lora_name": pair[name]},
+        "WanVideoLoraSelect": lambda name: {"lora": small_models.WRAPPER_DENSE},
+        "LoraLoaderModelOnly": lambda name: {"lora_name": small_models.DENSE},
+        "WanVideoModelLoader": lambda name: {"model": small_models.WAN_WRAPPER, "attention_mode": "sdpa"},
+        "UNETLoader": lambda name: {"unet_name": small_models.WAN},
+        "VAELoader": lambda name: {"vae_name": small_models.VAE},
+        "WanVideoEmptyEmbeds": lambda name: {"width": 64, "height": 64, "num_frames": 5},
+        "EmptyHunyuanLatentVideo": lambda name: {"width": 64, "height": 64, "length": 5},
+        "WanVideoSampler": lambda name: {"steps": 4},
+        "KSampler": lambda name: {"steps": 2},
+        "WanVideoTeaCache": lambda name: {"start_step": 1},
+    }
+    prompt = workflow.prompt()
+    for name, node in prompt.items():
+        node["inputs"] |= swapped.get(node["class_type"], lambda name: {})(name)
+        if node["class_type"] == "WanVideoTextEncode":
+            prompt[name] = {"class_type": "WanVideoTextEmbedBridge", "inputs": dict.fromkeys(TEXTS, ["words", 0])}
+        elif node["class_type"] == "CLIPTextEncode":
+            prompt[name] = {"class_type": "TestConditioning", "inputs": {"seed": 1, "length": 64}}
+        elif node["class_type"] == "WanVideoVAELoader":
+            prompt[name] = {"class_type": "VAELoader", "inputs": {"vae_name": small_models.VAE}}
+        elif node["class_type"] == "WanVideoDecode":
+            inputs = {"samples": node["inputs"]["samples"], "vae": node["inputs"]["vae"]}
+            prompt[name] = {"class_type": "VAEDecode", "inputs": inputs}
+    prompt = {name: node for name, node in prompt.items() if node["class_type"] not in LEFT_OUT}
+    for node in prompt.values():
+        node["inputs"].pop("compile_args", None)  # Compiling 30 blocks takes a CPU longer than everything else here.
+    if wrapper:
+        prompt["words"] = {"class_type": "TestConditioning", "inputs": {"seed": 1, "length": 64}}
+    if "sampler" in prompt and "sweep" not in prompt:
+        prompt["hash"] = {"class_type": "TestHash", "inputs": {"value": ["sampler", 0]}}
+    return filled(prompt, comfy.object_info())
+
+
+TEXTS = ("positive", "negative")
+LEFT_OUT = ("LoadWanVideoT5TextEncoder", "CLIPLoader", "DiffLoraEmptyText", "WanVideoTorchCompileSettings")
+
+
+def filled(prompt, object_info):
+    """With the defaults that the page would have put in."""
+    for node in prompt.values():
+        for name, (kind, *rest) in object_info[node["class_type"]]["input"].get("required", {}).items():
+            options = rest[0] if rest else {}
+            if name not in node["inputs"]:
+                node["inputs"][name] = options.get("default", kind[0] if isinstance(kind, list) else None)
+    return prompt
+
+
+def digest(result):
+    facts = json.loads(result.output("hash")["text"][0])
+    assert facts["finite"]
+    return facts["sha256"]
+
+
+@pytest.mark.parametrize("workflow", [FAST, FULL, NATIVE], **ids)
+def test_a_workflow_runs_to_its_video_and_hears_the_slider(workflow, comfy, request):
+    if workflow in WITH_WRAPPER:
+        request.getfixturevalue("wrapper")
+    prompt = runnable(workflow, comfy)
+    result = comfy.run(prompt, timeout=900)
+    video = comfy.view(**result.output("save")["images"][0])
+    with av.open(io.BytesIO(video)) as file:
+        stream = file.streams.video[0]
+        assert (stream.width, stream.height, stream.average_rate) == (64, 64, 16)
+        assert sum(1 for _ in file.decode(stream)) == 5
+    seen = {digest(result)}
+    for strength in (0.0, -2.0):
+        prompt["slider"]["inputs"]["strength"] = strength
+        again = comfy.run(prompt, timeout=900)
+        assert not {"model", "unet", "rank"} & set(again.executed)
+        seen.add(digest(again))
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("workflow", [SWEEP_WRAPPER, SWEEP_NATIVE], **ids)
+def test_a_sweep_runs_to_its_grid_and_its_response(workflow, comfy, request):
+    if workflow in WITH_WRAPPER:
+        request.getfixturevalue("wrapper")
+    prompt = runnable(workflow, comfy)
+    prompt["sweep"]["inputs"]["count"] = 3
+    comfy.forget()  # Another test's model would be taken from the cache, and none be loaded.
+    result = comfy.run(prompt, timeout=900)
+    shown = result.output("grid")["difflora"][0]
+    assert [clip["label"] for clip in shown["player"]["clips"]] == ["−3", "0", "+3"]
+    assert sum(name.endswith(".sampler") for name in result.executed) == 3
+    assert result.executed.count("model" if workflow in WITH_WRAPPER else "unet") == 1
+    assert comfy.view(**result.output("response")["images"][0])[:4] == b"\x89PNG"
+    with av.open(io.BytesIO(comfy.view(**result.output("save")["images"][0]))) as file:
+        stream = file.streams.video[0]
+        assert stream.width > 3 * 64 or stream.height > 3 * 64
+        assert "DiffLoraSweepGrid" in file.metadata["prompt"]
+
+
+def test_exploring_a_pair_saves_a_slider_of_rank_4(comfy):
+    before = set(comfy.models("loras").glob("slider_*"))
+    result = comfy.run(runnable(EXPLORE, comfy))
+    [path] = set(comfy.models("loras").glob("slider_*")) - before
+    lora = difflora.load(path)
+    assert all("attn" in name for name in lora.names) and lora.rank_text == "4"
+    assert comfy.view(**result.output("analyze")["images"][0])[:4] == b"\x89PNG"

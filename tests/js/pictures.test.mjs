@@ -1,0 +1,172 @@
+// @ts-check
+/** The arithmetic behind the widgets: grid, colours, strength, spectrum, messages. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { heatStep, indexAt, inverted, layoutOf, line, presets, rectangle, short, strongest, wanNames } from "../../js/lib/grid.js";
+import { STEPS, ramp } from "../../js/lib/heat.js";
+import { readMessage } from "../../js/lib/messages.js";
+import { Selection } from "../../js/lib/selection.js";
+import { average, kept, knee, outcome, rankOf } from "../../js/lib/spectrum.js";
+import { keyed, positionOf, reachOf, rounded, signed, valueAt, zoneOf } from "../../js/lib/strength.js";
+
+const T2V = wanNames({ blocks: 40, image: false });
+const I2V = wanNames({ blocks: 40, image: true });
+
+test("a Wan LoRA has a row for each block and a column for each projection, in the model's order", () => {
+  const shuffled = [...I2V].sort();
+  const layout = layoutOf([...shuffled, "head.head"]);
+  assert.equal(layout.rows.length, 40);
+  assert.deepEqual(layout.rows.map((row) => row.block), Array.from({ length: 40 }, (_, n) => n));
+  assert.deepEqual(
+    layout.columns.map((column) => column.rest),
+    ["self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "cross_attn.q", "cross_attn.k", "cross_attn.v", "cross_attn.o", "cross_attn.k_img", "cross_attn.v_img", "ffn.0", "ffn.2"],
+  );
+  assert.deepEqual(layout.outside, ["head.head"]);
+});
+
+test("every name is in exactly one cell, absent ones are holes", () => {
+  const names = T2V.filter((_, index) => index % 7).concat("vace_blocks.3.ffn.0", "patch_embedding", "blocks.03.odd");
+  const layout = layoutOf(names);
+  const found = [...layout.rows.flatMap((row) => row.cells.filter((cell) => cell !== null)), ...layout.outside];
+  assert.deepEqual([...found].sort(), [...names].sort());
+  assert.ok(layout.rows.some((row) => row.cells.includes(null)));
+});
+
+test("every preset is a selection that picks something, and early, middle and late share all blocks", () => {
+  for (const names of [T2V, wanNames({ blocks: 30, image: false }), Array.from({ length: 19 }, (_, n) => `double_blocks.${n}.img_attn.qkv`)]) {
+    const texts = new Map(presets(layoutOf(names)));
+    for (const [word, text] of texts) assert.equal(Selection.parse(text).chosen(names).size > 0, word !== "none", text);
+    const parts = ["early", "middle", "late"].map((word) => Selection.parse(texts.get(word) ?? "").chosen(names).size);
+    assert.equal(parts[0] + parts[1] + parts[2], names.length);
+  }
+  assert.equal(new Map(presets(layoutOf(T2V))).get("early"), "blocks 0-10");
+});
+
+test("a fast stroke leaves no holes", () => {
+  const cells = line({ row: 2, column: 9 }, { row: 30, column: 0 });
+  for (let index = 1; index < cells.length; index++) {
+    assert.ok(Math.abs(cells[index].row - cells[index - 1].row) <= 1 && Math.abs(cells[index].column - cells[index - 1].column) <= 1);
+  }
+  assert.deepEqual(cells[cells.length - 1], { row: 30, column: 0 });
+  assert.deepEqual(line({ row: 1, column: 1 }, { row: 1, column: 1 }), [{ row: 1, column: 1 }]);
+  assert.equal(rectangle({ row: 5, column: 1 }, { row: 3, column: 2 }).length, 6);
+});
+
+test("positions find their row", () => {
+  const ends = [10, 21, 32];
+  assert.deepEqual([-5, 0, 9.9, 10, 21, 500].map((at) => indexAt(ends, at)), [0, 0, 0, 1, 2, 2]);
+});
+
+test("the strongest are those with the largest norms; the inverse is the rest", () => {
+  const modules = Object.fromEntries(T2V.map((name, index) => [name, { norm: (index * 37) % 400 }]));
+  const chosen = strongest(modules, T2V, 10);
+  assert.equal(chosen.size, 40);
+  const least = Math.min(...[...chosen.keys()].map((name) => modules[name].norm));
+  assert.ok(T2V.every((name) => chosen.has(name) || modules[name].norm <= least));
+  assert.equal(inverted(chosen, T2V).size, 360);
+  assert.equal(strongest(modules, T2V, 0.001).size, 1);
+});
+
+/** @param {import("../../js/lib/heat.js").Rgb} rgb */
+const linear = (rgb) => rgb.map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
+/** Lightness L* of the CIE. @param {number[]} rgb linear */
+const lightness = ([r, g, b]) => {
+  const y = 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  return y > 0.008856 ? 116 * Math.cbrt(y) - 16 : 903.3 * y;
+};
+/** How people without one kind of cone see a linear colour (Viénot, Brettel and Mollon 1999). */
+const BLIND = {
+  nothing: [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+  red: [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
+  green: [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
+};
+
+for (const dark of [true, false]) {
+  for (const [missing, matrix] of Object.entries(BLIND)) {
+    test(`heat colours rise evenly on a ${dark ? "dark" : "light"} page for eyes that miss ${missing}`, () => {
+      const seen = ramp(dark).map((rgb) => lightness(matrix.map((row) => row.reduce((sum, part, index) => sum + part * linear(rgb)[index], 0))));
+      const steps = seen.slice(1).map((value, index) => (dark ? 1 : -1) * (value - seen[index]));
+      const mean = steps.reduce((sum, step) => sum + step, 0) / steps.length;
+      assert.ok(mean > 4, `steps of ${mean.toFixed(1)} L*`);
+      for (const step of steps) assert.ok(step > 0.4 * mean && step < 1.8 * mean, steps.map((s) => s.toFixed(1)).join(" "));
+    });
+  }
+}
+
+test("heat steps stay within the scale", () => {
+  assert.equal(heatStep(0, 2, STEPS), 0);
+  assert.equal(heatStep(2, 2, STEPS), STEPS - 1);
+  assert.equal(heatStep(5, 0, STEPS), 0);
+  assert.ok(heatStep(0.5, 2, STEPS) === STEPS / 2);
+});
+
+test("strengths: zones, axis, keys and signs", () => {
+  assert.deepEqual([0, 3, -3, 3.01, -4, 4.01, 10].map(zoneOf), ["safe", "safe", "safe", "stretched", "stretched", "risky", "risky"]);
+  assert.deepEqual([5, 5.01, -10].map(reachOf), [5, 10, 10]);
+  for (let value = -5; value <= 5; value = rounded(value + 0.1, 0.1)) assert.equal(valueAt(positionOf(value, 5), 5, 0.1), Math.abs(value) < 0.1001 ? 0 : value);
+  assert.equal(keyed("-", 2.5, false), -2.5);
+  assert.equal(keyed("ArrowRight", 9.95, false), 10);
+  assert.equal(keyed("ArrowLeft", 0.1, false), 0);
+  assert.equal(keyed("Home", 1, false), -3);
+  assert.equal(keyed("x", 1, false), null);
+  assert.ok(Object.is(keyed("-", 0, false), 0), "no minus zero");
+  assert.deepEqual([2.5, -1, 0, -0].map(signed), ["+2.5", "\u22121", "0", "0"]);
+});
+
+const VALUES = [8, 4, 2, 1, 0.5];
+const ENERGY = VALUES.reduce((sum, value) => sum + value * value, 0);
+/** @param {Partial<import("../../js/lib/spectrum.js").Rule>} rule @returns {import("../../js/lib/spectrum.js").Rule} */
+const rule = (rule) => ({ kind: "rank", rank: 4, energy: 0.9, ratio: 10, most: 64, ...rule });
+
+test("rank rules, against cases counted by hand", () => {
+  assert.equal(rankOf(VALUES, ENERGY, rule({ rank: 3 })), 3);
+  assert.equal(rankOf(VALUES, ENERGY, rule({ rank: 90 })), 5);
+  assert.equal(rankOf(VALUES, ENERGY, rule({ kind: "energy", energy: 0.7507 })), 1); // 64 of 85.25 is 75.073 %
+  assert.equal(rankOf(VALUES, ENERGY, rule({ kind: "energy", energy: 0.7508 })), 2);
+  assert.equal(rankOf(VALUES, ENERGY, rule({ kind: "energy", energy: 1 })), 5);
+  assert.equal(rankOf([3, 3, 0, 0], 18, rule({ kind: "energy", energy: 1 })), 2);
+  assert.equal(rankOf(VALUES, ENERGY, rule({ kind: "ratio", ratio: 4 })), 2); // 2 is not above 8 / 4
+  assert.equal(rankOf(VALUES, ENERGY, rule({ kind: "ratio", ratio: 4.01 })), 3);
+  assert.equal(knee(VALUES), 2);
+  assert.equal(knee([3, 2, 1]), 3); // straight: no knee, everything is kept
+  assert.equal(rankOf(VALUES, ENERGY, rule({ kind: "ratio", ratio: 100, most: 2 })), 2);
+  assert.equal(rankOf([0, 0], 0, rule({ rank: 4 })), 1);
+});
+
+test("kept energy counts what was cut off the list", () => {
+  assert.equal(kept(VALUES, 2 * ENERGY, 5), 0.5);
+  assert.equal(kept([0, 0], 0, 1), 1);
+  assert.equal(rankOf(VALUES, 2 * ENERGY, rule({ kind: "energy", energy: 0.9 })), 5);
+});
+
+test("the average curve keeps energy shares", () => {
+  const spectrum = { values: { a: [3, 4], b: [1] }, energy: { a: 25, b: 1 } };
+  const { values, energy } = average(spectrum);
+  assert.ok(Math.abs(values[0] ** 2 - 5) < 1e-12 && Math.abs(energy - 13) < 1e-12);
+  const all = outcome(spectrum, rule({ rank: 1 }));
+  assert.deepEqual([all.lowest, all.highest], [1, 1]);
+  assert.ok(Math.abs(all.kept - 10 / 26) < 1e-12);
+});
+
+test("messages are taken apart with care", () => {
+  assert.equal(readMessage(undefined), null);
+  assert.equal(readMessage(["not json"]), null);
+  assert.equal(readMessage([[1]]), null);
+  const hostile = readMessage([{
+    report: { title: "<b>", lines: [{ text: "<script>", level: "boom" }, "x", null] },
+    modules: { a: { norm: "9", cosine: 0.5 }, b: 3, __proto__: { norm: 1 } },
+    spectrum: { values: { a: [1, NaN], b: [2, 1] }, energy: { b: 1 } },
+    strength_range: [3, -3],
+  }]);
+  assert.deepEqual(hostile?.report, { title: "<b>", lines: [{ text: "<script>", level: "info" }] });
+  assert.deepEqual({ ...hostile?.modules }, { a: { cosine: 0.5 } });
+  assert.deepEqual({ ...hostile?.spectrum?.values }, { b: [2, 1] });
+  assert.equal(hostile?.spectrum?.energy.b, 5);
+  assert.equal(hostile?.strength_range, undefined);
+  assert.deepEqual(readMessage('{"strength_range": [-99, 2]}')?.strength_range, [-10, 2]);
+});
+
+test("numbers are short", () => {
+  assert.deepEqual([0, 1.23456, 0.00012, 123456, -0.5].map(short), ["0", "1.23", "1.2e-4", "1.2e+5", "-0.5"]);
+});

@@ -199,16 +199,21 @@ WIDGETS = {
     "selected": ("selection", "rest"),
     "small": ("rule", "rank", "energy", "ratio", "max_rank"),
     "slider": ("strength", "apply"),
+    "wanvideo": ("strength", "merge_loras", "low_mem_load"),
     "a": ("lora_name", "ignore_unknown"),
     "analyze": ("rank", "show"),
     "save": ("filename_prefix", "dtype", "dialect", "if_exists", "recommended_strength"),
 }
+ANYTHING_GOES = ("selection", "filename_prefix", "ignore_unknown", "rank", "merge_loras", "low_mem_load")
 
 
 def everything():
     graph = chain()
     graph["analyze"] = {"class_type": "DiffLoraAnalyze", "inputs": {"a": ["a", 0], "b": ["b", 0], "rank": 4, "show": "difference"}}
-    graph["keep"] = {"class_type": "TestKeep", "inputs": {"value": ["slider", 0]}}
+    graph["wanvideo"] = {"class_type": "DiffLoraSliderWanVideo", "inputs": {
+        "lora": ["small", 0], "strength": 1.0, "merge_loras": False, "low_mem_load": False}}
+    for name in ("slider", "wanvideo"):
+        graph[f"keep {name}"] = {"class_type": "TestKeep", "inputs": {"value": [name, 0]}}
     graph["save"] = {"class_type": "DiffLoraSave", "inputs": {
         "lora": ["small", 0], "filename_prefix": "hostile_types", "dtype": "float32", "dialect": "native",
         "if_exists": "overwrite", "recommended_strength": ""}}
@@ -225,8 +230,9 @@ def test_odd_values_are_answered_in_one_line(guarded, node):
             if node == "small" and widget in ("energy", "ratio", "max_rank"):
                 graph[node]["inputs"]["rule"] = {"energy": "energy", "ratio": "ratio", "max_rank": "knee"}[widget]
             told = answer(guarded, graph)
-            # NaN is below no minimum, and ComfyUI 0.3.75 compares no value with a list of options. A text takes any.
-            if value != value and widget not in ("selection", "filename_prefix", "ignore_unknown", "rank"):
+            # NaN is below no minimum, and ComfyUI 0.3.75 compares no value with a list of options. A text takes any,
+            # and what is no number can be true or false.
+            if value != value and widget not in ANYTHING_GOES:
                 assert told, (widget, value)
     for name in lora_files(guarded) - before:
         (guarded.models("loras") / name).unlink()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..difflora.comparing import MODES, compared, in_step
+from ..difflora.clip_pair import MODES, compared, in_step
 from ..difflora.mosaic import Label
 from .messages import report
 from .previews import embedded, label_font, player_of_sheet

@@ -20,6 +20,7 @@ from .krylov import Approximation
 from .lora import CombinedLora, Lora, SelectedLora, label
 from .rerank import Factorisation, FixedRank, RerankedLora, factorisation_of
 from .storage import Progress, shown
+from .wording import Sentence
 
 DENSE_VALUES = 16  # singular values that are worked out of a module stored in full
 
@@ -91,19 +92,19 @@ class Analysis:
         return kept / self.norm**2 if self.norm > 0 else 1.0
 
     @property
-    def warnings(self) -> list[str]:
+    def warnings(self) -> list[Sentence]:
         """What looks wrong with the pair, for a person to judge."""
         lines = []
         small, large = sorted((self.norm_a, self.norm_b))
         if small == 0 or large / small > 2:
-            lines.append(f"The two sides differ in size: ‖A‖ is {self.norm_a:.4g}, ‖B‖ is {self.norm_b:.4g}. "
-                         "Were they trained with the same settings and steps?")
+            lines.append(Sentence("The two sides differ in size: ‖A‖ is {0}, ‖B‖ is {1}. Were they trained with the same "
+                                  "settings and steps?", f"{self.norm_a:.4g}", f"{self.norm_b:.4g}"))
         if abs(self.cosine) < 0.05:
-            lines.append(f"A and B hardly have anything in common (cosine {self.cosine:.3f}), so little cancels. "
-                         "A pair that starts from the same seed and data order usually shares much more.")
+            lines.append(Sentence("A and B hardly have anything in common (cosine {0}), so little cancels. A pair that starts "
+                                  "from the same seed and data order usually shares much more.", f"{self.cosine:.3f}"))
         if self.cosine > 0.995:
-            lines.append(f"A and B are nearly the same (cosine {self.cosine:.4f}): the difference is small, and may be "
-                         "noise of the training.")
+            lines.append(Sentence("A and B are nearly the same (cosine {0}): the difference is small, and may be noise of "
+                                  "the training.", f"{self.cosine:.4f}"))
         return lines
 
     def csv(self) -> str:
@@ -148,35 +149,37 @@ def analyze_pair(lora: Lora, progress: Progress | None = None) -> Analysis:
     return Analysis(modules, sides[0], sides[1], factorisation.slow)
 
 
-def pair_warnings(a: Lora, b: Lora) -> list[str]:
+def pair_warnings(a: Lora, b: Lora) -> list[Sentence]:
     """What the metadata of two LoRAs give reason to doubt, before anything is computed."""
     lines = []
     if a.base_model and b.base_model and a.base_model != b.base_model:
-        lines.append(f"Base models: {label(a)} looks like {a.base_model}, {label(b)} like {b.base_model}.")
+        lines.append(
+            Sentence("Base models: {0} looks like {1}, {2} like {3}.", label(a), a.base_model, label(b), b.base_model)
+        )
     if a.rank_text != b.rank_text:
-        lines.append(f"Ranks differ: {a.rank_text} and {b.rank_text}.")
+        lines.append(Sentence("Ranks differ: {0} and {1}.", a.rank_text, b.rank_text))
     for key, what in _SETTINGS.items():
         one, other = a.metadata.get(key), b.metadata.get(key)
         if one is not None and other is not None and one != other:
-            lines.append(f"{what} differ: {shown(one, 60)} and {shown(other, 60)}.")
+            lines.append(Sentence("{0} differ: {1} and {2}.", what, shown(one, 60), shown(other, 60)))
     datasets = [lora.metadata.get("ss_datasets") for lora in (a, b)]
     if datasets[0] is not None and datasets[0] == datasets[1]:
-        lines.append("Both name the same dataset. The two sides of a pair are trained on different data.")
+        lines.append(Sentence("Both name the same dataset. The two sides of a pair are trained on different data."))
     return lines
 
 
 _SETTINGS = {
-    "ss_base_model_version": "Base models",
-    "ss_sd_model_name": "Base model files",
-    "ss_network_module": "Network types",
-    "ss_network_dim": "Network ranks",
-    "ss_network_alpha": "Network alphas",
-    "ss_steps": "Training steps",
-    "ss_max_train_steps": "Planned steps",
-    "ss_learning_rate": "Learning rates",
-    "ss_optimizer": "Optimizers",
-    "ss_lr_scheduler": "Schedules",
-    "ss_seed": "Seeds",
+    "ss_base_model_version": Sentence("Base models"),
+    "ss_sd_model_name": Sentence("Base model files"),
+    "ss_network_module": Sentence("Network types"),
+    "ss_network_dim": Sentence("Network ranks"),
+    "ss_network_alpha": Sentence("Network alphas"),
+    "ss_steps": Sentence("Training steps"),
+    "ss_max_train_steps": Sentence("Planned steps"),
+    "ss_learning_rate": Sentence("Learning rates"),
+    "ss_optimizer": Sentence("Optimizers"),
+    "ss_lr_scheduler": Sentence("Schedules"),
+    "ss_seed": Sentence("Seeds"),
 }
 
 

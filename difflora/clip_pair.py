@@ -9,22 +9,23 @@ from numpy.typing import NDArray
 
 from .errors import UnsupportedError
 from .mosaic import Label, fitted, grid_frames, grid_of
+from .wording import Sentence
 
 MODES = ("side by side", "wipe", "difference")
 Clip = NDArray[np.uint8]
 
 
-def in_step(a: Clip, b: Clip) -> tuple[Clip, Clip, list[str]]:
+def in_step(a: Clip, b: Clip) -> tuple[Clip, Clip, list[Sentence]]:
     """Both clips, (frames, height, width, 3), in A's size and with as many frames; and what had to be done, in words."""
     notes = []
     if not len(a) or not len(b):
         raise UnsupportedError(f"{'a' if not len(a) else 'b'}: there are no pictures in this batch.")
     if a.shape[1:3] != b.shape[1:3]:
-        notes.append(f"B is {_size(b)} and A {_size(a)}: B was fitted into A's size")
+        notes.append(Sentence("B is {0} and A {1}: B was fitted into A's size", _size(b), _size(a)))
         b = np.stack([fitted(frame, a.shape[2], a.shape[1]) for frame in b])
     if len(a) != len(b):
         shorter = "A" if len(a) < len(b) else "B"
-        notes.append(f"A has {len(a)} frames and B {len(b)}: {shorter} holds its last frame")
+        notes.append(Sentence("A has {0} frames and B {1}: {2} holds its last frame", len(a), len(b), shorter))
         a, b = _held(a, len(b)), _held(b, len(a))
     return a, b, notes
 

@@ -20,6 +20,7 @@ from .forms import thin
 from .lora import SMALL_SIDE, FileLora, Lora, Recipe
 from .names import model_order
 from .storage import CODES, FLOATS, Header, file_sha256, read_header, read_tensors, shown
+from .wording import Sentence
 
 _PREFIX = re.compile(r"^(?:model\.)?diffusion_model\.|^model\.(?=blocks\.|double_blocks\.|transformer_blocks\.)")
 
@@ -88,8 +89,8 @@ class CheckpointDifference(Lora):
             raise PairError(f"{base.path.name} and {tuned.path.name} have no weight in common: different models.")
         only = [name for name in after if name not in before]
         if only:
-            self.warnings = (f"{len(only)} weights are in {tuned.path.name} only and were left out: "
-                             f"{shown(only[0])} …",)
+            self.warnings = (Sentence("{0} weights are in {1} only and were left out: {2} …", len(only), tuned.path.name,
+                                      shown(only[0])),)
         self._weights = {name.removesuffix(".weight"): name for name in both}
         self.specs = {module: _spec(after[self._weights[module]], module)
                       for module in sorted(self._weights, key=model_order)}

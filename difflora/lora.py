@@ -25,6 +25,7 @@ from .deltas import Delta, Dense, LowRank, Spec, Term, Vector, add, zero
 from .errors import FileError, PairError, TensorError, UnsupportedError
 from .selection import Selection
 from .storage import CODES, FLOATS, Header, check_finite, file_sha256, read_header, read_tensors, shown
+from .wording import Sentence
 
 Recipe = dict[str, Any]
 BATCH_BUDGET = 11_000_000  # bytes of float64 factors worked on at once: what stays in the processor's cache
@@ -42,7 +43,7 @@ class Lora(Mapping[str, Delta], ABC):
 
     specs: Mapping[str, Spec]
     metadata: Mapping[str, str] = MappingProxyType({})
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Sentence, ...] = ()
 
     @abstractmethod
     def read(self, modules: Sequence[str]) -> dict[str, Delta]:
@@ -169,7 +170,7 @@ class FileLora(Lora):
         alphas = self._read_alphas()
         adapter = self._adapter = _AdapterConfig.of(header, adapter_config)
         if adapter.beside:
-            self.warnings += (f"{self.name}: its scale comes from {adapter.name} beside it; keep the two together.",)
+            self.warnings += (Sentence("{0}: its scale comes from {1} beside it; keep the two together.", self.name, adapter.name),)
         self._sources: dict[str, _Source] = {}
         self.alphas: dict[str, float] = {}
         for module, parts in self.keys_found.modules.items():
@@ -179,7 +180,7 @@ class FileLora(Lora):
             raise FileError(f"{self.name}: no LoRA weights in this file ({len(header.entries)} other tensors).")
         self.specs = {name: source.spec for name, source in self._sources.items()}
         if not any(not spec.is_vector for spec in self.specs.values()):
-            self.warnings += (f"{self.name} changes no weight matrix, only biases, norms or modulation.",)
+            self.warnings += (Sentence("{0} changes no weight matrix, only biases, norms or modulation.", self.name),)
 
     @property
     def name(self) -> str:
@@ -237,11 +238,11 @@ class FileLora(Lora):
                 "Nothing was left out in silence; ignore_unknown (--ignore-unknown) goes on without them."
             )
         if found.unknown:
-            self.warnings += (f"{self.name}: {len(found.unknown)} keys were ignored, the first is "
-                              f"{shown(found.unknown[0])}.",)
+            self.warnings += (Sentence("{0}: {1} keys were ignored, the first is {2}.", self.name, len(found.unknown),
+                                       shown(found.unknown[0])),)
         if found.text_encoder:
-            self.warnings += (f"{self.name}: {len(found.text_encoder)} text encoder keys were left out: the slider "
-                              "works on the diffusion model.",)
+            self.warnings += (Sentence("{0}: {1} text encoder keys were left out: the slider works on the diffusion model.",
+                                       self.name, len(found.text_encoder)),)
 
     def _read_alphas(self) -> dict[str, float]:
         keys = [parts["alpha"] for parts in self.keys_found.modules.values() if "alpha" in parts]
@@ -539,7 +540,7 @@ class SelectedLora(Lora):
         self.weights = {name: weight for name, weight in selection.weights(of).items() if weight != 0.0}
         self.warnings = of.warnings
         for term in selection.unmatched(of):
-            self.warnings += (f"The selection's term {shown(term)} matches nothing in this LoRA.",)
+            self.warnings += (Sentence("The selection's term {0} matches nothing in this LoRA.", shown(term)),)
         self.specs = {name: spec for name, spec in of.specs.items() if nullify or name in self.weights}
 
     @property

@@ -23,6 +23,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from .errors import FileError, OutputError, PairError
+from .wording import Sentence, joined
 
 IMAGE_EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif"}  # what musubi-tuner reads as well
 COMPARED_AT = 384  # pixels on the longer side: the checks are about content, not about grain
@@ -217,7 +218,7 @@ class PairCheck:
     similarity: float | None = None
     drift: float | None = None
     changed: float | None = None
-    problems: list[str] = field(default_factory=list)
+    problems: list[Sentence] = field(default_factory=list)
 
 
 def check_pairs(dataset: Dataset, limits: Limits | None = None, progress: Progress | None = None) -> list[PairCheck]:
@@ -249,29 +250,29 @@ def _check_pair(
     for side, files in zip(dataset.sides, found, strict=True):
         image = None
         if not files:
-            check.problems.append(f"no image in {side}")
+            check.problems.append(Sentence("no image in {0}", side))
         else:
             if len(files) > 1:
-                check.problems.append(f"{len(files)} files in {side}")
+                check.problems.append(Sentence("{0} files in {1}", len(files), side))
             if not dataset.caption(side, stem).is_file():
-                check.problems.append(f"no caption in {side}")
+                check.problems.append(Sentence("no caption in {0}", side))
             try:
                 image = read_image(files[0])
             except FileError:
-                check.problems.append(f"unreadable in {side}")
+                check.problems.append(Sentence("unreadable in {0}", side))
         images.append(image)
     a, b = images
     check.sizes = (a.size if a else None, b.size if b else None)
     if a and b:
         if a.size != b.size:
-            check.problems.append(f"size {a.width}x{a.height} / {b.width}x{b.height}")
+            check.problems.append(Sentence("size {0} / {1}", f"{a.width}x{a.height}", f"{b.width}x{b.height}"))
         check.similarity, check.drift, check.changed = compare(a, b)
         if check.similarity > limits.most_similar:
-            check.problems.append("nearly unchanged")
+            check.problems.append(Sentence("nearly unchanged"))
         if check.similarity < limits.least_similar:
-            check.problems.append("changed too much")
+            check.problems.append(Sentence("changed too much"))
         if check.drift > limits.colour_drift:
-            check.problems.append("colours drifted")
+            check.problems.append(Sentence("colours drifted"))
     return check, [_thumbnail(image) if image else None for image in images]
 
 
@@ -308,7 +309,7 @@ def _note_duplicates(checks: list[PairCheck], thumbnails: list[Thumbnail | None]
     for later, (check, _) in enumerate(there):
         earlier = alike[later, :later].nonzero()
         if len(earlier):
-            check.problems.append(f"like {there[int(earlier[0])][0].stem} in {side}")
+            check.problems.append(Sentence("like {0} in {1}", there[int(earlier[0])][0].stem, side))
 
 
 def to_csv(checks: Iterable[PairCheck], sides: tuple[str, str]) -> str:
@@ -332,25 +333,25 @@ def write_csv(checks: Iterable[PairCheck], dataset: Dataset) -> Path:
     return path
 
 
-def overview(checks: list[PairCheck]) -> list[str]:
+def overview(checks: list[PairCheck]) -> list[Sentence]:
     """What a person wants to know first."""
     suspect = sum(1 for check in checks if check.problems)
-    lines = [f"{len(checks)} pairs, {len(checks) - suspect} good, {suspect} suspect"]
+    lines = [Sentence("{0} pairs, {1} good, {2} suspect", len(checks), len(checks) - suspect, suspect)]
     measured = [check for check in checks if check.similarity is not None]
     if measured:
         for title, values in (
-            ("similarity", [check.similarity for check in measured]),
-            ("colour drift", [check.drift for check in measured]),
-            ("changed share", [check.changed for check in measured]),
+            (Sentence("similarity"), [check.similarity for check in measured]),
+            (Sentence("colour drift"), [check.drift for check in measured]),
+            (Sentence("changed share"), [check.changed for check in measured]),
         ):
             low, middle, high = np.quantile(np.array(values, dtype=np.float64), [0, 0.5, 1])
-            lines.append(f"{title}: {low:.3f} to {high:.3f}, median {middle:.3f}")
+            lines.append(Sentence("{0}: {1} to {2}, median {3}", title, f"{low:.3f}", f"{high:.3f}", f"{middle:.3f}"))
     return lines
 
 
-def suspects(checks: list[PairCheck]) -> list[str]:
+def suspects(checks: list[PairCheck]) -> list[Sentence]:
     """One line for each suspect pair."""
-    return [f"{check.stem}: {'; '.join(check.problems)}" for check in checks if check.problems]
+    return [Sentence("{0}: {1}", check.stem, joined(check.problems, "; ")) for check in checks if check.problems]
 
 
 # Looking

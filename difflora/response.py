@@ -21,6 +21,7 @@ from torch import Tensor
 from .clip_store import StoredClip
 from .errors import UnsupportedError
 from .storage import Progress
+from .wording import Sentence
 
 # A step of a tenth between two pixels is an edge: Sobel's normalised filter gives half of a step on both its sides.
 EDGE = 0.05
@@ -49,15 +50,15 @@ class Measure:
 
 
 MEASURES = {
-    "edges": Measure("edge density", "% of pixels", 2),
-    "entropy": Measure("local entropy", "bits", 3),
-    "sharpness": Measure("sharpness", "variance of the Laplacian", 1),
-    "motion": Measure("motion", "pixels a frame", 2),
-    "brightness": Measure("brightness", "L*", 2),
-    "saturation": Measure("saturation", "C*", 2),
+    "edges": Measure(Sentence("edge density"), Sentence("% of pixels"), 2),
+    "entropy": Measure(Sentence("local entropy"), Sentence("bits"), 3),
+    "sharpness": Measure(Sentence("sharpness"), Sentence("variance of the Laplacian"), 1),
+    "motion": Measure(Sentence("motion"), Sentence("pixels a frame"), 2),
+    "brightness": Measure(Sentence("brightness"), "L*", 2),
+    "saturation": Measure(Sentence("saturation"), "C*", 2),
     "a": Measure("green to red", "a*", 2),
     "b": Measure("blue to yellow", "b*", 2),
-    "colour_drift": Measure("colour drift", "ΔE in a*b* from the baseline", 2),
+    "colour_drift": Measure(Sentence("colour drift"), "ΔE in a*b* from the baseline", 2),
     "distance": Measure("distance", "ΔE from the baseline, pixel by pixel", 2),
 }
 TARGETS = ("edges", "entropy", "sharpness", "motion", "brightness", "saturation")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import OutputError, TrainingError
+from .wording import Sentence
 
 T = TypeVar("T")
 
@@ -397,13 +398,14 @@ def files(
     return made
 
 
-def hints(training: Training, machine: Machine) -> list[str]:
+def hints(training: Training, machine: Machine) -> list[Sentence]:
     """What is still to be done by hand before the command files can run."""
     found = []
     if module := _optimizer_module(training.optimizer):
-        found.append(f"Install the package {PACKAGES.get(module, module)} into the Python of musubi-tuner.")
+        package = PACKAGES.get(module, module)
+        found.append(Sentence("Install the package {0} into the Python of musubi-tuner.", package))
     if missing := [name for name in ("musubi", "dit", "vae", "t5") if not getattr(machine, name)]:
-        found.append(f"Fill in {', '.join(missing)} at the top of the command files.")
+        found.append(Sentence("Fill in {0} at the top of the command files.", ", ".join(missing)))
     return found
 
 

@@ -328,7 +328,7 @@ const loadWords = async () => {
   if (!answer.ok) return;
   const all = await answer.json();
   const own = all[language] ?? all[language.split("-")[0]];
-  setWords(own?.difflora);
+  setWords(own?.difflora, own?.diffloraSentences);
   nodeTexts = own?.nodeDefs ?? {};
 };
 

@@ -8,6 +8,7 @@ from comfy_api.v0_0_2 import io, ui
 
 from ..difflora import Analysis, Lora, analyze
 from ..difflora.lora import label
+from ..difflora.wording import Sentence
 from . import plots
 from .inputs import one_of
 from .messages import analysis_modules, report
@@ -58,7 +59,7 @@ class Analyze(io.ComfyNode):
         lines = summary(analysis, a, b, rank)
         text = "\n".join([*lines, *(f"! {line}" for line in analysis.warnings)])
         preview = ui.PreviewImage(heatmap, cls=cls).as_dict()
-        shown = messages(report("Pair", lines, analysis.warnings), analysis_modules(analysis))
+        shown = messages(report(Sentence("Pair"), lines, analysis.warnings), analysis_modules(analysis))
         return io.NodeOutput(heatmap, spectrum, text, analysis.csv(), ui={**preview, **shown})
 
 
@@ -69,18 +70,19 @@ def _analysis(a: Lora, b: Lora) -> Analysis:
     return known[b]
 
 
-def summary(analysis: Analysis, a: Lora, b: Lora, rank: int) -> list[str]:
+def summary(analysis: Analysis, a: Lora, b: Lora, rank: int) -> list[Sentence]:
     """The pair in a few lines."""
     lines = [
-        f"A: {label(a)}, size {analysis.norm_a:.4g}",
-        f"B: {label(b)}, size {analysis.norm_b:.4g}",
-        f"A − B: size {analysis.norm:.4g}, {len(analysis.modules)} modules",
-        f"cosine {analysis.cosine:.4f}, {analysis.cancelled:.1%} cancelled",
-        f"rank {rank} keeps {analysis.energy(rank):.1%} of the energy",
+        Sentence("A: {0}, size {1}", label(a), f"{analysis.norm_a:.4g}"),
+        Sentence("B: {0}, size {1}", label(b), f"{analysis.norm_b:.4g}"),
+        Sentence("A − B: size {0}, {1} modules", f"{analysis.norm:.4g}", len(analysis.modules)),
+        Sentence("cosine {0}, {1} cancelled", f"{analysis.cosine:.4f}", f"{analysis.cancelled:.1%}"),
+        Sentence("rank {0} keeps {1} of the energy", rank, f"{analysis.energy(rank):.1%}"),
     ]
     for side, names in (("A", analysis.only_a), ("B", analysis.only_b)):
         if names:
-            lines.append(f"{len(names)} modules only in {side}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}")
+            some = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+            lines.append(Sentence("{0} modules only in {1}: {2}", len(names), side, some))
     return lines
 
 

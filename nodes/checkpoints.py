@@ -10,6 +10,7 @@ from ..difflora.analysis import pair_warnings
 from ..difflora.checkpoints import Moment, Run, common_numbers, compare_runs, find_runs, to_csv, to_text
 from ..difflora.errors import FileError
 from ..difflora.storage import FileIdentity
+from ..difflora.wording import Sentence
 from . import plots
 from .messages import report
 from .messages import ui as messages
@@ -83,12 +84,13 @@ class LoadCheckpoints(io.ComfyNode):
         one, other = _run(run_a), _run(run_b)
         steps = common_numbers(one, other)
         a, b = load(_path(one.file(step))), load(_path(other.file(step)))
+        numbers = ", ".join(str(each or "end") for each in steps)
         lines = [
             f"A: {a.name}",
             f"B: {b.name}",
-            f"both have {one.unit} {', '.join(str(each or 'end') for each in steps)}",
+            Sentence("both have the epochs {0}", numbers) if one.unit == "epoch" else Sentence("both have the steps {0}", numbers),
         ]
-        return io.NodeOutput(a, b, ui=messages(report("Pair", lines, pair_warnings(a, b))))
+        return io.NodeOutput(a, b, ui=messages(report(Sentence("Pair"), lines, pair_warnings(a, b))))
 
 
 class CompareCheckpoints(io.ComfyNode):
@@ -122,7 +124,7 @@ class CompareCheckpoints(io.ComfyNode):
         moments = compare_runs(a, b, _read, progress_bar())
         picture = chart(moments, a.unit)
         text = to_text(moments, a.unit)
-        shown = ui.PreviewImage(picture, cls=cls).as_dict() | messages(report("Steps", text.splitlines()))
+        shown = ui.PreviewImage(picture, cls=cls).as_dict() | messages(report(Sentence("Steps"), text.splitlines()))
         return io.NodeOutput(picture, text, to_csv(moments, a.unit), ui=shown)
 
 

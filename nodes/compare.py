@@ -10,6 +10,7 @@ from comfy_api.v0_0_2 import io
 
 from ..difflora.clip_pair import MODES, compared, in_step
 from ..difflora.mosaic import Label
+from ..difflora.wording import Sentence
 from .messages import report
 from .previews import embedded, label_font, player_of_sheet
 from .progress import progress_bar
@@ -62,10 +63,10 @@ class ABCompare(io.ComfyNode):
         images = compared(one, other, mode, amplify, (label_a, label_b), label_font())
         distance = np.abs(one.astype(np.int16) - other)
         lines = [
-            f"{len(one)} frames of {one.shape[2]}×{one.shape[1]}",
-            f"difference: {distance.mean():.2f} of 255 on average, {distance.max()} at most"
+            Sentence("{0} frames of {1}×{2}", len(one), one.shape[2], one.shape[1]),
+            Sentence("difference: {0} of 255 on average, {1} at most", f"{distance.mean():.2f}", distance.max())
             if distance.max()
-            else "no difference at all",
+            else Sentence("no difference at all"),
         ]
         shown = report("A/B", lines, notes) | player
         return io.NodeOutput(

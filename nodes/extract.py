@@ -9,6 +9,7 @@ from comfy_api.v0_0_2 import io
 
 from ..difflora.extract import extract
 from ..difflora.storage import FileIdentity
+from ..difflora.wording import Sentence
 from .messages import lora_modules, report, ui
 from .types import LoraDelta
 
@@ -41,8 +42,10 @@ class ExtractLora(io.ComfyNode):
     def execute(cls, base: str, tuned: str) -> io.NodeOutput:
         paths = [folder_paths.get_full_path_or_raise("diffusion_models", name) for name in (base, tuned)]
         lora = extract(*paths)
-        lines = [f"{lora.base_model or 'Base model not recognised'}",
-                 f"{len(lora.matrices)} matrices, {len(lora) - len(lora.matrices)} vectors"]
+        lines = [
+            lora.base_model or Sentence("Base model not recognised"),
+            Sentence("{0} matrices, {1} vectors", len(lora.matrices), len(lora) - len(lora.matrices)),
+        ]
         return io.NodeOutput(lora, ui=ui(report(f"{tuned} − {base}", lines, lora.warnings), lora_modules(lora)))
 
 

@@ -6,14 +6,22 @@ from collections.abc import Iterable
 
 from ..difflora import Analysis, Lora
 from ..difflora.rerank import RerankedLora
+from ..difflora.wording import Sentence
 
 VALUES_SHOWN = 128  # singular values of one module that are sent to the page
 
 
 def report(title: str, lines: Iterable[str] = (), warnings: Iterable[str] = ()) -> dict:
-    """A short text on the node. Everything in it is shown as plain text."""
-    entries = [{"text": text, "level": "info"} for text in lines]
-    return {"report": {"title": title, "lines": entries + [{"text": text, "level": "warning"} for text in warnings]}}
+    """A short text on the node. Everything in it is shown as plain text, sentences in the user's language."""
+    entries = [{**_told(text), "level": "info"} for text in lines]
+    return {"report": {"title": _told(title), "lines": entries + [{**_told(text), "level": "warning"} for text in warnings]}}
+
+
+def _told(text: object) -> dict:
+    """The English text; and what it was made of, where the page can say it in another language."""
+    if not isinstance(text, Sentence):
+        return {"text": str(text)}
+    return {"text": str(text), "template": text.template, "values": [_told(value) for value in text.values]}
 
 
 def lora_modules(lora: Lora) -> dict:

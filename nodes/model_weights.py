@@ -11,6 +11,7 @@ from ..difflora import Lora
 from ..difflora.errors import PairError
 from ..difflora.lora import label
 from ..difflora.names import KOHYA, NATIVE, place, write_key
+from ..difflora.wording import Sentence
 
 
 class Targets:
@@ -29,7 +30,7 @@ class Targets:
             spellings = comfy.lora.model_lora_keys_unet(patcher.model, {})
             found = {name: key or _spelled_key(name, lora, weights, spellings) for name, key in found.items()}
         self.keys = {name: key for name, key in found.items() if key}
-        self.warnings: list[str] = []
+        self.warnings: list[Sentence] = []
         missing = [name for name, key in found.items() if not key]
         self._refuse(lora, missing)
         for name, key in self.keys.items():
@@ -56,12 +57,15 @@ class Targets:
                 f"model, the first is {needed[0]}: it was trained on another base model."
             )
         if images:
-            self.warnings.append(f"{len(images)} image modules were left out: this is a text-to-video model "
-                                 f"({images[0]} …).")
+            self.warnings.append(
+                Sentence("{0} image modules were left out: this is a text-to-video model ({1} …).", len(images), images[0])
+            )
         others = [name for name in missing if name not in images]
         if others:
-            self.warnings.append(f"{len(others)} modules were left out, this model does not have them: "
-                                 f"{', '.join(others[:3])}{' …' if len(others) > 3 else ''}.")
+            some = ", ".join(others[:3]) + (" …" if len(others) > 3 else "")
+            self.warnings.append(
+                Sentence("{0} modules were left out, this model does not have them: {1}.", len(others), some)
+            )
 
 
 def _own_key(name: str, weights: Mapping[str, torch.Tensor]) -> str | None:

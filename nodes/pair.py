@@ -14,6 +14,7 @@ from ..difflora.errors import FileError
 from ..difflora.lora import FileLora
 from ..difflora.output import STRENGTH_KEY
 from ..difflora.storage import FileIdentity, shown
+from ..difflora.wording import Sentence
 from .inputs import one_of
 from .messages import lora_modules, report, ui
 from .types import LoraDelta
@@ -71,12 +72,14 @@ def _path_of(lora_name: object) -> str | None:
 
 def _file_report(lora: FileLora) -> dict:
     alphas = sorted(set(lora.alphas.values()))
-    alpha = "none stored (scale 1)" if not alphas else " to ".join(f"{value:g}" for value in {alphas[0]: 0, alphas[-1]: 0})
-    vectors = len(lora) - len(lora.matrices)
+    alpha = " to ".join(f"{value:g}" for value in {alphas[0]: 0, alphas[-1]: 0}) if alphas else ""
+    matrices, vectors = len(lora.matrices), len(lora) - len(lora.matrices)
     lines = [
-        f"{lora.base_model or 'Base model not recognised'}, {lora.dialect} names",
-        f"rank {lora.rank_text}, alpha {alpha}",
-        f"{len(lora.matrices)} modules" + (f" and {vectors} biases, norms or modulations" if vectors else ""),
+        Sentence("{0}, {1} names", lora.base_model or Sentence("Base model not recognised"), lora.dialect),
+        Sentence("rank {0}, alpha {1}", lora.rank_text, alpha or Sentence("none stored (scale 1)")),
+        Sentence("{0} modules and {1} biases, norms or modulations", matrices, vectors)
+        if vectors
+        else Sentence("{0} modules", matrices),
     ]
     return report(lora.name, lines, lora.warnings)
 
@@ -91,7 +94,11 @@ def strength_range(lora: Lora) -> dict:
     return {"strength_range": ends} if -10 <= ends[0] < ends[1] <= 10 else {}
 
 
-_UNMATCHED = {"keep": "kept, as zero on the other side", "drop": "left out", "error": ""}
+_UNMATCHED = {
+    "keep": Sentence("kept, as zero on the other side"),
+    "drop": Sentence("left out"),
+    "error": "",  # is never said: there is an error instead
+}
 
 
 class SubtractLoras(io.ComfyNode):
@@ -137,10 +144,10 @@ class SubtractLoras(io.ComfyNode):
         one_of("unmatched", unmatched, _UNMATCHED)
         lora = subtract(a, b, weight_a, weight_b, unmatched)
         one_sided = len(lora.one_sided)
-        lines = [f"{len(lora.matrices)} modules, rank {lora.rank_text}"]
+        lines = [Sentence("{0} modules, rank {1}", len(lora.matrices), lora.rank_text)]
         warnings = pair_warnings(a, b)
         if one_sided:
-            warnings.append(f"{one_sided} modules are in one LoRA only: {_UNMATCHED[unmatched]}.")
+            warnings.append(Sentence("{0} modules are in one LoRA only: {1}.", one_sided, _UNMATCHED[unmatched]))
         return io.NodeOutput(lora, ui=ui(report("A − B", lines, warnings), lora_modules(lora)))
 
 

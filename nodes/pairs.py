@@ -18,6 +18,7 @@ from ..difflora import pairs, training
 from ..difflora.errors import DiffLoraError, FileError, OutputError, PairError, TrainingError
 from ..difflora.pairs import Dataset, Limits
 from ..difflora.training import Machine, Training
+from ..difflora.wording import Sentence
 from .messages import report
 from .messages import ui as messages
 from .paths import inside
@@ -255,7 +256,7 @@ class CheckPairs(io.ComfyNode):
         images = torch.stack([pairs.to_tensor(sheet) for sheet in sheets])
         lines, suspects = pairs.overview(checks), pairs.suspects(checks)
         drop = "\n".join(check.stem for check in checks if check.problems)
-        shown = ui.PreviewImage(images, cls=cls).as_dict() | messages(report("Pairs", lines, suspects))
+        shown = ui.PreviewImage(images, cls=cls).as_dict() | messages(report(Sentence("Pairs"), lines, suspects))
         return io.NodeOutput(images, "\n".join(lines + suspects), drop, ui=shown)
 
 
@@ -299,7 +300,7 @@ class TrainingRecipe(io.ComfyNode):
         root = Path(folder_paths.get_output_directory()).resolve()
         files = [path.relative_to(root).as_posix() for path in written]
         hints = training.hints(recipe, machine)
-        return io.NodeOutput("\n".join(files), ui=messages(report("Written", files, hints)))
+        return io.NodeOutput("\n".join(files), ui=messages(report(Sentence("Written"), files, hints)))
 
 
 def _widget(setting: dataclasses.Field):

@@ -8,6 +8,7 @@ from comfy_api.v0_0_2 import io, ui
 
 from ..difflora.mosaic import signed
 from ..difflora.response import MEASURES, TARGETS, Response, Sweep, measure_sweeps, range_text
+from ..difflora.wording import Sentence
 from .messages import report
 from .messages import ui as messages
 from .progress import progress_bar
@@ -107,42 +108,56 @@ class SliderResponse(io.ComfyNode):
             response.monotonicity(target),
             response.symmetry(target),
             range_text(*recommended),
-            ui={**preview, **messages(report("Response", lines, warnings))},
+            ui={**preview, **messages(report(Sentence("Response"), lines, warnings))},
         )
 
 
 def _conclusions(
     response: Response, target: str, limits: Mapping[str, float], recommended: tuple[float, float]
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[Sentence], list[Sentence]]:
     """The measurement in a few lines, and what to beware of."""
     strengths = response.strengths
     title, unit = MEASURES[target].title, MEASURES[target].unit
     mean, digits = response.mean(target), MEASURES[target].digits
     base = mean[strengths == response.baseline][0]
+    ends = (strengths[0], response.baseline, strengths[-1])
+    points = [
+        part
+        for value, strength in zip((mean[0], base, mean[-1]), ends, strict=True)
+        for part in (f"{value:.{digits}f}", signed(strength))
+    ]
+    monotonicity, symmetry = f"{response.monotonicity(target):+.2f}", f"{response.symmetry(target):.2f}"
     lines = [
-        f"{title}: {mean[0]:.{digits}f} at {signed(strengths[0])}, {base:.{digits}f} at {signed(response.baseline)}, "
-        f"{mean[-1]:.{digits}f} at {signed(strengths[-1])} ({unit})",
-        f"monotonicity {response.monotonicity(target):+.2f}, symmetry of + and − {response.symmetry(target):.2f}",
+        Sentence("{0}: {1} at {2}, {3} at {4}, {5} at {6} ({7})", title, *points, unit),
+        Sentence("monotonicity {0}, symmetry of + and − {1}", monotonicity, symmetry),
     ]
     for name, limit in limits.items():
         low, high = response.reach(name, limit)
-        sides = []
-        if low > strengths[0]:
-            sides.append(f"below {signed(round(low, 2))}")
-        if high < strengths[-1]:
-            sides.append(f"above {signed(round(high, 2))}")
-        where = f"more than {limit:g} {' and '.join(sides)}" if sides else f"within {limit:g} everywhere"
-        lines.append(f"{MEASURES[name].title}: {where}")
+        is_low, is_high = low > strengths[0], high < strengths[-1]
+        low_text, high_text = signed(round(low, 2)), signed(round(high, 2))
+        if is_low and is_high:
+            where = Sentence("more than {0} below {1} and above {2}", f"{limit:g}", low_text, high_text)
+        elif is_low:
+            where = Sentence("more than {0} below {1}", f"{limit:g}", low_text)
+        elif is_high:
+            where = Sentence("more than {0} above {1}", f"{limit:g}", high_text)
+        else:
+            where = Sentence("within {0} everywhere", f"{limit:g}")
+        lines.append(Sentence("{0}: {1}", MEASURES[name].title, where))
     a, b = response.change("a"), response.change("b")
-    tint = f"a* {a[0]:+.1f}, b* {b[0]:+.1f} at {signed(strengths[0])}; a* {a[-1]:+.1f}, b* {b[-1]:+.1f} at {signed(strengths[-1])}"
-    lines.append(f"tint: {tint.replace('-', '−')}")
+    tints = [
+        part
+        for end in (0, -1)
+        for part in (f"{a[end]:+.1f}".replace("-", "−"), f"{b[end]:+.1f}".replace("-", "−"), signed(strengths[end]))
+    ]
+    lines.append(Sentence("tint: a* {0}, b* {1} at {2}; a* {3}, b* {4} at {5}", *tints))
     warnings = []
     if recommended[0] < recommended[1]:
-        lines.append(f"recommended: {range_text(*recommended)}")
+        lines.append(Sentence("recommended: {0}", range_text(*recommended)))
     else:
-        warnings.append("no strength stays within the limits; nothing is recommended")
+        warnings.append(Sentence("no strength stays within the limits; nothing is recommended"))
     if response.left_out:
-        warnings.append(f"not in every sweep, so left out: {', '.join(map(signed, response.left_out))}")
+        warnings.append(Sentence("not in every sweep, so left out: {0}", ", ".join(map(signed, response.left_out))))
     return lines, warnings
 
 

@@ -13,6 +13,7 @@ from ..difflora.errors import OutputError
 from ..difflora.names import OUTPUT_DIALECTS
 from ..difflora.output import STRENGTH_KEY
 from ..difflora.storage import OUTPUT_DTYPES, shown
+from ..difflora.wording import Sentence
 from .inputs import one_of
 from .messages import report, ui
 from .paths import inside
@@ -83,7 +84,8 @@ class SaveLora(io.ComfyNode):
         path.parent.mkdir(parents=True, exist_ok=True)
         save(lora, path, dtype=dtype, dialect=dialect, overwrite=overwrite, metadata=metadata, progress=progress_bar())
         size = path.stat().st_size / 1e6
-        lines = [str(path), f"{len(lora)} modules, rank {lora.rank_text}, {dtype}, {size:.1f} MB"]
+        what = Sentence("{0} modules, rank {1}, {2}, {3} MB", len(lora), lora.rank_text, dtype, f"{size:.1f}")
+        lines = [str(path), what]
         return io.NodeOutput(str(path), ui=ui(report(path.name, lines, lora.warnings)))
 
 

@@ -9,6 +9,7 @@ from comfy_api.v0_0_2 import io
 from ..difflora import Energy, FixedRank, Knee, Lora, Ratio, rerank
 from ..difflora.analysis import analyze_pair, pair_of
 from ..difflora.rerank import RankRule
+from ..difflora.wording import Sentence
 from .factors import factors_of
 from .inputs import one_of
 from .messages import lora_modules, report, reranked_modules, ui
@@ -51,8 +52,8 @@ class SelectBlocks(io.ComfyNode):
     def execute(cls, lora: Lora, selection: str, rest: str) -> io.NodeOutput:
         one_of("rest", rest, ["leave out", "write zeros"])
         selected = lora.select(selection, nullify=rest == "write zeros")
-        lines = [f"{len(selected.weights)} of {len(lora)} modules"]
-        return io.NodeOutput(selected, ui=ui(report("Selection", lines, selected.warnings), lora_modules(lora)))
+        lines = [Sentence("{0} of {1} modules", len(selected.weights), len(lora))]
+        return io.NodeOutput(selected, ui=ui(report(Sentence("Selection"), lines, selected.warnings), lora_modules(lora)))
 
 
 _RULES: dict[str, Callable[[int, float, float], RankRule]] = {
@@ -115,13 +116,15 @@ class Rerank(io.ComfyNode):
             factors_of(small)  # what a slider needs comes with the spectra, in one pass through the files
         else:
             small.prepare(progress_bar())
-        lines = [f"rank {lora.rank_text} → {small.rank_text}, {small.retained_energy:.1%} of the energy kept"]
+        kept = f"{small.retained_energy:.1%}"
+        lines = [Sentence("rank {0} → {1}, {2} of the energy kept", lora.rank_text, small.rank_text, kept)]
         warnings = list(lora.warnings)
         if pair_of(lora):
             numbers = analyze_pair(lora)
-            lines.append(f"cosine of A and B {numbers.cosine:.3f}, {numbers.cancelled:.0%} cancelled")
+            cosine, cancelled = f"{numbers.cosine:.3f}", f"{numbers.cancelled:.0%}"
+            lines.append(Sentence("cosine of A and B {0}, {1} cancelled", cosine, cancelled))
             warnings += numbers.warnings
-        shown = ui(report("Re-rank", lines, warnings), reranked_modules(small))
+        shown = ui(report(Sentence("Re-rank"), lines, warnings), reranked_modules(small))
         return io.NodeOutput(small, small.retained_energy, ui=shown)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from ..difflora import Lora
 from ..difflora.deltas import Delta, LowRank, Spec
 from ..difflora.lora import label
+from ..difflora.wording import Sentence
 from .bypass import put_beside
 from .factors import factors_of
 from .inputs import check_strength, one_of
@@ -61,12 +62,16 @@ class SliderModel(io.ComfyNode):
         one_of("apply", apply, ["auto", "patch", "bypass"])
         targets = Targets(model, lora)
         bypass = apply == "bypass" or (apply == "auto" and targets.is_quantised)
-        lines = [f"{len(targets.keys)} of {len(lora)} modules applied" + (", beside the weights" if bypass else "")]
+        counts = len(targets.keys), len(lora)
+        if bypass:
+            line = Sentence("{0} of {1} modules applied, beside the weights", *counts)
+        else:
+            line = Sentence("{0} of {1} modules applied", *counts)
         if strength == 0:
-            lines = ["strength 0: the base model, unchanged"]
+            line = Sentence("strength 0: the base model, unchanged")
         else:
             model = applied(model, lora, targets, strength, bypass)
-        return io.NodeOutput(model, ui=ui(report(label(lora), lines, targets.warnings), strength_range(lora)))
+        return io.NodeOutput(model, ui=ui(report(label(lora), [line], targets.warnings), strength_range(lora)))
 
 
 def applied(model, lora: Lora, targets: Targets, strength: float, bypass: bool):

@@ -26,6 +26,7 @@ from ..difflora.errors import UnsupportedError
 from ..difflora.mosaic import ARRANGEMENTS, Cells, Label, grid_frames, grid_of, signed
 from ..difflora.response import Sweep
 from ..difflora.strengths import MOST, sweep_strengths
+from ..difflora.wording import Sentence
 from .messages import report
 from .previews import embedded, label_font, player_of_clips, player_of_sheet, reporting
 from .progress import progress_bar
@@ -240,15 +241,16 @@ class Plan:
 
     def _state(self, there: list[int]) -> dict[str, Any]:
         missing = [signed(strength) for index, strength in enumerate(self.strengths) if index not in there]
-        lines = [f"{len(there)} of {len(self.strengths)} strengths are there"]
+        lines = [Sentence("{0} of {1} strengths are there", len(there), len(self.strengths))]
         if missing:
-            lines.append(f"missing: {', '.join(missing)}. The next run renders only these")
+            lines.append(Sentence("missing: {0}. The next run renders only these", ", ".join(missing)))
         warnings = []
         if self.restless:
-            warnings.append(f"{', '.join(self.restless)}: other each time, so no strength can be kept for the next run")
+            restless = ", ".join(self.restless)
+            warnings.append(Sentence("{0}: other each time, so no strength can be kept for the next run", restless))
         if self.baseline not in self.strengths:
-            warnings.append(f"the baseline {signed(self.baseline)} is not among the strengths")
-        return report("Sweep", lines, warnings)
+            warnings.append(Sentence("the baseline {0} is not among the strengths", signed(self.baseline)))
+        return report(Sentence("Sweep"), lines, warnings)
 
     def finished(self, message: dict[str, Any]) -> dict[str, Any]:
         return self.say(message | self._state(list(range(len(self.strengths)))))

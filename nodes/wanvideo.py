@@ -9,6 +9,7 @@ from comfy_api.v0_0_2 import io
 from ..difflora import Lora, save
 from ..difflora.errors import UnsupportedError
 from ..difflora.lora import label
+from ..difflora.wording import Sentence
 from .messages import report, ui
 from .pair import strength_range
 from .progress import progress_bar
@@ -114,8 +115,11 @@ class SliderWanVideo(io.ComfyNode):
 
 def _report(lora: Lora, merge_loras: bool) -> dict:
     skipped = 0 if merge_loras else len(lora) - len(lora.matrices)
-    warning = f"{skipped} biases, norms or modulations are left out: WanVideoWrapper applies them only when it merges."
-    return report(label(lora), [f"{len(lora.matrices)} modules, rank {lora.rank_text}"], [warning] if skipped else [])
+    warning = Sentence(
+        "{0} biases, norms or modulations are left out: WanVideoWrapper applies them only when it merges.", skipped
+    )
+    lines = [Sentence("{0} modules, rank {1}", len(lora.matrices), lora.rank_text)]
+    return report(label(lora), lines, [warning] if skipped else [])
 
 
 NODES = [SliderWanVideo]

@@ -10,12 +10,15 @@ import { readPlayer } from "./player.js";
 /**
  * @typedef {"info" | "warning" | "error"} Level
  *
- * @typedef {object} ReportLine
- * @property {string} text one line, English
- * @property {Level} level
+ * @typedef {object} Sentence
+ * @property {string} text in English; or a name, a number
+ * @property {string} [template] the English sentence with {0}, {1} … in it: the key of its translations
+ * @property {Sentence[]} [values] what fills it in
+ *
+ * @typedef {Sentence & { level: Level }} ReportLine
  *
  * @typedef {object} Report
- * @property {string} title usually a file name
+ * @property {Sentence} title usually a file name
  * @property {ReportLine[]} lines
  *
  * @typedef {object} ModuleNumbers How large one module's change is. Norms are Frobenius norms at strength 1.
@@ -49,9 +52,9 @@ export const readMessage = (output) => {
   const message = {};
   if (isObject(value.report) && Array.isArray(value.report.lines)) {
     message.report = {
-      title: String(value.report.title ?? ""),
+      title: readSentence(value.report.title),
       lines: value.report.lines.filter(isObject).map((line) => ({
-        text: String(line.text ?? ""),
+        ...readSentence(line),
         level: /** @type {Level} */ (LEVELS.includes(String(line.level)) ? String(line.level) : "info"),
       })),
     };
@@ -85,6 +88,14 @@ export const readMessage = (output) => {
   const player = readPlayer(value.player);
   if (player) message.player = player;
   return message;
+};
+
+/** A text, or a text and what it was made of. @param {unknown} value @param {number} depth how many sentences it is in @returns {Sentence} */
+const readSentence = (value, depth = 0) => {
+  if (!isObject(value)) return { text: String(value ?? "") };
+  const text = String(value.text ?? "");
+  if (typeof value.template !== "string" || !Array.isArray(value.values) || depth > 3) return { text };
+  return { text, template: value.template, values: value.values.map((part) => readSentence(part, depth + 1)) };
 };
 
 /** @param {string} text @returns {unknown} */

@@ -1,7 +1,8 @@
 // @ts-check
 /**
  * The words on the widgets, in English. Other languages are in `locales/<language>/main.json` under "difflora"; a test
- * keeps them complete. `{0}`, `{1}` are filled in.
+ * keeps them complete. `{0}`, `{1}` are filled in. What nodes say comes with its own English (`difflora/wording.py`);
+ * its translations are there under "diffloraSentences".
  */
 export const ENGLISH = {
   all: "All",
@@ -96,14 +97,29 @@ export const ENGLISH = {
 
 /** @typedef {keyof typeof ENGLISH} Word */
 
-/** @type {Record<string, string>} */
+/** @type {Record<string, unknown>} */
 let translated = {};
+/** Translations of what nodes say, under the English sentence. @type {Record<string, unknown>} */
+let sentences = {};
 
-/** Use these words where they are given. @param {unknown} words */
-export const setWords = (words) => {
-  translated = typeof words === "object" && words !== null ? /** @type {Record<string, string>} */ (words) : {};
+/** Use these words and sentences where they are given. @param {unknown} words @param {unknown} [said] */
+export const setWords = (words, said) => {
+  translated = record(words);
+  sentences = record(said);
 };
 
 /** A word or sentence in the user's language. @param {Word} word @param {...(string | number)} values */
-export const say = (word, ...values) =>
-  (typeof translated[word] === "string" ? translated[word] : ENGLISH[word]).replace(/\{(\d)\}/g, (_, index) => String(values[Number(index)] ?? ""));
+export const say = (word, ...values) => fill(own(translated, word) ?? ENGLISH[word], values);
+
+/** What a node says, in the user's language; in English where there is no translation. @param {import("./messages.js").Sentence} sentence @returns {string} */
+export const retell = ({ text, template, values = [] }) =>
+  template === undefined ? text : fill(own(sentences, template) ?? template, values.map(retell));
+
+/** @param {string} text @param {(string | number)[]} values */
+const fill = (text, values) => (values.length ? text.replace(/\{(\d+)\}/g, (_, index) => String(values[Number(index)] ?? "")) : text);
+
+/** @param {unknown} value @returns {Record<string, unknown>} */
+const record = (value) => (typeof value === "object" && value !== null ? /** @type {Record<string, unknown>} */ (value) : {});
+
+/** A text that is really in the list, not one that every object has, such as "constructor". @param {Record<string, unknown>} list @param {string} key */
+const own = (list, key) => (Object.hasOwn(list, key) && typeof list[key] === "string" ? /** @type {string} */ (list[key]) : null);

@@ -3,7 +3,7 @@
  * What a node has to say after a run: a few lines that can be copied, in which problems stand out. On nodes with another
  * widget it is quiet: without a title, not there at all before the first run, and some show nothing but problems.
  */
-import { say } from "../lib/words.js";
+import { retell, say } from "../lib/words.js";
 import { el } from "./dom.js";
 
 const SIGNS = { info: "", warning: "!", error: "×" };
@@ -14,7 +14,7 @@ export const reportView = (host) => {
   const copy = el("button", { type: "button", class: "chip", text: say("copy"), click: async () => {
     const report = host.report();
     if (!report) return;
-    const text = [report.title, ...report.lines.map(({ text, level }) => (level === "info" ? text : `${say(level)}: ${text}`))].join("\n");
+    const text = [retell(report.title), ...report.lines.map((line) => (line.level === "info" ? retell(line) : `${say(line.level)}: ${retell(line)}`))].join("\n");
     await writeClipboard(text, element);
     copy.textContent = say("copied");
     setTimeout(() => (copy.textContent = say("copy")), 1500);
@@ -32,11 +32,12 @@ export const reportView = (host) => {
     top.hidden = !report || Boolean(host.quiet);
     list.hidden = !report;
     if (!report) return;
-    title.textContent = report.title;
-    title.title = report.title;
-    list.replaceChildren(...lines.map(({ text, level }) =>
-      el("li", { class: level }, ...(SIGNS[level] ? [el("span", { class: "sign", role: "img", "aria-label": say(level), text: SIGNS[level] })] : []), el("span", { text })),
-    ));
+    title.textContent = retell(report.title);
+    title.title = title.textContent;
+    list.replaceChildren(...lines.map((line) => {
+      const sign = SIGNS[line.level] ? [el("span", { class: "sign", role: "img", "aria-label": say(line.level), text: SIGNS[line.level] })] : [];
+      return el("li", { class: line.level }, ...sign, el("span", { text: retell(line) }));
+    }));
   };
   return { element, refresh, isReport: true };
 };

@@ -154,12 +154,15 @@ test("messages are taken apart with care", () => {
   assert.equal(readMessage(["not json"]), null);
   assert.equal(readMessage([[1]]), null);
   const hostile = readMessage([{
-    report: { title: "<b>", lines: [{ text: "<script>", level: "boom" }, "x", null] },
+    report: { title: "<b>", lines: [{ text: "<script>", level: "boom" }, "x", null, { text: "5 a", template: "{0} a", values: [{ text: "5", values: 1 }] }] },
     modules: { a: { norm: "9", cosine: 0.5 }, b: 3, __proto__: { norm: 1 } },
     spectrum: { values: { a: [1, NaN], b: [2, 1] }, energy: { b: 1 } },
     strength_range: [3, -3],
   }]);
-  assert.deepEqual(hostile?.report, { title: "<b>", lines: [{ text: "<script>", level: "info" }] });
+  assert.deepEqual(hostile?.report, {
+    title: { text: "<b>" },
+    lines: [{ text: "<script>", level: "info" }, { text: "5 a", template: "{0} a", values: [{ text: "5" }], level: "info" }],
+  });
   assert.deepEqual({ ...hostile?.modules }, { a: { cosine: 0.5 } });
   assert.deepEqual({ ...hostile?.spectrum?.values }, { b: [2, 1] });
   assert.equal(hostile?.spectrum?.energy.b, 5);

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
-import { ENGLISH, say, setWords } from "../../js/lib/words.js";
+import { ENGLISH, retell, say, setWords } from "../../js/lib/words.js";
 
 /** @param {string} language */
 const words = (language) => JSON.parse(readFileSync(new URL(`../../locales/${language}/main.json`, import.meta.url), "utf-8")).difflora;
@@ -19,4 +19,16 @@ test("words are filled in, and a missing translation falls back to English", () 
   assert.equal(say("keeps", 95), "95 % kept");
   setWords(null);
   assert.equal(say("all"), "All");
+});
+
+test("what nodes say is put together in the user's language, and in English where there is no translation", () => {
+  const none = { text: "none stored", template: "none stored", values: [] };
+  const sentence = { text: "rank 4, alpha none stored", template: "rank {0}, alpha {1}", values: [{ text: "4" }, none] };
+  assert.equal(retell(sentence), sentence.text);
+  setWords(null, { "rank {0}, alpha {1}": "alpha {1} · Rang {0}", "none stored": "keines" });
+  assert.equal(retell(sentence), "alpha keines · Rang 4");
+  assert.equal(retell({ text: "rank {0}.safetensors" }), "rank {0}.safetensors");
+  assert.equal(retell({ text: "constructor", template: "constructor", values: [] }), "constructor");
+  assert.equal(retell({ text: "x {1}", template: "x {0}", values: [{ text: "{1}" }] }), "x {1}");
+  setWords(null);
 });

@@ -1,14 +1,17 @@
 """Every text of every node in English, Japanese and Chinese, and a help page that names every input and output."""
 
+import ast
 import json
 import re
 from pathlib import Path
 
 import pytest
 
+from tests import small_models
 from tests.nodes.locale_texts import LOCALES, english, inputs_of, own_nodes
 
-DOCS = Path(__file__).parents[2] / "js" / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "js" / "docs"
 LANGUAGES = ("ja", "zh")
 # What is called the same everywhere.
 NAMES = {"A", "B", "LoRA", "CLIP", "VAE", "T5", "DiT", "Python", "CSV", "alpha", "flow shift"}
@@ -52,14 +55,64 @@ def test_no_text_has_signs_that_the_page_would_read_as_code(language):
     assert marked == {}
 
 
+def own_texts(language):
+    return texts({key: tree for key, tree in read(language, "main.json").items() if key != "diffloraSentences"})
+
+
+def placeholders(text):
+    return sorted(re.findall(r"\{\d+\}", text))
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_words_of_the_widgets_are_translated(language):
-    source, translated = texts(read("en", "main.json")), texts(read(language, "main.json"))
+    source, translated = own_texts("en"), own_texts(language)
     assert set(source) == set(translated)
     for where, text in translated.items():
-        assert sorted(re.findall(r"\{\d\}", text)) == sorted(re.findall(r"\{\d\}", source[where])), where
+        assert placeholders(text) == placeholders(source[where]), where
         if text == source[where]:  # names and formulas
             assert text in {"Attention", "Self", "Cross", "FFN", "‖ΔW‖ {0}", "A {0} · B {1}", "cos(A, B) {0}"}, where
+
+
+def sentences():
+    """The template of every Sentence in the library and the nodes, and where it is."""
+    found = {}
+    for file in [*(ROOT / "difflora").glob("*.py"), *(ROOT / "nodes").glob("*.py")]:
+        for call in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Sentence":
+                where = f"{file.name}:{call.lineno}"
+                if file.name != "wording.py":
+                    assert isinstance(call.args[0], ast.Constant), f"{where}: only a literal can be looked up and translated"
+                    found[call.args[0].value] = where
+    return {text: where for text, where in found.items() if re.search("[A-Za-z]", re.sub(r"\{\d+\}", "", text))}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_what_nodes_say_is_translated(language):
+    source, translated = sentences(), read(language, "main.json")["diffloraSentences"]
+    assert {text: where for text, where in source.items() if text not in translated} == {}, "not translated"
+    assert set(translated) - set(source) == set(), "translated, but nobody says it"
+    for text, other in translated.items():
+        assert placeholders(other) == placeholders(text), text
+        assert LETTERS[language].search(other) or not re.search("[A-Za-z]{3}", re.sub("alpha|size", "", text)), f"{text}: untranslated"
+
+
+def test_what_nodes_say_reaches_the_page_as_sentences(comfy):
+    """Nothing but names of files and models comes without what it was made of."""
+    result = comfy.run(
+        {
+            "1": {"class_type": "DiffLoraLoad", "inputs": {"lora_name": small_models.DENSE, "ignore_unknown": False}},
+            "2": {"class_type": "DiffLoraLoad", "inputs": {"lora_name": small_models.SPARSE, "ignore_unknown": False}},
+            "3": {"class_type": "DiffLoraAnalyze", "inputs": {"a": ["1", 0], "b": ["2", 0], "rank": 4, "show": "difference"}},
+            "4": {"class_type": "DiffLoraRerank", "inputs": {
+                "lora": ["1", 0], "rule": "rank", "rank": 2, "energy": 0.9, "ratio": 10, "max_rank": 64}},
+            "5": {"class_type": "DiffLoraSave", "inputs": {
+                "lora": ["4", 0], "filename_prefix": "said", "dtype": "float32", "dialect": "native", "if_exists": "overwrite"}},
+        }
+    )
+    lines = [line for node in "12345" for line in result.output(node)["difflora"][0]["report"]["lines"]]
+    plain = [line["text"] for line in lines if "template" not in line]
+    assert len(plain) == 1 and plain[0].endswith("said.safetensors")
+    assert all(line["template"] in sentences() or not re.search("[a-z]", line["template"]) for line in lines if "template" in line)
 
 
 def test_page_serves_the_translations(comfy):

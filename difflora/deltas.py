@@ -38,7 +38,7 @@ class Spec:
 
     @property
     def out_features(self) -> int:
-        return self.shape[0]
+        return self.shape[0] if self.shape else 1
 
     @property
     def in_features(self) -> int:

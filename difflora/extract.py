@@ -6,6 +6,7 @@ at a time. Checkpoints may be one file or a folder of shards; both may differ in
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from torch import Tensor
 from .deltas import Delta, Dense, LowRank, Spec, Term, Vector
 from .errors import FileError, PairError
 from .forms import thin
-from .lora import SMALL_SIDE, FileLora, Lora, Recipe
+from .lora import LARGEST_WEIGHT, SMALL_SIDE, FileLora, Lora, Recipe
 from .names import model_order
 from .storage import CODES, FLOATS, Header, file_sha256, read_header, read_tensors, shown
 from .wording import Sentence
@@ -46,6 +47,9 @@ class Checkpoint:
                 if name in self._at:
                     raise FileError(f"{self.path.name}: {shown(key)} is in {self._at[name][0].path.name} and in "
                                     f"{header.path.name}. Is this the folder of one model?")
+                if math.prod(entry.shape) > LARGEST_WEIGHT:
+                    raise FileError(f"{self.path.name}: {shown(key)} has the shape {entry.shape}: no model has such a large "
+                                    "weight, so the file is damaged.")
                 self._at[name] = header, key
 
     def __contains__(self, name: str) -> bool:
@@ -61,7 +65,11 @@ class Checkpoint:
         tensor = read_tensors(header, [key])[key].float()
         for scale in (name.removesuffix(".weight") + ".scale_weight", name + "_scale"):
             if name.endswith(".weight") and scale in self:
-                tensor = tensor * self.read(scale)
+                factor = self.read(scale)
+                if factor.numel() not in (1, *tensor.shape[:1]):
+                    raise FileError(f"{self.path.name}: {shown(name)} of shape {tuple(tensor.shape)} has a scale of shape "
+                                    f"{tuple(factor.shape)}: one for all or one for each row was expected.")
+                tensor = tensor * factor.reshape(-1, *(1 for _ in tensor.shape[1:]))
         return tensor
 
     @property

@@ -56,6 +56,15 @@ def kronecker(parts: Mapping[str, Tensor]) -> Factors:
     return torch.kron(up_1, up_2), down.flatten(0, 1).flatten(1)
 
 
+def hadamard_full(parts: Mapping[str, Tensor]) -> Tensor:
+    """The same LoHa multiplied out, (out, in): for ranks whose product is no smaller than the matrix."""
+    if "hada_t1" in parts:
+        up, down = hadamard(parts)
+        return up @ down
+    up_1, down_1, up_2, down_2 = (parts[name].double() for name in LOHA)
+    return (up_1 @ down_1).mul_(up_2 @ down_2)
+
+
 def middle(parts: Mapping[str, Tensor]) -> Factors:
     """A convolution with a core between the factors: up (out, r), mid (r, r, *kernel), down (r, in)."""
     up, mid, down = parts["up"].double().flatten(1), parts["mid"].double(), parts["down"].double().flatten(1)

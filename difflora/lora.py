@@ -23,6 +23,7 @@ from torch import Tensor
 from . import forms, names
 from .deltas import Delta, Dense, LowRank, Spec, Term, Vector, add, zero
 from .errors import FileError, PairError, TensorError, UnsupportedError
+from .patterns import Pattern, PatternError
 from .selection import Selection
 from .storage import CODES, FLOATS, Header, check_finite, file_sha256, read_header, read_tensors, shown
 from .wording import Sentence
@@ -30,6 +31,8 @@ from .wording import Sentence
 Recipe = dict[str, Any]
 BATCH_BUDGET = 11_000_000  # bytes of float64 factors worked on at once: what stays in the processor's cache
 SMALL_SIDE = 512  # a matrix with a side this small is a product of factors already: itself and an identity
+LARGEST_WEIGHT = 2**31  # values in one tensor; an embedding of a large language model has a billion
+LARGEST_SCALE = 1e30  # of alpha / rank; more is damage, and overflows
 DENSE_SHARE = 0.5  # factors of a larger rank than this share of the smaller side are no smaller than the matrix
 
 
@@ -176,6 +179,13 @@ class FileLora(Lora):
         for module, parts in self.keys_found.modules.items():
             for name, source in self._module_sources(module, parts, alphas, adapter):
                 self._sources[name] = source
+        for module, source in self._sources.items():
+            sizes = [math.prod(header.entries[key].shape) for key in source.keys]
+            if max(*sizes, math.prod(source.spec.shape)) > LARGEST_WEIGHT:
+                raise TensorError(f"{self.name}: {module} would change a weight of shape {source.spec.shape}: no model has "
+                                  "such a large one, so the file is damaged.")
+            if not abs(source.scale) < LARGEST_SCALE:
+                raise TensorError(f"{self.name}: the scale of {module} (alpha / rank) is {source.scale:.3g}: the file is damaged.")
         if not self._sources:
             raise FileError(f"{self.name}: no LoRA weights in this file ({len(header.entries)} other tensors).")
         self.specs = {name: source.spec for name, source in self._sources.items()}
@@ -270,8 +280,10 @@ class FileLora(Lora):
             used = [part for part in other.parts if part in parts]
             left -= {*used, "alpha"}
             shape, rank, divisor = self._form_shape(module, other, {part: parts[part] for part in used})
+            divisor = divisor or adapter.rank_of(module, parts)
             if divisor is not None:
-                scale, alpha = adapter.scale(module, divisor, alphas[parts["alpha"]] if "alpha" in parts else None)
+                stored = alphas[parts["alpha"]] if "alpha" in parts else None
+                scale, alpha = adapter.scale(module, parts, divisor, stored)
                 if alpha is not None:
                     self.alphas[module] = alpha
             yield module, _FormSource(other, {part: parts[part] for part in used}, shape, rank, scale)
@@ -284,7 +296,7 @@ class FileLora(Lora):
             up, down = entries[parts["up"]].shape, entries[parts["down"]].shape
             shape, rank = self._low_rank_shape(module, parts, up, down)
             alpha = alphas[parts["alpha"]] if "alpha" in parts else None
-            scale, alpha = adapter.scale(module, rank, alpha)
+            scale, alpha = adapter.scale(module, parts, rank, alpha)
             if alpha is not None:
                 self.alphas[module] = alpha
             yield module, _Source((parts["up"], parts["down"]), Spec(shape, (rank,)), scale)
@@ -350,23 +362,33 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Form:
-    """An adapter that is not stored as up and down: which parts it has, its shape by headers, its factors."""
+    """An adapter that is not stored as up and down: which parts it has, its shape by headers, its factors, its matrix."""
 
     marks: tuple[str, ...]
     parts: tuple[str, ...]
     shape: Callable[[Mapping[str, tuple[int, ...]]], tuple[tuple[int, ...], int, int | None]]
     factors: Callable[[Mapping[str, Tensor]], forms.Factors]
+    full: Callable[[Mapping[str, Tensor]], Tensor]
 
     def belongs(self, parts: Mapping[str, str]) -> bool:
         return any(mark in parts for mark in self.marks)
 
 
+def _product_of(factors: Callable[[Mapping[str, Tensor]], forms.Factors]) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    def full(parts: Mapping[str, Tensor]) -> Tensor:
+        up, down = factors(parts)
+        return up @ down
+
+    return full
+
+
 _FORMS = (
-    _Form(("mid",), ("up", "mid", "down"), forms.middle_shape, forms.middle),
-    _Form(forms.LOHA, (*forms.LOHA, "hada_t1", "hada_t2"), forms.loha_shape, forms.hadamard),
-    _Form(forms.LOKR, forms.LOKR, forms.lokr_shape, forms.kronecker),
+    _Form(("mid",), ("up", "mid", "down"), forms.middle_shape, forms.middle, _product_of(forms.middle)),
+    _Form(forms.LOHA, (*forms.LOHA, "hada_t1", "hada_t2"), forms.loha_shape, forms.hadamard, forms.hadamard_full),
+    _Form(forms.LOKR, forms.LOKR, forms.lokr_shape, forms.kronecker, _product_of(forms.kronecker)),
 )
-_FULL = _Form(("diff",), ("diff",), lambda shapes: (shapes["diff"], 0, None), lambda parts: forms.thin(parts["diff"]))
+_FULL = _Form(("diff",), ("diff",), lambda shapes: (shapes["diff"], 0, None), lambda parts: forms.thin(parts["diff"]),
+              lambda parts: parts["diff"].flatten(1))
 
 
 class _FormSource(_Source):
@@ -376,14 +398,20 @@ class _FormSource(_Source):
         self.form, self.parts = form, tuple(parts)
         side = min(shape[0], math.prod(shape[1:]))
         dense = rank > DENSE_SHARE * side and side > SMALL_SIDE
-        super().__init__(tuple(parts.values()), Spec(shape, () if dense else (rank,), dense), scale)
+        self.multiplied_out = dense or rank > side
+        super().__init__(tuple(parts.values()), Spec(shape, () if dense else (min(rank, side),), dense), scale)
 
     def delta(self, tensors: Sequence[Tensor]) -> Delta:
-        if self.spec.dense and self.form is _FULL:
+        if self.spec.dense and self.form is _FULL:  # as it is stored
             return Dense(((tensors[0].flatten(1), self.scale),), (), self.spec.shape)
-        up, down = self.form.factors(dict(zip(self.parts, tensors, strict=True)))
-        if self.spec.dense:
-            return Dense((((up @ down).float(), self.scale),), (), self.spec.shape)
+        parts = dict(zip(self.parts, tensors, strict=True))
+        if self.multiplied_out:
+            full = self.form.full(parts)
+            if self.spec.dense:
+                return Dense(((full.float(), self.scale),), (), self.spec.shape)
+            up, down = forms.thin(full)
+        else:
+            up, down = self.form.factors(parts)
         return LowRank((Term(up, down, self.scale),), self.spec.shape)
 
 
@@ -394,9 +422,11 @@ class _AdapterConfig:
     """
 
     USED = ("lora_alpha", "use_rslora", "alpha_pattern")
+    USED_BY_FORMS = ("peft_type", "alpha", "alpha_pattern", "r", "rank_pattern")  # LoHa and LoKr in PEFT's words
 
     def __init__(self, config: Mapping[str, Any], name: str = "", beside: bool = False):
-        self.config = {key: config[key] for key in self.USED if key in config}
+        used = self.USED_BY_FORMS if config.get("peft_type") in ("LOHA", "LOKR") else self.USED
+        self.config = {key: config[key] for key in used if key in config}
         self.name = name
         self.beside = beside and bool(self.config)
 
@@ -427,35 +457,56 @@ class _AdapterConfig:
                 return cls(config, sibling.name, beside=True)
         return cls({})
 
-    def scale(self, module: str, rank: int, alpha: float | None) -> tuple[float, float | None]:
+    def scale(
+        self, module: str, parts: Mapping[str, str], rank: int, alpha: float | None
+    ) -> tuple[float, float | None]:
         """(scale, alpha) of one module. A tensor in the file goes before the configuration."""
-        if alpha is None and self.config.get("lora_alpha") not in (None, ""):
-            alpha = self._number(self._pattern("alpha_pattern", module, self.config["lora_alpha"]))
+        common = self.config.get("lora_alpha", self.config.get("alpha"))
+        if alpha is None and common not in (None, ""):
+            alpha = self._number(self._pattern("alpha_pattern", module, parts, common))
         if alpha is None:
             return 1.0, None
         return alpha / (math.sqrt(rank) if self._rslora else rank), alpha
+
+    def rank_of(self, module: str, parts: Mapping[str, str]) -> int | None:
+        """What alpha is divided by in a LoKr of two full matrices: by nothing, except in PEFT's."""
+        if self.config.get("peft_type") != "LOKR" or "alpha" in parts:
+            return None
+        rank = self._number(self._pattern("rank_pattern", module, parts, self.config.get("r")), "r")
+        if not (rank >= 1 and rank.is_integer()):
+            raise FileError(f"{self.name}: r is {shown(rank)}; it must be a whole number of at least 1.")
+        return int(rank)
 
     @property
     def _rslora(self) -> bool:
         return str(self.config.get("use_rslora", "")).lower() in ("true", "1", "yes")
 
-    def _pattern(self, name: str, module: str, default: object) -> object:
+    def _pattern(self, name: str, module: str, parts: Mapping[str, str], default: object) -> object:
+        """The value for a module whose name ends in a pattern; PEFT's patterns are of the names that the file has."""
         patterns = self.config.get(name) or {}
         if isinstance(patterns, str):
             patterns = _json(patterns, f"{self.name}: {name}")
         if isinstance(patterns, dict):
+            spellings = {module, *(names.spelled(key) for key in parts.values())}
             for pattern, value in patterns.items():
-                if module == pattern or module.endswith("." + pattern):
+                if any(spelled == pattern or spelled.endswith("." + pattern) for spelled in spellings):
+                    return value
+                try:
+                    regular = Pattern(f"^(.*\\.)?({pattern})$")
+                except PatternError as error:
+                    raise FileError(f"{self.name}: the pattern {shown(pattern)} in {name} cannot be read ({error}), so the "
+                                    "LoRA's scale is unknown.") from error
+                if any(map(regular.found_in, spellings)):
                     return value
         return default
 
-    def _number(self, value: object) -> float:
+    def _number(self, value: object, what: str = "lora_alpha") -> float:
         try:
             number = float(str(value))
         except ValueError as error:
-            raise FileError(f"{self.name}: lora_alpha is {shown(value)}, which is no number.") from error
+            raise FileError(f"{self.name}: {what} is {shown(value)}, which is no number.") from error
         if not math.isfinite(number):
-            raise FileError(f"{self.name}: lora_alpha is {number}.")
+            raise FileError(f"{self.name}: {what} is {number}.")
         return number
 
 
@@ -496,7 +547,7 @@ class CombinedLora(Lora):
     def _check(self, loras: Sequence[Lora], common: Sequence[str]) -> None:
         for name in common:
             shapes = [lora.specs[name].shape for lora in loras]
-            if any(math.prod(shape) != math.prod(shapes[0]) or shape[0] != shapes[0][0] for shape in shapes):
+            if any(math.prod(shape) != math.prod(shapes[0]) or shape[:1] != shapes[0][:1] for shape in shapes):
                 listed = " and ".join(f"{label(lora)}{_model(lora)}: {shape}"
                                       for lora, shape in zip(loras, shapes, strict=True))
                 raise PairError(f"{name} has different shapes ({listed}): these LoRAs were trained on different base "

@@ -249,6 +249,13 @@ def read_keys(keys: Iterable[str], metadata: Mapping[str, str] = {}) -> FileKeys
     )
 
 
+def spelled(key: str) -> str:
+    """The module of a key as the file spells it, without its dotted prefix: ``blocks.0.attn1.to_q``."""
+    stem = _split(key)[0]
+    prefix = _DOTTED_PREFIX.match(stem)
+    return stem[prefix.end() :] if prefix else stem
+
+
 def write_key(module: str, part: str, dialect: str, base: str | None = None) -> str:
     """The key of a module's part in an output dialect.
 

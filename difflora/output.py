@@ -27,6 +27,7 @@ from .storage import (
 )
 from .version import __version__
 
+_WITH_ALPHA = (names.NATIVE, names.KOHYA)  # diffusers and PEFT have no such tensor in their own files
 RECIPE_KEY = "difflora.recipe"
 ENERGY_KEY = "difflora.retained_energy"
 STRENGTH_KEY = "difflora.recommended_strength"
@@ -44,7 +45,7 @@ def save(
     """Write a LoRA as a safetensors file that appears only when it is complete.
 
     dtype      "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2" or a torch dtype
-    dialect    one of `names.OUTPUT_DIALECTS`; alpha is always written as the rank, so every reader's scale is 1
+    dialect    one of `names.OUTPUT_DIALECTS`; alpha is written as the rank or not at all, so every reader's scale is 1
     metadata   entries to add, or to put in the place of ours
     progress   called with (done, total) modules; may raise to cancel
     raises     OutputError if it cannot be written, TensorError if an input holds NaN or Inf
@@ -116,7 +117,7 @@ class _Writer:
                     "down": (dtype, (spec.rank, *spec.shape[1:])),
                     "alpha": (torch.float32, ()),
                 }
-                if dialect == names.NATIVE and names.is_outside_blocks(name):
+                if dialect not in _WITH_ALPHA or (dialect == names.NATIVE and names.is_outside_blocks(name)):
                     del tensors["alpha"]  # diffusers refuses one there, and no alpha means the same scale of 1
             for part, size in tensors.items():
                 key = names.write_key(name, part, dialect, base)

@@ -121,11 +121,11 @@ def test_every_dialect_reads_back_the_same(dialect: str, everything: Lora, tmp_p
 
 
 @pytest.mark.parametrize("dialect", OUTPUT_DIALECTS)
-def test_every_alpha_is_the_rank_and_positive(dialect: str, everything: Lora, tmp_path: Path) -> None:
+def test_an_alpha_is_the_rank_or_there_is_none(dialect: str, everything: Lora, tmp_path: Path) -> None:
     for result, name in ((everything, "lossless"), (difflora.rerank(everything, difflora.Energy(0.7)), "cut")):
         stored = load_file(difflora.save(result, tmp_path / f"{name}.safetensors", dialect=dialect))
         alphas = {key: float(value) for key, value in stored.items() if key.endswith(".alpha")}
-        assert alphas
+        assert bool(alphas) == (dialect in ("native", "kohya"))
         for key, alpha in alphas.items():
             stem = key.removesuffix(".alpha")
             down = next(value for other, value in stored.items()

@@ -36,6 +36,11 @@ class Run:
     files: dict[int, str] = field(default_factory=dict)
     final: str | None = None
 
+    @property
+    def all_files(self) -> list[str]:
+        """Every checkpoint, the end of the training last."""
+        return [*self.files.values(), *([self.final] if self.final else [])]
+
     def file(self, number: int) -> str:
         """The file of a step or an epoch; 0 means the end of the training, or the last there is.
 

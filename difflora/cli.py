@@ -24,7 +24,7 @@ from . import names, old_script, recipes, training
 from .algebra import subtract
 from .analysis import Analysis, ModuleNumbers, analyze_pair
 from .comparison import ComparedLora
-from .errors import DiffLoraError, OutputError, PairError, RecipeError
+from .errors import DiffLoraError, ExistsError, OutputError, PairError, RecipeError
 from .lora import CombinedLora, FileLora, Lora, SelectedLora, load
 from .output import ENERGY_KEY, save
 from .rerank import Energy, FixedRank, Knee, RankRule, Ratio, RerankedLora, rerank
@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code: int = given.run(given)
             sys.stdout.flush()
             return code
+        except ExistsError as error:
+            return _complain(f"{error} (--overwrite)")
         except DiffLoraError as error:
             return _complain(str(error))
         except BrokenPipeError:  # `difflora inspect … | head`: nobody reads on

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from .errors import FileError
 from .mosaic import fitting
+from .storage import shown
 from .video import Frame, read_video, size_of, write_video
 
 # Unfinished folders of a process that was killed are this old, in seconds, when they go.
@@ -76,7 +78,7 @@ class ClipStore:
 
     def get(self, key: str) -> StoredClip | None:
         """The clip of this key, if it is there; this counts as a use of it."""
-        folder = self.folder / key
+        folder = self._place(key)
         try:
             about = About(**json.loads((folder / "about.json").read_text("utf-8")))
             os.utime(folder)
@@ -86,6 +88,7 @@ class ClipStore:
 
     def add(self, key: str, frames: Iterable[Frame], about: About, fps: float, longest: int) -> StoredClip:
         """Encode a clip and keep it, with its frames shrunk until the longer side is at most `longest`."""
+        folder = self._place(key)
         self.folder.mkdir(parents=True, exist_ok=True)
         size = fitting(about.width, about.height, longest)
         made = Path(tempfile.mkdtemp(prefix=".making-", dir=self.folder))
@@ -93,13 +96,17 @@ class ClipStore:
             small = write_video(made / "clip.mp4", frames, fps, scaled=size)
             np.save(made / _cells_name(*size), np.stack(small))
             (made / "about.json").write_text(json.dumps(asdict(about)), "utf-8")
-            folder = self.folder / key
             shutil.rmtree(folder, ignore_errors=True)
             made.rename(folder)
         except BaseException:  # Cancel is no Exception
             shutil.rmtree(made, ignore_errors=True)
             raise
         return StoredClip(folder, about)
+
+    def _place(self, key: str) -> Path:
+        if not is_key(key):
+            raise FileError(f"{shown(key, 60)} names no clip. Sweep Grid gives the names.")
+        return self.folder / key
 
     def prune(self, keep: Iterable[str]) -> None:
         """Delete the longest unused clips until the rest is within the budget; never those whose keys are given."""
@@ -114,6 +121,11 @@ class ClipStore:
             if unfinished or total > self.budget:
                 total -= size_of(folder)
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_key(key: object) -> bool:
+    """A key becomes the name of a folder that is replaced: nothing in it may lead elsewhere."""
+    return isinstance(key, str) and bool(re.fullmatch(r"[0-9a-z]{1,64}", key))
 
 
 def _cells_name(width: int, height: int) -> str:

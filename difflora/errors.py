@@ -33,6 +33,10 @@ class OutputError(DiffLoraError):
     """The result cannot be written: the folder is missing, the file exists, the disk is full."""
 
 
+class ExistsError(OutputError):
+    """There is a file of this name already, and nobody has allowed to replace it."""
+
+
 class RecipeError(DiffLoraError):
     """A recipe cannot be carried out: it is damaged, too new, or its input files are not there."""
 

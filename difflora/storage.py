@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from .errors import FileError, OutputError, TensorError, UnsupportedError
+from .errors import ExistsError, FileError, OutputError, TensorError, UnsupportedError
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 METADATA_KEY = "__metadata__"
@@ -344,16 +344,16 @@ def check_target(path: Path, overwrite: bool, size: int = 0) -> None:
     """Raise OutputError early if a file cannot be written there; `size` in bytes."""
     with _said_as_output_error(path):
         if path.suffix != ".safetensors":
-            raise OutputError(f"{path}: the name must end in .safetensors.")
+            raise OutputError(f"{path.name}: the name must end in .safetensors.")
         if not path.parent.is_dir():
-            raise OutputError(f"{path}: the folder {path.parent} does not exist. Make it, or choose another.")
+            raise OutputError(f"{path.name}: the folder {path.parent} does not exist. Make it, or choose another.")
         if path.is_dir():
-            raise OutputError(f"{path}: this is a folder; give the name of a file.")
+            raise OutputError(f"{path.name}: this is a folder; give the name of a file.")
         if path.exists() and not overwrite:
-            raise OutputError(f"{path}: the file exists. Choose another name, or allow overwriting (--overwrite).")
+            raise FileExistsError(errno.EEXIST, "the file exists")
         free = shutil.disk_usage(path.parent).free
         if size > free:
-            raise OutputError(f"{path}: the result needs {size:,} bytes, but only {free:,} are free on that disk.")
+            raise OutputError(f"{path.name}: the result needs {size:,} bytes, but only {free:,} are free on that disk.")
 
 
 @contextlib.contextmanager
@@ -365,14 +365,15 @@ def _said_as_output_error(path: Path) -> Iterator[None]:
         errno.EACCES: "you may not write into this folder",
         errno.EPERM: "you may not write into this folder",
         errno.EROFS: "the disk is read-only",
-        errno.EEXIST: "the file exists. Choose another name, or allow overwriting (--overwrite)",
         errno.ENAMETOOLONG: "the name is too long",
     }
     try:
         yield
+    except FileExistsError as error:
+        raise ExistsError(f"{path.name}: the file exists. Choose another name, or allow overwriting.") from error
     except OSError as error:
         reason = reasons.get(error.errno or 0, error.strerror or str(error))
-        raise OutputError(f"{path}: cannot be written: {reason}. Nothing was changed.") from error
+        raise OutputError(f"{path.name}: cannot be written: {reason}. Nothing was changed.") from error
 
 
 def now() -> str:

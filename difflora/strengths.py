@@ -6,6 +6,7 @@ import math
 import re
 
 from .errors import UnsupportedError
+from .storage import shown
 
 LIMIT = 10.0
 MOST = 64
@@ -50,5 +51,5 @@ def _number(word: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise UnsupportedError(f"strengths: {word!r} is no number. Type numbers with commas between, such as -3, 0, 1.5.")
+        raise UnsupportedError(f"strengths: {shown(word, 60)!r} is no number. Type numbers with commas between, such as -3, 0, 1.5.")
     return number

@@ -1,6 +1,7 @@
 """The checkpoints of two trainings: take a pair at one step, and see how the two move apart."""
 
-from pathlib import Path
+import math
+from collections.abc import Iterable
 
 import folder_paths
 from comfy_api.v0_0_2 import io, ui
@@ -9,9 +10,10 @@ from ..difflora import Lora, load
 from ..difflora.analysis import pair_warnings
 from ..difflora.checkpoints import Moment, Run, common_numbers, compare_runs, find_runs, to_csv, to_text
 from ..difflora.errors import FileError
-from ..difflora.storage import FileIdentity
+from ..difflora.storage import FileIdentity, shown
 from ..difflora.wording import Sentence
 from . import plots
+from .inputs import listed_file
 from .messages import report
 from .messages import ui as messages
 from .progress import progress_bar
@@ -22,22 +24,21 @@ def _runs() -> dict[str, Run]:
     return find_runs(folder_paths.get_filename_list("loras"))
 
 
-def _run(name: str) -> Run:
-    runs = _runs()
-    if name not in runs:
+def _run(name: object) -> Run:
+    run = _runs().get(name) if isinstance(name, str) else None
+    if run is None:
         raise FileError(
-            f"There are no checkpoints called {name} in the loras folders. Reload the page to see those there are."
+            f"There are no checkpoints called {shown(name, 60)} in the loras folders. Reload the page to see those there are."
         )
-    return runs[name]
+    return run
 
 
-def _path(file: str) -> Path:
-    return Path(folder_paths.get_full_path_or_raise("loras", file))
+def _identities(files: Iterable[str]) -> list[str]:
+    return [str(FileIdentity.of(listed_file("loras", file))) for file in files]
 
 
-def _identities(*runs: Run) -> list[str]:
-    files = [file for run in runs for file in (*run.files.values(), run.final) if file]
-    return [str(FileIdentity.of(_path(file))) for file in files]
+def _load(file: str) -> Lora:
+    return load(listed_file("loras", file))
 
 
 def _inputs() -> list:
@@ -76,14 +77,16 @@ class LoadCheckpoints(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, run_a, run_b, step):
-        return [str(FileIdentity.of(_path(_run(name).file(step)))) for name in (run_a, run_b)]
+    def fingerprint_inputs(cls, run_a=None, run_b=None, step=None):
+        if run_a is None or run_b is None or step is None:  # it comes through a link, and is not known yet
+            return math.nan
+        return _identities(_run(name).file(step) for name in (run_a, run_b))
 
     @classmethod
     def execute(cls, run_a: str, run_b: str, step: int) -> io.NodeOutput:
         one, other = _run(run_a), _run(run_b)
         steps = common_numbers(one, other)
-        a, b = load(_path(one.file(step))), load(_path(other.file(step)))
+        a, b = _load(one.file(step)), _load(other.file(step))
         numbers = ", ".join(str(each or "end") for each in steps)
         lines = [
             f"A: {a.name}",
@@ -115,21 +118,19 @@ class CompareCheckpoints(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, run_a, run_b):
-        return _identities(_run(run_a), _run(run_b))
+    def fingerprint_inputs(cls, run_a=None, run_b=None):
+        if run_a is None or run_b is None:
+            return math.nan
+        return _identities(file for name in (run_a, run_b) for file in _run(name).all_files)
 
     @classmethod
     def execute(cls, run_a: str, run_b: str) -> io.NodeOutput:
         a, b = _run(run_a), _run(run_b)
-        moments = compare_runs(a, b, _read, progress_bar())
+        moments = compare_runs(a, b, _load, progress_bar())
         picture = chart(moments, a.unit)
         text = to_text(moments, a.unit)
         shown = ui.PreviewImage(picture, cls=cls).as_dict() | messages(report(Sentence("Steps"), text.splitlines()))
         return io.NodeOutput(picture, text, to_csv(moments, a.unit), ui=shown)
-
-
-def _read(file: str) -> Lora:
-    return load(_path(file))
 
 
 def chart(moments: list[Moment], unit: str):

@@ -11,6 +11,7 @@ from comfy_api.v0_0_2 import io
 from ..difflora.clip_pair import MODES, compared, in_step
 from ..difflora.mosaic import Label
 from ..difflora.wording import Sentence
+from .inputs import one_of, within
 from .messages import report
 from .previews import embedded, label_font, player_of_sheet
 from .progress import progress_bar
@@ -56,6 +57,9 @@ class ABCompare(io.ComfyNode):
     def execute(
         cls, a: torch.Tensor, b: torch.Tensor, mode: str, amplify: float, fps: float, label_a: str, label_b: str
     ) -> io.NodeOutput:
+        one_of("mode", mode, MODES)
+        within(1, 64, amplify=amplify)
+        within(1, 120, fps=fps)
         one, other, notes = in_step(_pixels(a), _pixels(b))
         labels = [Label(label_a), Label(label_b)]
         key = hashlib.sha256(one.tobytes() + other.tobytes()).hexdigest()

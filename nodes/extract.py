@@ -10,6 +10,7 @@ from comfy_api.v0_0_2 import io
 from ..difflora.extract import extract
 from ..difflora.storage import FileIdentity
 from ..difflora.wording import Sentence
+from .inputs import listed_file
 from .messages import lora_modules, report, ui
 from .types import LoraDelta
 
@@ -40,7 +41,7 @@ class ExtractLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, base: str, tuned: str) -> io.NodeOutput:
-        paths = [folder_paths.get_full_path_or_raise("diffusion_models", name) for name in (base, tuned)]
+        paths = [listed_file("diffusion_models", name) for name in (base, tuned)]
         lora = extract(*paths)
         lines = [
             lora.base_model or Sentence("Base model not recognised"),

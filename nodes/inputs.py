@@ -1,21 +1,32 @@
-"""What ComfyUI does not check before it runs a node."""
+"""What ComfyUI does not check before it runs a node. What comes by a link, no version checks at all."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
+from pathlib import Path
 
-from ..difflora.errors import InputError
+import folder_paths
+
+from ..difflora.errors import FileError, InputError
 from ..difflora.storage import shown
 
 
 def one_of(name: str, value: object, options: Iterable[str]) -> None:
-    """ComfyUI 0.3.75 compares no value with a node's list of options; links are compared by no version."""
+    """ComfyUI 0.3.75 compares no value with a node's list of options."""
     if value not in list(options):
         raise InputError(f"{name} is {shown(value, 60)}; choose one of: {', '.join(options)}.")
 
 
-def check_strength(strength: float) -> None:
+def within(low: float, high: float, **values: float) -> None:
     """NaN is neither below a minimum nor above a maximum."""
-    if not math.isfinite(strength):
-        raise InputError(f"strength is {strength}; give a number from -10 to 10.")
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise InputError(f"{name} is {value}; give a number from {low:g} to {high:g}.")
+
+
+def listed_file(kind: str, name: object) -> Path:
+    """The file of one of ComfyUI's lists. It looks names up inside its folders only, whatever dots and slashes are in them."""
+    path = folder_paths.get_full_path(kind, name) if isinstance(name, str) else None
+    if path is None:
+        raise FileError(f"{shown(name)} is not in the {kind} folder. Put it there, press R, and choose it again.")
+    return Path(path)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import folder_paths
 from comfy_api.v0_0_2 import io
 
 from ..difflora import Lora, load, subtract
 from ..difflora.analysis import pair_warnings
-from ..difflora.errors import FileError
 from ..difflora.lora import FileLora
 from ..difflora.output import STRENGTH_KEY
-from ..difflora.storage import FileIdentity, shown
+from ..difflora.storage import FileIdentity
 from ..difflora.wording import Sentence
-from .inputs import one_of
+from .inputs import listed_file, one_of
 from .messages import lora_modules, report, ui
 from .types import LoraDelta
 
@@ -53,21 +51,12 @@ class LoadLora(io.ComfyNode):
     def fingerprint_inputs(cls, lora_name: str | None = None, **_):
         if lora_name is None:  # it comes from another node, and is not known yet
             return math.nan
-        path = _path_of(lora_name)
-        return str(FileIdentity.of(Path(path))) if path else "missing"
+        return str(FileIdentity.of(listed_file("loras", lora_name)))
 
     @classmethod
     def execute(cls, lora_name: str, ignore_unknown: bool = False) -> io.NodeOutput:
-        path = _path_of(lora_name)
-        if path is None:
-            raise FileError(f"{shown(lora_name)} is not in the loras folder. Put it there, press R, and choose it again.")
-        lora = load(path, ignore_unknown)
+        lora = load(listed_file("loras", lora_name), ignore_unknown)
         return io.NodeOutput(lora, ui=ui(_file_report(lora), lora_modules(lora), strength_range(lora)))
-
-
-def _path_of(lora_name: object) -> str | None:
-    """ComfyUI looks names up inside its loras folders only, whatever dots and slashes are in them."""
-    return folder_paths.get_full_path("loras", lora_name) if isinstance(lora_name, str) else None
 
 
 def _file_report(lora: FileLora) -> dict:

@@ -19,6 +19,7 @@ from ..difflora.errors import DiffLoraError, FileError, OutputError, PairError, 
 from ..difflora.pairs import Dataset, Limits
 from ..difflora.training import Machine, Training
 from ..difflora.wording import Sentence
+from .inputs import one_of, within
 from .messages import report
 from .messages import ui as messages
 from .paths import inside
@@ -173,6 +174,7 @@ class SavePair(io.ComfyNode):
     def execute(
         cls, image_a, image_b, stem, dataset, side_a, side_b, captions, caption, word_a, word_b, overwrite
     ) -> io.NodeOutput:
+        one_of("captions", captions, pairs.CAPTIONS)
         target = _dataset(dataset, side_a, side_b, OutputError)
         for side in target.sides:
             if inside(target.folder / side, f"{stem}.png", OutputError).parent != target.folder / side:
@@ -249,6 +251,8 @@ class CheckPairs(io.ComfyNode):
 
     @classmethod
     def execute(cls, dataset, side_a, side_b, least_similar, most_similar, colour_drift) -> io.NodeOutput:
+        within(-1, 1, least_similar=least_similar, most_similar=most_similar)
+        within(0, 100, colour_drift=colour_drift)
         checked = _dataset(dataset, side_a, side_b)
         checks = pairs.check_pairs(checked, Limits(least_similar, most_similar, colour_drift), progress_bar())
         pairs.write_csv(checks, checked)

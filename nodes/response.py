@@ -9,6 +9,7 @@ from comfy_api.v0_0_2 import io, ui
 from ..difflora.mosaic import signed
 from ..difflora.response import MEASURES, TARGETS, Response, Sweep, measure_sweeps, range_text
 from ..difflora.wording import Sentence
+from .inputs import one_of, within
 from .messages import report
 from .messages import ui as messages
 from .progress import progress_bar
@@ -93,6 +94,10 @@ class SliderResponse(io.ComfyNode):
         moments: int,
         **more: Sweep | None,
     ) -> io.NodeOutput:
+        one_of("target", target, TARGETS)
+        within(0, 200, colour_limit=colour_limit)
+        within(0, 100, brightness_limit=brightness_limit, saturation_limit=saturation_limit)
+        within(1, 1000, moments=moments)
         sweeps = [sweep, *(other for name in MORE if (other := more.get(name)) is not None)]
         response = measure_sweeps(sweeps, moments, progress_bar())
         watched = {"colour_drift": colour_limit, "brightness": brightness_limit, "saturation": saturation_limit}

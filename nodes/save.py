@@ -81,12 +81,19 @@ class SaveLora(io.ComfyNode):
         overwrite = if_exists == "overwrite"
         path = _target(folder, filename_prefix, overwrite)
         metadata = _strength_entry(recommended_strength)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         save(lora, path, dtype=dtype, dialect=dialect, overwrite=overwrite, metadata=metadata, progress=progress_bar())
         size = path.stat().st_size / 1e6
         what = Sentence("{0} modules, rank {1}, {2}, {3} MB", len(lora), lora.rank_text, dtype, f"{size:.1f}")
         lines = [str(path), what]
         return io.NodeOutput(str(path), ui=ui(report(path.name, lines, lora.warnings)))
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise OutputError(f"The folder {folder.name} cannot be made: {problem.strerror}. Choose another name.") from problem
 
 
 def _target(folder: Path, prefix: str, overwrite: bool) -> Path:

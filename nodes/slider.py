@@ -15,7 +15,7 @@ from ..difflora.lora import label
 from ..difflora.wording import Sentence
 from .bypass import put_beside
 from .factors import factors_of
-from .inputs import check_strength, one_of
+from .inputs import one_of, within
 from .messages import report, ui
 from .model_weights import Targets
 from .pair import strength_range
@@ -58,7 +58,7 @@ class SliderModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, lora: Lora, strength: float, apply: str) -> io.NodeOutput:
-        check_strength(strength)
+        within(-10, 10, strength=strength)
         one_of("apply", apply, ["auto", "patch", "bypass"])
         targets = Targets(model, lora)
         bypass = apply == "bypass" or (apply == "auto" and targets.is_quantised)

@@ -22,11 +22,12 @@ from comfy_api.v0_0_2 import io
 from comfy_execution.graph_utils import GraphBuilder, is_link
 
 from ..difflora.clip_store import About, ClipStore, StoredClip
-from ..difflora.errors import UnsupportedError
+from ..difflora.errors import InputError, UnsupportedError
 from ..difflora.mosaic import ARRANGEMENTS, Cells, Label, grid_frames, grid_of, signed
 from ..difflora.response import Sweep
 from ..difflora.strengths import MOST, sweep_strengths
 from ..difflora.wording import Sentence
+from .inputs import one_of, within
 from .messages import report
 from .previews import embedded, label_font, player_of_clips, player_of_sheet, reporting
 from .progress import progress_bar
@@ -39,6 +40,9 @@ _files = WatchedFiles()
 # What the running and the last few sweeps have told the page. A list of ComfyUI's holds the same object, so that the
 # history has the latest, too.
 _messages: OrderedDict[str, dict[str, Any]] = OrderedDict()
+# By their run. Not in the prompt: anybody can put an inner node into one, and a cell deletes what its plan calls its own.
+_plans: OrderedDict[str, Plan] = OrderedDict()
+_PLANS_KEPT = 256  # more than one prompt has grids
 
 
 class StrengthSweep(io.ComfyNode):
@@ -152,6 +156,10 @@ class SweepGrid(io.ComfyNode):
     def execute(
         cls, images: list, arrange: str, cell_size: int, fps: float, baseline: float, text: str = ""
     ) -> io.NodeOutput:
+        one_of("arrange", arrange, ARRANGEMENTS)
+        within(64, 2048, cell_size=cell_size)
+        within(1, 120, fps=fps)
+        within(-10, 10, baseline=baseline)
         between = Between.find(images, cls.hidden.dynprompt.get_node, _files)
         strengths = _strengths(between)
         run = uuid.uuid4().hex
@@ -160,7 +168,7 @@ class SweepGrid(io.ComfyNode):
         )
         graph = GraphBuilder()
         after = plan.add_cells(graph, between, cls.hidden.unique_id)
-        layout = graph.node("DiffLoraSweepLayout", "layout", plan=plan.to_json(), **after)
+        layout = graph.node("DiffLoraSweepLayout", "layout", run=plan.remember(), **after)
         layout.set_override_display_id(cls.hidden.unique_id)
         return io.NodeOutput(
             layout.out(0), layout.out(1), expand=graph.finalize(), ui={"difflora": [plan.message_now()]}
@@ -179,7 +187,7 @@ def _strengths(between: Between) -> list[float]:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All that the nodes of one expanded sweep have to know. Goes from node to node as JSON."""
+    """All that the nodes of one expanded sweep have to know."""
 
     strengths: list[float]
     keys: list[str]
@@ -191,12 +199,20 @@ class Plan:
     restless: list[str]
     run: str
 
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
+    def remember(self) -> str:
+        """Keep the plan for the inner nodes, and return the name that they find it by."""
+        _plans[self.run] = self
+        while len(_plans) > _PLANS_KEPT:
+            _plans.popitem(last=False)
+        return self.run
 
     @classmethod
-    def from_json(cls, text: str) -> Plan:
-        return cls(**json.loads(text))
+    def of(cls, run: object) -> Plan:
+        """raises   InputError where no Sweep Grid has made one under this name."""
+        plan = _plans.get(run) if isinstance(run, str) else None
+        if plan is None:
+            raise InputError("run is none that Sweep Grid has begun. It puts this node in by itself.")
+        return plan
 
     def add_cells(self, graph: GraphBuilder, between: Between, shown_on: str) -> dict[str, Any]:
         """Put a gate, a clone and a cell into the graph for each clip that is missing. Returns the last cell's link."""
@@ -207,7 +223,7 @@ class Plan:
             # The run is among the inputs: what a clone leaves in ComfyUI's cache is never asked for again.
             gate = graph.node("DiffLoraSweepGate", f"{number}.gate", strength=strength, run=self.run, **after)
             pictures = between.clone(graph, str(number), fixed, gate.out(0))
-            cell = graph.node("DiffLoraSweepCell", f"{number}.cell", images=pictures, key=key, plan=self.to_json())
+            cell = graph.node("DiffLoraSweepCell", f"{number}.cell", images=pictures, key=key, run=self.run)
             for node in (gate, cell):
                 node.set_override_display_id(shown_on)
             after = {"after": cell.out(0)}
@@ -302,14 +318,15 @@ class SweepCell(io.ComfyNode):
             inputs=[
                 io.Image.Input("images", tooltip="The clip."),
                 io.String.Input("key", tooltip="The name of the clip in the store."),
-                io.String.Input("plan", tooltip="The sweep, as JSON."),
+                io.String.Input("run", tooltip="Which run of the sweep this is."),
             ],
             outputs=[After.Output("done", display_name="done", tooltip="For the gate of the next strength.")],
         )
 
     @classmethod
-    def execute(cls, images: torch.Tensor, key: str, plan: str) -> io.NodeOutput:
-        sweep = Plan.from_json(plan)
+    def execute(cls, images: torch.Tensor, key: str, run: str) -> io.NodeOutput:
+        sweep = Plan.of(run)
+        one_of("key", key, sweep.keys)
         about = About(len(images), images.shape[2], images.shape[1])
         frames = reporting(map(_pixels, images), len(images), progress_bar())
         store().add(key, frames, about, sweep.fps, sweep.cell_size)
@@ -347,7 +364,7 @@ class SweepLayout(io.ComfyNode):
             description="A part of Sweep Grid, which puts it in by itself.",
             is_deprecated=True,
             inputs=[
-                io.String.Input("plan", tooltip="The sweep, as JSON."),
+                io.String.Input("run", tooltip="Which run of the sweep this is."),
                 After.Input("after", optional=True, tooltip="The last cell."),
             ],
             outputs=[
@@ -358,8 +375,8 @@ class SweepLayout(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, plan: str, after: Any = None) -> io.NodeOutput:
-        sweep = Plan.from_json(plan)
+    def execute(cls, run: str, after: Any = None) -> io.NodeOutput:
+        sweep = Plan.of(run)
         clips = [_stored(key) for key in sweep.keys]
         labels = sweep.labels()
         cells = [clip.cells(sweep.cell_size) for clip in clips]

@@ -1,15 +1,14 @@
 """A LoRA from the wire for WanVideoWrapper, which reads LoRAs by path: what is not a file yet becomes one."""
 
-import math
 from pathlib import Path
 
 import folder_paths
 from comfy_api.v0_0_2 import io
 
 from ..difflora import Lora, save
-from ..difflora.errors import UnsupportedError
 from ..difflora.lora import label
 from ..difflora.wording import Sentence
+from .inputs import within
 from .messages import report, ui
 from .pair import strength_range
 from .progress import progress_bar
@@ -103,8 +102,7 @@ class SliderWanVideo(io.ComfyNode):
     def execute(
         cls, lora: Lora, strength: float, merge_loras: bool, low_mem_load: bool, prev_lora=None, model=None
     ) -> io.NodeOutput:
-        if not math.isfinite(strength):
-            raise UnsupportedError(f"strength: {strength} is no strength. Give a number from -10 to 10.")
+        within(-10, 10, strength=strength)
         if strength == 0:
             return io.NodeOutput(list(prev_lora or []), ui=ui(strength_range(lora)))
         if model is not None:

@@ -131,6 +131,14 @@ class TestStore:
         assert clip.cells(48).shape == (3, 32, 48, 3)
         assert store.get("b") is None
 
+    @pytest.mark.parametrize("key", ["../a", "/tmp", "a/b", "..", "", "A b", "con.", "a" * 65, None])
+    def test_a_key_leads_nowhere_else(self, store, key):
+        with pytest.raises(FileError, match="names no clip"):
+            store.get(key)
+        with pytest.raises(FileError, match="names no clip"):
+            self.add(store, key)
+        assert not store.folder.exists()
+
     def test_cells_of_another_size_are_made_from_the_clip(self, store):
         self.add(store, "a")
         direct, later = store.get("a").cells(48), store.get("a").cells(24)

@@ -185,7 +185,7 @@ class TestSweeps:
         return store.add(key, made, About(frames, 96, 64), 16, 48)
 
     def sweep(self, store, strengths, seed=0):
-        clips = [self.clip(store, f"{seed} {strength}", strength, seed) for strength in strengths]
+        clips = [self.clip(store, f"{seed}x{index}", strength, seed) for index, strength in enumerate(strengths)]
         return Sweep(tuple(strengths), tuple(clips), 16, 0.0)
 
     def test_contrast_and_a_green_tint_are_found_in_order_in_encoded_clips(self, store):

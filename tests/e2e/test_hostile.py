@@ -12,6 +12,7 @@ import pytest
 from tests import small_models
 from tests.comfy_server import ComfyError, NodeFailed, PromptRejected
 from tests.e2e.test_chain import chain
+from tests.e2e.test_sweep import grid, node
 
 LONG = "x" * 10_000
 HARMLESS = ("slider", "a..b", "~root", "$HOME", "%TEMP%", "--help", "; rm -rf .", "名前")
@@ -203,11 +204,19 @@ WIDGETS = {
     "a": ("lora_name", "ignore_unknown"),
     "analyze": ("rank", "show"),
     "save": ("filename_prefix", "dtype", "dialect", "if_exists", "recommended_strength"),
+    "sweep": ("start", "stop", "count", "include_zero", "strengths"),
+    "grid": ("arrange", "cell_size", "fps", "baseline", "text"),
+    "response": ("target", "colour_limit", "brightness_limit", "saturation_limit", "moments"),
+    "compare": ("mode", "amplify", "fps", "label_a", "label_b"),
+    "save pair": ("stem", "dataset", "side_a", "captions", "caption", "word_a", "overwrite"),
+    "check": ("dataset", "side_b", "least_similar", "most_similar", "colour_drift"),
 }
-ANYTHING_GOES = ("selection", "filename_prefix", "ignore_unknown", "rank", "merge_loras", "low_mem_load")
+ANYTHING_GOES = ("selection", "filename_prefix", "ignore_unknown", "rank", "merge_loras", "low_mem_load",
+                 "include_zero", "strengths", "text", "label_a", "label_b", "stem", "dataset", "side_a", "side_b", "caption",
+                 "word_a", "overwrite")  # fmt: skip
 
 
-def everything():
+def algebra(comfy):
     graph = chain()
     graph["analyze"] = {"class_type": "DiffLoraAnalyze", "inputs": {"a": ["a", 0], "b": ["b", 0], "rank": 4, "show": "difference"}}
     graph["wanvideo"] = {"class_type": "DiffLoraSliderWanVideo", "inputs": {
@@ -220,24 +229,73 @@ def everything():
     return graph
 
 
-@pytest.mark.parametrize("node", WIDGETS)
-def test_odd_values_are_answered_in_one_line(guarded, node):
+def clips(comfy):
+    """A sweep of ready-made clips, and all that follows one."""
+    return {
+        "sweep": node("DiffLoraStrengthSweep", start=0.0, stop=1.0, count=2, include_zero=False, strengths=""),
+        "clip": node("TestClip", strength=["sweep", 0], frames=2, width=32, height=16),
+        "grid": grid("clip"),
+        "response": node("DiffLoraSliderResponse", sweep=["grid", 1], target="edges", colour_limit=5.0,
+                         brightness_limit=10.0, saturation_limit=10.0, moments=2),
+        "one": node("TestClip", strength=1.0, frames=2, width=32, height=16),
+        "compare": node("DiffLoraABCompare", a=["one", 0], b=["one", 0], mode="difference", amplify=4.0, fps=16.0,
+                        label_a="A", label_b="B"),
+    }  # fmt: skip
+
+
+def dataset(comfy):
+    names = {"dataset": "odd pairs", "side_a": "more", "side_b": "less"}
+    return {
+        "picture": node("EmptyImage", width=64, height=48, batch_size=1, color=1000),
+        "twin": node("EmptyImage", width=64, height=48, batch_size=1, color=200),
+        "save pair": node("DiffLoraSavePair", **names, image_a=["picture", 0], image_b=["twin", 0], stem="one",
+                          captions="same for both", caption="a street", word_a="dense", word_b="bare", overwrite=True),
+        "check": node("DiffLoraCheckPairs", **names, least_similar=0.3, most_similar=0.985, colour_drift=8.0),
+    }  # fmt: skip
+
+
+GRAPHS = {
+    **dict.fromkeys(("sweep", "grid", "response", "compare"), clips),
+    **dict.fromkeys(("save pair", "check"), dataset),
+}
+
+
+@pytest.mark.parametrize("name", WIDGETS)
+def test_odd_values_are_answered_in_one_line(guarded, name):
     before = lora_files(guarded)
-    for widget in WIDGETS[node]:
+    whole = GRAPHS.get(name, algebra)(guarded)
+    assert whole[name]["inputs"].keys() >= set(WIDGETS[name]) - {"ignore_unknown"}
+    for widget in WIDGETS[name]:
         for value in NUMBERS:
-            graph = json.loads(json.dumps(everything()))
-            graph[node]["inputs"][widget] = value
-            if node == "small" and widget in ("energy", "ratio", "max_rank"):
-                graph[node]["inputs"]["rule"] = {"energy": "energy", "ratio": "ratio", "max_rank": "knee"}[widget]
+            graph = json.loads(json.dumps(whole))
+            graph[name]["inputs"][widget] = value
+            if name == "small" and widget in ("energy", "ratio", "max_rank"):
+                graph[name]["inputs"]["rule"] = {"energy": "energy", "ratio": "ratio", "max_rank": "knee"}[widget]
             told = answer(guarded, graph)
             # NaN is below no minimum, and ComfyUI 0.3.75 compares no value with a list of options. A text takes any,
             # and what is no number can be true or false.
             if value != value and widget not in ANYTHING_GOES:
                 assert told, (widget, value)
-    for name in lora_files(guarded) - before:
-        (guarded.models("loras") / name).unlink()
+    for file in lora_files(guarded) - before:
+        (guarded.models("loras") / file).unlink()
+
+
+def test_the_inner_nodes_of_a_sweep_take_no_orders_from_strangers(guarded):
+    """A cell replaces the folder that its key names, and frees the pictures that it was given."""
+    outside = str(guarded.outside)
+    prompt = {"clip": clips(guarded)["one"], "keep": node("TestKeep", value=["clip", 0])}
+    for name in (outside, f"../../../../{guarded.outside.name}", *ESCAPES, *DEVICES, ""):
+        name = name.replace("{outside}", outside)
+        inner = {"cell": node("DiffLoraSweepCell", images=["clip", 0], key=name, run="a" * 32),
+                 "after": node("TestKeep", value=["cell", 0])}  # fmt: skip
+        assert "run is none that Sweep Grid has begun" in answer(guarded, prompt | inner), name[:80]
+        inner = {"layout": node("DiffLoraSweepLayout", run=name), "after": node("TestKeep", value=["layout", 0])}
+        assert "run is none that Sweep Grid has begun" in answer(guarded, prompt | inner), name[:80]
+    # The clip in ComfyUI's cache still has its pixels.
+    shown = node("DiffLoraABCompare", a=["clip", 0], b=["clip", 0], mode="wipe", amplify=4.0, fps=16.0, label_a="", label_b="")
+    assert answer(guarded, prompt | {"shown": shown}) == ""
 
 
 def test_the_server_still_works(comfy):
-    comfy.run(everything())
+    comfy.run(algebra(comfy))
     (comfy.models("loras") / "hostile_types.safetensors").unlink()

@@ -20,7 +20,9 @@ import { strengthSlider } from "./widgets/strength_slider.js";
 /** @typedef {any} Node a LiteGraph node; its types differ between the frontends that this must run on */
 /** @typedef {{ element: HTMLElement, refresh: () => void, remove?: () => void, isReport?: boolean, quiet?: "lines" | "problems" }} View */
 
-/** Every view on the page, to show new messages and links. @type {Map<Node, () => void>} */
+/** @typedef {{ draw: () => void, seen: boolean }} Shown a view on a node, and whether it can be seen */
+
+/** Every view on the page, by the element it is in. @type {Map<Element, Shown>} */
 const views = new Map();
 
 /** The nodes are drawn by Vue now, not on the canvas. */
@@ -39,6 +41,26 @@ const messageOf = (node) => {
 
 /** Messages that have been checked already: they can be large, and are asked for whenever a widget is drawn. @type {WeakMap<object, ReturnType<typeof readMessage>>} */
 const read = new WeakMap();
+
+/** What went wrong in the last run, by node. @type {WeakMap<Node, string>} */
+let failures = new WeakMap();
+
+/** A node by the id it has in a run: inside subgraphs, the ids of all the nodes that it is in come first. @param {string} id @returns {Node | null} */
+const nodeOfRun = (id) => {
+  const path = id.split(":");
+  const last = /** @type {string} */ (path.pop());
+  /** @type {any} */
+  let graph = app.graph;
+  for (const outer of path) graph = graph?.getNodeById?.(outer)?.subgraph;
+  return graph?.getNodeById?.(last) ?? null;
+};
+
+/** The report of a node's last run; if that failed, why. @param {Node} node @returns {import("./lib/messages.js").Report | null} */
+const reportOf = (node) => {
+  const failure = failures.get(node);
+  if (failure) return { title: { text: node.title ?? "" }, lines: [{ text: failure, level: "error" }] };
+  return messageOf(node)?.report ?? null;
+};
 
 /** The node at the other end of an input's wire. @param {Node} node @param {number} index @returns {Node | null} */
 const before = (node, index) => node.getInputNode?.(index) ?? null;
@@ -90,8 +112,7 @@ const modulesBefore = (node) => {
 
 /** An ordinary widget of a node, as a value to read, write and watch. @param {Node} node @param {string} name @param {() => void} changed */
 const field = (node, name, changed) => {
-  const widget = node.widgets?.find((/** @type {any} */ w) => w.name === name);
-  if (!widget) return null;
+  const widget = node.widgets.find((/** @type {any} */ w) => w.name === name);
   const callback = widget.callback;
   widget.callback = function (/** @type {any[]} */ ...values) {
     const result = callback?.apply(this, values);
@@ -115,13 +136,13 @@ const field = (node, name, changed) => {
 };
 
 /**
- * Put a view on a node. Its height is that of its content, in both renderers.
- * @param {Node} node @param {string} name @param {View} view @param {number} width smallest width of the node
+ * Put a view on a node. It is made when it is seen first. Its height is that of its content, in both renderers.
+ * @param {Node} node @param {string} name @param {number} width smallest width of the node
+ * @param {(changed: () => void) => View} make makes the view; `changed` is to be called when what it shows has changed
  */
-const attach = (node, name, view, width) => {
-  const report = view.isReport ? view : reportView({ report: () => messageOf(node)?.report ?? null, quiet: view.quiet ?? "lines" });
-  const inner = el("div", { class: "difflora-inner" }, view.element, ...(view.isReport ? [] : [report.element]));
-  const outer = el("div", { class: "difflora-outer" }, inner);
+const attach = (node, name, width, make) => {
+  const inner = el("div", { class: "difflora-inner" });
+  const outer = el("div", { class: "difflora-outer", "aria-busy": "true" }, inner);
   let height = 0;
   const widget = node.addDOMWidget(name, "difflora", outer, {
     serialize: false,
@@ -145,7 +166,6 @@ const attach = (node, name, view, width) => {
     node.setSize([node.size[0], Math.max(room || node.size[1], node.computeSize()[1])]);
     app.graph?.setDirtyCanvas(true, true);
   });
-  grown.observe(inner);
 
   // On the classic canvas this element lies over the canvas: hand on what is meant for the canvas. Vue nodes do it themselves.
   /** @param {string} type @param {(event: any) => boolean} meant @param {(event: any) => void} hand */
@@ -156,22 +176,36 @@ const attach = (node, name, view, width) => {
   forward("pointermove", (event) => (event.buttons & 4) > 0, (event) => app.canvas.processMouseMove(event));
   forward("pointerup", (event) => event.button === 1, (event) => app.canvas.processMouseUp(event));
 
-  const refresh = () => {
-    view.refresh();
-    if (report !== view) report.refresh();
+  /** @type {View[]} the view, and the report below it */
+  let parts = [];
+  const shown = {
+    draw: () => {
+      if (!parts.length) {
+        const view = make(() => {
+          failures.delete(node);
+          shown.draw();
+        });
+        parts = view.isReport ? [view] : [view, reportView({ report: () => reportOf(node), quiet: view.quiet ?? "lines" })];
+        inner.append(...parts.map(({ element }) => element));
+        grown.observe(inner);
+      }
+      for (const part of parts) part.refresh();
+    },
+    seen: false,
   };
-  views.set(node, refresh);
+  views.set(outer, shown);
+  sight.observe(outer);
   const { onRemoved, onConfigure, onConnectionsChange, onExecuted } = node;
   node.onRemoved = function (/** @type {any[]} */ ...values) {
-    views.delete(node);
-    due.delete(refresh);
+    views.delete(outer);
+    sight.unobserve(outer);
     grown.disconnect();
-    view.remove?.();
+    for (const part of parts) part.remove?.();
     return onRemoved?.apply(this, values);
   };
   node.onConfigure = function (/** @type {any[]} */ ...values) {
     const result = onConfigure?.apply(this, values);
-    later([refresh]);
+    later([outer]);
     return result;
   };
   node.onConnectionsChange = function (/** @type {any[]} */ ...values) {
@@ -186,93 +220,98 @@ const attach = (node, name, view, width) => {
     return result;
   };
   if (node.size[0] < width) node.setSize([width, node.size[1]]);
-  later([refresh]);
 };
 
-/** Views that are to be drawn anew. @type {Set<() => void>} */
-const due = new Set();
-
-/** Draw what is due, for part of a frame; the rest in the next ones. So a graph with many grids loads as fast as one without. */
-const draw = () => {
-  const end = performance.now() + 10;
-  for (const refresh of due) {
-    due.delete(refresh);
-    refresh();
-    if (performance.now() > end) break;
+/** Nothing is drawn that cannot be seen: a graph with many grids loads as fast as one without. */
+const sight = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    const shown = views.get(target);
+    if (shown) shown.seen = isIntersecting;
   }
-  if (due.size) requestAnimationFrame(draw);
+  draw();
+});
+
+let waiting = false;
+
+/** Draw what is busy and can be seen, when the page has nothing else to do, and a part at a time. */
+const draw = () => {
+  const due = [...views].filter(([outer, { seen }]) => seen && outer.hasAttribute("aria-busy"));
+  if (waiting || !due.length) return;
+  waiting = true;
+  const now = () => {
+    waiting = false;
+    const end = performance.now() + 10;
+    for (const [outer, shown] of due) {
+      if (!views.has(outer)) continue;
+      outer.removeAttribute("aria-busy");
+      shown.draw();
+      if (performance.now() > end) break;
+    }
+    draw();
+  };
+  // Safari has no idle callbacks.
+  if (window.requestIdleCallback) window.requestIdleCallback(now, { timeout: 300 });
+  else setTimeout(now, 20);
 };
 
-/** Show views anew, once, when the page has settled. @param {Iterable<() => void>} which */
-const later = (which = views.values()) => {
-  if (!due.size) requestAnimationFrame(draw);
-  for (const refresh of which) due.add(refresh);
+/** Show views anew, soon. @param {Iterable<Element>} which */
+const later = (which = views.keys()) => {
+  for (const outer of which) outer.setAttribute("aria-busy", "true");
+  draw();
 };
 
 /** @param {Node} node */
-const withGrid = (node) => {
-  const text = field(node, "selection", () => view.refresh());
-  if (!text) return;
-  const view = blockGrid({
-    read: () => String(text.read() ?? ""),
-    write: text.write,
-    modules: () => modulesBefore(node),
+const withGrid = (node) =>
+  attach(node, "difflora_grid", 360, (changed) => {
+    const text = field(node, "selection", changed);
+    return blockGrid({ read: () => String(text.read() ?? ""), write: text.write, modules: () => modulesBefore(node) });
   });
-  attach(node, "difflora_grid", view, 360);
-};
 
 /** @param {Node} node */
-const withTiles = (node) => {
-  const text = field(node, "blocks", () => view.refresh());
-  if (!text) return;
-  const view = blockTiles({ read: () => String(text.read() ?? ""), write: text.write });
-  attach(node, "difflora_blocks", view, 300);
-};
-
-/** @param {Node} node */
-const withSlider = (node) => {
-  const strength = field(node, "strength", () => view.refresh());
-  if (!strength) return;
-  const view = strengthSlider({
-    read: () => Number(strength.read()) || 0,
-    write: strength.write,
-    linked: strength.linked,
-    recommended: () => messageOf(node)?.strength_range ?? null,
+const withTiles = (node) =>
+  attach(node, "difflora_blocks", 300, (changed) => {
+    const text = field(node, "blocks", changed);
+    return blockTiles({ read: () => String(text.read() ?? ""), write: text.write });
   });
-  attach(node, "difflora_strength", view, 300);
-};
 
 /** @param {Node} node */
-const withSpectrum = (node) => {
-  const changed = () => view.refresh();
-  const [rule, rank, energy, ratio, most] = ["rule", "rank", "energy", "ratio", "max_rank"].map((name) => field(node, name, changed));
-  if (!rank) return;
-  const kinds = /** @type {const} */ (["energy", "ratio", "knee"]);
-  const view = spectrumChart({
-    spectrum: () => messageOf(node)?.spectrum ?? null,
-    rule: () => ({
-      kind: kinds.find((kind) => String(rule?.read() ?? "").toLowerCase().includes(kind)) ?? "rank",
-      rank: Number(rank.read()),
-      energy: Number(energy?.read() ?? 0.95),
-      ratio: Number(ratio?.read() ?? 20),
-      most: Number(most?.read() ?? 0),
-    }),
-    writeRank: rank.write,
+const withSlider = (node) =>
+  attach(node, "difflora_strength", 300, (changed) => {
+    const strength = field(node, "strength", changed);
+    return strengthSlider({
+      read: () => Number(strength.read()) || 0,
+      write: strength.write,
+      linked: strength.linked,
+      recommended: () => messageOf(node)?.strength_range ?? null,
+    });
   });
-  attach(node, "difflora_spectrum", view, 340);
-};
 
 /** @param {Node} node */
-const withReport = (node) => {
-  const view = reportView({ report: () => messageOf(node)?.report ?? null });
-  attach(node, "difflora_report", view, 300);
-};
+const withSpectrum = (node) =>
+  attach(node, "difflora_spectrum", 340, (changed) => {
+    const [rule, rank, energy, ratio, most] = ["rule", "rank", "energy", "ratio", "max_rank"].map((name) => field(node, name, changed));
+    const kinds = /** @type {const} */ (["energy", "ratio", "knee"]);
+    return spectrumChart({
+      spectrum: () => messageOf(node)?.spectrum ?? null,
+      rule: () => ({
+        kind: kinds.find((kind) => kind === rule.read()) ?? "rank",
+        rank: Number(rank.read()),
+        energy: Number(energy.read()),
+        ratio: Number(ratio.read()),
+        most: Number(most.read()),
+      }),
+      writeRank: rank.write,
+    });
+  });
 
 /** @param {Node} node */
-const withPlayer = (node) => {
-  const view = playerView({ player: () => messageOf(node)?.player ?? null, url: (video) => api.apiURL(viewPath(video)) });
-  attach(node, "difflora_player", view, 460);
-};
+const withReport = (node) => attach(node, "difflora_report", 300, () => reportView({ report: () => reportOf(node) }));
+
+/** @param {Node} node */
+const withPlayer = (node) =>
+  attach(node, "difflora_player", 460, () =>
+    playerView({ player: () => messageOf(node)?.player ?? null, url: (video) => api.apiURL(viewPath(video)) }),
+  );
 
 /** @type {Record<string, (node: Node) => void>} */
 const FACES = {
@@ -280,6 +319,8 @@ const FACES = {
   DiffLoraSubtract: withReport,
   DiffLoraAnalyze: withReport,
   DiffLoraSave: withReport,
+  DiffLoraExtract: withReport,
+  DiffLoraSliderResponse: withReport,
   DiffLoraLoadCheckpoints: withReport,
   DiffLoraCompareCheckpoints: withReport,
   DiffLoraCheckPairs: withReport,
@@ -356,6 +397,17 @@ app.registerExtension({
   async init() {
     addStyle();
     await loadWords();
+  },
+  setup() {
+    api.addEventListener("execution_start", () => {
+      failures = new WeakMap();
+      later();
+    });
+    api.addEventListener("execution_error", (/** @type {any} */ { detail }) => {
+      const node = nodeOfRun(String(detail?.node_id));
+      if (node) failures.set(node, String(detail.exception_message ?? "").trim());
+      later();
+    });
   },
   addCustomNodeDefs(/** @type {Record<string, any>} */ defs) {
     translate(defs);

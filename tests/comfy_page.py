@@ -119,7 +119,14 @@ class ComfyPage:
         """An empty graph, no open dialog, no errors."""
         for _ in range(2):
             self.page.keyboard.press("Escape")
-        self.run("() => { app.graph.clear(); app.canvas.deselectAll?.(); app.canvas.ds.reset(); }")
+        # Ids go on from where they were: the page remembers values and outputs by them.
+        self.run("""() => {
+            const last = app.graph.last_node_id;
+            app.graph.clear();
+            app.graph.last_node_id = last;
+            app.canvas.deselectAll?.();
+            app.canvas.ds.reset();
+        }""")
         self.errors.clear()
 
     def load(self, graph: dict[str, Any]) -> None:
@@ -168,8 +175,15 @@ class ComfyPage:
         self.settle()
 
     def settle(self) -> None:
-        """Wait for two drawn frames and Vue's queue in between."""
-        self.run("() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(r, 50))))")
+        """Wait for two drawn frames, Vue's queue in between, and until the pack's widgets that can be seen are drawn."""
+        frames = "() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(r, 50))))"
+        drawn = """() => [...document.querySelectorAll(".difflora-outer[aria-busy]")].every(element => {
+            const box = element.getBoundingClientRect();
+            return !box.width || box.bottom < 0 || box.right < 0 || box.top > innerHeight || box.left > innerWidth;
+        })"""
+        for _ in range(3):  # a node that is new is shown, then seen, then drawn
+            self.run(frames)
+            self.page.wait_for_function(drawn, timeout=10_000)
 
     def fit(self) -> None:
         """Zoom so that the whole graph is seen."""

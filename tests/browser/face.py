@@ -37,7 +37,6 @@ class Face:
                 const node = LiteGraph.createNode(type);
                 node.pos = at;
                 app.graph.add(node);
-                delete app.nodeOutputs[node.id]; // of another test's node: ids start anew with each
                 return String(node.id);
             }""",
             [type, list(at)],

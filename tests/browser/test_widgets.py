@@ -177,6 +177,7 @@ def chain(a, b):
 
 
 def faces(page):
+    page.fit()  # what cannot be seen is not drawn
     return {
         type: Face(page, type, node_id=node_id)
         for node_id in page.node_ids()

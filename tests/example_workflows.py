@@ -734,6 +734,16 @@ The files are those of workflow 3.
     ],
 )
 
+DEMO_PAIR = slider_group(
+    "2. The pair becomes a slider", "difflora_demo_dense.safetensors", "difflora_demo_sparse.safetensors"
+)
+DEMO_SAVE = Node(
+    "keep",
+    "DiffLoraSave",
+    {"filename_prefix": "difflora_demo_slider", "dtype": "float32", "dialect": "native", "if_exists": "overwrite"},
+    {"lora": "rank"},
+)
+
 DEMO = Workflow(
     "0 Demo - a slider on any computer",
     """# The whole method, small
@@ -742,9 +752,10 @@ Press **Run**. Nothing has to be downloaded, and no GPU is needed: a tiny Wan2.1
 was trained on drawn scenes with many things in them, the other on the same scenes with few.
 
 1. **Subtract LoRAs** takes the second from the first: what they share cancels, the number of things is left.
-2. **Select Blocks** keeps attention, **Re-rank** cuts it to rank 4.
+2. **Select Blocks** keeps attention, **Re-rank** cuts it to rank 4, **Save LoRA** writes the slider into the loras folder.
 3. **Strength Sweep** tries −3 to +3, **Sweep Grid** shows every strength. 0, with a frame, is the model as it is.
-4. **Slider Response** draws what changed with the strength, and what should not have.
+4. **Slider Response** draws what changed with the strength, and what should not have. (Not *motion*: the four pictures are no
+clip.)
 
 **Then play:** another seed in *KSampler*, other blocks in the grid, rank 1. Only what depends on it runs again.
 
@@ -752,11 +763,8 @@ The text is an embedding of zeros, because this small model has never seen a wor
 """,
     [
         [
-            slider_group(
-                "1. The pair becomes a slider", "difflora_demo_dense.safetensors", "difflora_demo_sparse.safetensors"
-            ),
             Group(
-                "2. A tiny Wan2.1",
+                "1. A tiny Wan2.1",
                 [
                     [
                         Node(
@@ -769,12 +777,14 @@ The text is an embedding of zeros, because this small model has never seen a wor
                 ],
                 BLUE,
             ),
+            replace(DEMO_PAIR, columns=[*DEMO_PAIR.columns[:-1], [*DEMO_PAIR.columns[-1], DEMO_SAVE]]),
         ],
         [
             Group(
                 "3. Every strength",
                 [
-                    [SWEEP],
+                    # So low that the wires of model and LoRA pass above it.
+                    [replace(SWEEP, drop=270)],
                     [
                         Node(
                             "slider",
@@ -786,25 +796,20 @@ The text is an embedding of zeros, because this small model has never seen a wor
                 ],
                 PLUM,
             ),
+        ],
+        [
             Group(
-                "No text, four pictures",
+                "4. Four pictures, without a text",
                 [
-                    [Node("text", "DiffLoraZeroText", {})],
                     [
+                        Node("text", "DiffLoraZeroText", {}, drop=100),
                         Node(
                             "frames",
                             "EmptyHunyuanLatentVideo",
                             {"width": 96, "height": 96, "length": 1, "batch_size": 4},
-                        )
+                        ),
+                        Node("vae", "VAELoader", {"vae_name": "difflora_demo_vae.safetensors"}),
                     ],
-                ],
-                GOLD,
-            ),
-        ],
-        [
-            Group(
-                "4. Sampling",
-                [
                     [
                         Node(
                             "sampler",
@@ -819,15 +824,20 @@ The text is an embedding of zeros, because this small model has never seen a wor
                             },
                             {"model": "slider", "positive": "text", "negative": "text", "latent_image": "frames"},
                         ),
-                        Node("vae", "VAELoader", {"vae_name": "difflora_demo_vae.safetensors"}),
                         Node("decode", "VAEDecode", {}, {"samples": "sampler", "vae": "vae"}),
+                        Node(
+                            "larger",
+                            "ImageScale",
+                            {"upscale_method": "bicubic", "width": 192, "height": 192, "crop": "disabled"},
+                            {"image": "decode"},
+                        ),
                     ],
                     [
                         Node(
                             "grid",
                             "DiffLoraSweepGrid",
                             {"arrange": "row", "cell_size": 192, "fps": 2.0, "baseline": 0.0},
-                            {"images": "decode"},
+                            {"images": "larger"},
                             size=(620, None),
                         ),
                         Node("save", "SaveImage", {"filename_prefix": "difflora_demo"}, {"images": "grid"}, size=(620, 300)),
@@ -838,7 +848,7 @@ The text is an embedding of zeros, because this small model has never seen a wor
         ],
         [
             Group(
-                "What the slider does",
+                "5. What the slider does",
                 [
                     [
                         Node(

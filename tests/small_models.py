@@ -43,12 +43,12 @@ def write_wan(
     dtype: torch.dtype = torch.float32,
 ) -> Path:  # fmt: skip
     """A Wan2.1 T2V model (image=True: I2V). ComfyUI takes dim / 128 heads, and any number of blocks."""
-    return _write(path, _wan(dim, blocks, ffn, image), seed, dtype)
+    return _write(path, wan_shapes(dim, blocks, ffn, image), seed, dtype)
 
 
 def write_wan_for_wrapper(path: Path, image: bool = False, seed: int = 2) -> Path:
     """One that WanVideoWrapper loads: it always takes 12 heads and 30 blocks for a dim it does not know."""
-    return _write(path, _wan(192, 30, 256, image), seed)
+    return _write(path, wan_shapes(192, 30, 256, image), seed)
 
 
 def write_vae(path: Path, dim: int = 8, seed: int = 3) -> Path:
@@ -56,7 +56,7 @@ def write_vae(path: Path, dim: int = 8, seed: int = 3) -> Path:
     return _write(path, _vae(dim), seed)
 
 
-def _wan(dim: int, blocks: int, ffn: int, image: bool) -> Shapes:
+def wan_shapes(dim: int, blocks: int, ffn: int, image: bool) -> Shapes:
     # I2V takes the latent of the picture and a mask beside the noise: 16 + 16 + 4 channels.
     yield from _layer("patch_embedding", dim, 36 if image else 16, 1, 2, 2)
     yield from _layer("text_embedding.0", dim, 4096)

@@ -173,6 +173,37 @@ class TestSaveParameters:
         return {"ui": {"text": [str(path)]}}
 
 
+class TestSaveWrapperWeights:
+    """Writes all parameters of a WANVIDEOMODEL; of linear layers that take LoRAs on the fly, what they compute with.
+
+    after  what has to run before, such as a sampler: only that puts LoRAs on the layers
+    """
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        inputs = {"model": ("WANVIDEOMODEL",), "name": ("STRING", {"default": "parameters"})}
+        return {"required": inputs, "optional": {"after": ("*",)}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, input_types):
+        return True
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "save"
+    CATEGORY = "test"
+
+    def save(self, model, name, after=None):
+        transformer = model.model.diffusion_model
+        weights = dict(transformer.named_parameters())
+        for layer_name, layer in transformer.named_modules():
+            if hasattr(layer, "_get_weight_with_lora"):
+                weights[f"{layer_name}.weight"] = layer._get_weight_with_lora(layer.weight)
+        path = Path(folder_paths.get_output_directory()) / f"{name}.safetensors"
+        save_file({key: value.detach().clone().contiguous().cpu() for key, value in weights.items()}, path)
+        return {"ui": {"text": [str(path)]}}
+
+
 class TestShapes:
     """A Wan2.1 T2V of any size whose weights have shapes and nothing in them: nodes that load it are measured, not it."""
 
@@ -307,6 +338,7 @@ NODE_CLASS_MAPPINGS = {
     "TestSaveParameters": TestSaveParameters,
     "TestSaveTensor": TestSaveTensor,
     "TestSaveWeights": TestSaveWeights,
+    "TestSaveWrapperWeights": TestSaveWrapperWeights,
     "TestShapes": TestShapes,
     "TestShow": TestShow,
     "TestText": TestText,

@@ -360,57 +360,73 @@ _CELL, _GAP, _TEXT, _COLUMNS, _ROWS = 200, 12, 44, 3, 6
 _INK, _PAPER, _WARNING, _MISSING = (225, 225, 225), (28, 28, 30), (255, 96, 80), (60, 60, 64)
 
 
-def contact_sheets(checks: list[PairCheck], title: str) -> list[Image.Image]:
-    """Pages of pairs side by side, suspect ones first and framed in red. All pages have the same size."""
+def contact_sheets(checks: list[PairCheck], title: str, font: Path | None = None) -> list[Image.Image]:
+    """Pages of pairs side by side, suspect ones first and framed in red. All pages have the same size.
+
+    font    a TrueType file; None for Pillow's own, which knows few characters
+    """
     ordered = sorted(checks, key=lambda check: not check.problems)
     a_page = _COLUMNS * _ROWS
     rows = min(_ROWS, -(-len(ordered) // _COLUMNS))
     columns = min(_COLUMNS, len(ordered))
-    size = (columns * (2 * _CELL + _GAP) + _GAP, rows * (_CELL + _TEXT + _GAP) + 3 * _GAP + 20)
+    shapes = [size for check in checks for size in check.sizes if size]
+    height = max([_CELL // 4, *(round(_CELL * min(1.0, tall / wide)) for wide, tall in shapes)])
+    pair = _Pair(height, _font(font, 14))
+    below = height + _TEXT + _GAP
+    size = (columns * (2 * _CELL + _GAP) + _GAP, rows * below + 3 * _GAP + 20)
     pages = []
     for start in range(0, len(ordered), a_page):
         page = Image.new("RGB", size, _PAPER)
         number = f", page {start // a_page + 1} of {-(-len(ordered) // a_page)}" if len(ordered) > a_page else ""
-        ImageDraw.Draw(page).text((_GAP, _GAP), f"{title}{number}", _INK, _font(18))
+        ImageDraw.Draw(page).text((_GAP, _GAP), f"{title}{number}", _INK, _font(font, 18))
         for position, check in enumerate(ordered[start : start + a_page]):
             row, column = divmod(position, columns)
-            _draw_pair(page, check, _GAP + column * (2 * _CELL + _GAP), 2 * _GAP + 20 + row * (_CELL + _TEXT + _GAP))
+            pair.draw(page, check, _GAP + column * (2 * _CELL + _GAP), 2 * _GAP + 20 + row * below)
         pages.append(page)
     return pages
 
 
-def _draw_pair(page: Image.Image, check: PairCheck, left: int, top: int) -> None:
-    draw = ImageDraw.Draw(page)
-    for position, file in enumerate(check.files):
-        box = (left + position * _CELL, top)
-        try:
-            picture = ImageOps.contain(read_image(file), (_CELL - 2, _CELL - 2)) if file else None
-        except FileError:
-            picture = None
-        if picture:
-            page.paste(picture, (box[0] + (_CELL - picture.width) // 2, box[1] + (_CELL - picture.height) // 2))
-        else:
-            draw.rectangle((*box, box[0] + _CELL - 3, box[1] + _CELL - 3), _MISSING)
-            draw.text((box[0] + 12, box[1] + _CELL // 2 - 8), "unreadable" if file else "missing", _INK, _font(14))
-    if check.problems:
-        draw.rectangle((left - 3, top - 3, left + 2 * _CELL + 1, top + _CELL + _TEXT + 1), outline=_WARNING, width=2)
-    numbers = (
-        ""
-        if check.similarity is None
-        else f"  similarity {check.similarity:.2f}, drift {check.drift:.1f}, changed {check.changed:.0%}"
-    )
-    _write_line(draw, (left + 2, top + _CELL + 2), f"{check.stem}{numbers}", _INK)
-    _write_line(
-        draw, (left + 2, top + _CELL + 21), "; ".join(check.problems) or "good", _WARNING if check.problems else _INK
-    )
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def _write_line(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, colour: tuple[int, int, int]) -> None:
-    font = _font(14)
-    while draw.textlength(text, font) > 2 * _CELL - 6 and len(text) > 4:
-        text = text[:-4] + "..."
-    draw.text(place, text, colour, font)
+def _font(file: Path | None, size: int) -> _Font:
+    return ImageFont.truetype(str(file), size) if file else ImageFont.load_default(size)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+@dataclass(frozen=True)
+class _Pair:
+    """How a pair is drawn. height: of its two pictures, in pixels."""
+
+    height: int
+    font: _Font
+
+    def draw(self, page: Image.Image, check: PairCheck, left: int, top: int) -> None:
+        draw = ImageDraw.Draw(page)
+        for position, file in enumerate(check.files):
+            box = (left + position * _CELL, top)
+            try:
+                picture = ImageOps.contain(read_image(file), (_CELL - 2, self.height - 2)) if file else None
+            except FileError:
+                picture = None
+            if picture:
+                page.paste(picture, (box[0] + (_CELL - picture.width) // 2, box[1] + (self.height - picture.height) // 2))
+            else:
+                draw.rectangle((*box, box[0] + _CELL - 3, box[1] + self.height - 3), _MISSING)
+                middle = (box[0] + 12, box[1] + self.height // 2)
+                draw.text(middle, "unreadable" if file else "missing", _INK, self.font, anchor="lm")
+        bottom = top + self.height
+        if check.problems:
+            draw.rectangle((left - 3, top - 3, left + 2 * _CELL + 1, bottom + _TEXT + 1), outline=_WARNING, width=2)
+        numbers = (
+            ""
+            if check.similarity is None
+            else f"  similarity {check.similarity:.2f}, drift {check.drift:.1f}, changed {check.changed:.0%}"
+        )
+        self._line(draw, (left + 2, bottom + 2), f"{check.stem}{numbers}", _INK)
+        verdict = "; ".join(check.problems) or "good"
+        self._line(draw, (left + 2, bottom + 21), verdict, _WARNING if check.problems else _INK)
+
+    def _line(self, draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, colour: tuple[int, int, int]) -> None:
+        while draw.textlength(text, self.font) > 2 * _CELL - 6 and len(text) > 4:
+            text = text[:-4] + "..."
+        draw.text(place, text, colour, self.font)

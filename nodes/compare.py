@@ -11,9 +11,10 @@ from comfy_api.v0_0_2 import io
 from ..difflora.clip_pair import MODES, compared, in_step
 from ..difflora.mosaic import Label
 from ..difflora.wording import Sentence
+from .fonts import font_for
 from .inputs import one_of, within
 from .messages import report
-from .previews import embedded, label_font, player_of_sheet
+from .previews import embedded, player_of_sheet
 from .progress import progress_bar
 
 
@@ -64,7 +65,7 @@ class ABCompare(io.ComfyNode):
         labels = [Label(label_a), Label(label_b)]
         key = hashlib.sha256(one.tobytes() + other.tobytes()).hexdigest()
         player = player_of_sheet([one, other], labels, fps, key + label_a + label_b, embedded(cls.hidden), progress_bar())
-        images = compared(one, other, mode, amplify, (label_a, label_b), label_font())
+        images = compared(one, other, mode, amplify, (label_a, label_b), font_for(label_a, label_b))
         distance = np.abs(one.astype(np.int16) - other)
         lines = [
             Sentence("{0} frames of {1}×{2}", len(one), one.shape[2], one.shape[1]),

@@ -19,6 +19,7 @@ from ..difflora.errors import DiffLoraError, FileError, OutputError, PairError, 
 from ..difflora.pairs import Dataset, Limits
 from ..difflora.training import Machine, Training
 from ..difflora.wording import Sentence
+from .fonts import font_for
 from .inputs import one_of, within
 from .messages import report
 from .messages import ui as messages
@@ -256,7 +257,8 @@ class CheckPairs(io.ComfyNode):
         checked = _dataset(dataset, side_a, side_b)
         checks = pairs.check_pairs(checked, Limits(least_similar, most_similar, colour_drift), progress_bar())
         pairs.write_csv(checks, checked)
-        sheets = pairs.contact_sheets(checks, f"{dataset}: {side_a} and {side_b}")
+        title = f"{dataset}: {side_a} and {side_b}"
+        sheets = pairs.contact_sheets(checks, title, font_for(title, *(check.stem for check in checks)))
         images = torch.stack([pairs.to_tensor(sheet) for sheet in sheets])
         lines, suspects = pairs.overview(checks), pairs.suspects(checks)
         drop = "\n".join(check.stem for check in checks if check.problems)

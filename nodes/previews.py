@@ -21,13 +21,6 @@ from ..difflora.video import Frame, write_video
 SUBFOLDER = "differential-lora"
 
 
-def label_font() -> Path:
-    """The font of all labels: it has the real minus sign. (Chinese and Japanese it has not.)"""
-    from matplotlib import get_data_path  # when it is first needed: see plots.new_figure
-
-    return Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
-
-
 def embedded(hidden: Any) -> dict[str, Any]:
     """The prompt and the workflow, as ComfyUI's own nodes put them into what they save."""
     prompt = {

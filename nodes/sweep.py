@@ -27,9 +27,10 @@ from ..difflora.mosaic import ARRANGEMENTS, Cells, Label, grid_frames, grid_of, 
 from ..difflora.response import Sweep
 from ..difflora.strengths import MOST, sweep_strengths
 from ..difflora.wording import Sentence
+from .fonts import font_for
 from .inputs import one_of, within
 from .messages import report
-from .previews import embedded, label_font, player_of_clips, player_of_sheet, reporting
+from .previews import embedded, player_of_clips, player_of_sheet, reporting
 from .progress import progress_bar
 from .sweep_plan import Between, WatchedFiles
 from .types import SweepClips
@@ -400,7 +401,8 @@ def as_images(layout: Cells, clips: list[np.ndarray], labels: list[Label]) -> to
     """The labelled grid as ComfyUI's IMAGE: (frames, height, width, 3) float32 in 0…1."""
     width, height = layout.size
     images = torch.empty((max(len(clip) for clip in clips), height, width, 3))
-    for number, frame in enumerate(grid_frames(layout, clips, labels, label_font())):
+    font = font_for(*(label.text for label in labels))
+    for number, frame in enumerate(grid_frames(layout, clips, labels, font)):
         torch.div(torch.from_numpy(frame), 255, out=images[number])
     return images
 

@@ -276,11 +276,12 @@ def test_contact_sheets_show_all_pairs_suspect_ones_first(tmp_path):
     sheets = pairs.contact_sheets(checks, "density")
     assert len(sheets) == 2
     assert sheets[0].size == sheets[1].size
-    left, top = 12 + 100, 44 + 100  # the middle of the first picture
+    pitch = 120 + 44 + 12  # pictures of 160 × 96 are drawn 120 high
+    left, top = 12 + 100, 44 + 60  # the middle of the first picture
     assert sheets[0].getpixel((left, top)) == (0, 190, 0), "pair 19 has no twin, so it comes first"
-    assert sheets[0].getpixel((left + 200, top + 40)) == pairs._MISSING
+    assert sheets[0].getpixel((left + 200, top + 30)) == pairs._MISSING
     colours = {
-        sheet.getpixel((12 + 100 + column * 412, 144 + row * 256))
+        sheet.getpixel((left + column * 412, top + row * pitch))
         for sheet in sheets
         for column in range(3)
         for row in range(6)

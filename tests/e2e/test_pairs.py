@@ -220,7 +220,7 @@ def test_check_shows_the_pairs_and_names_the_bad_one(comfy, names):
     result = comfy.run(check(names))
     assert said(result, "check")[0] == "3 pairs, 3 good, 0 suspect"
     sheet = Image.open(io.BytesIO(comfy.view(**result.output("check")["images"][0])))
-    assert sheet.size == (3 * 412 + 12, 256 + 56)
+    assert sheet.size == (3 * 412 + 12, 125 + 112)
     folder = comfy.base / "output" / names["dataset"]
     frame(9).save(folder / "sparse/frame 1.png")
     result = comfy.run(check(names, least_similar=0.5))

@@ -1,0 +1,52 @@
+"""Fonts for text in pictures, whatever language it is in."""
+
+from __future__ import annotations
+
+import string
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+# The families that systems come with for Chinese, Japanese and Korean. They are tried first: other fonts have some characters only.
+CJK = ("Noto Sans CJK", "Source Han Sans", "Yu Gothic", "Meiryo", "Microsoft YaHei", "Malgun Gothic", "PingFang", "Hiragino Sans",
+       "Droid Sans Fallback")  # fmt: skip
+ALWAYS = frozenset(map(ord, string.ascii_letters + string.digits + "−·…"))
+
+
+def font_for(*texts: str) -> Path:
+    """A font that has the characters of these texts: matplotlib's own if it can, or else the system's best."""
+    return _font_with(ALWAYS | {ord(character) for text in texts for character in text if character.isprintable()})
+
+
+@lru_cache(maxsize=64)
+def _font_with(characters: frozenset[int]) -> Path:
+    from matplotlib import get_data_path  # when it is first needed: see plots.new_figure
+
+    own = Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    if characters <= _characters(own):
+        return own
+    from matplotlib.font_manager import fontManager
+
+    best, most = own, len(characters & _characters(own))
+    for path in dict.fromkeys(Path(font.fname) for font in sorted(fontManager.ttflist, key=_order)):
+        count = len(characters & _characters(path))
+        if count > most:
+            best, most = path, count
+        if most == len(characters):
+            break
+    return best
+
+
+def _order(font: Any) -> tuple[bool, bool, bool, str]:
+    family = any(font.name.startswith(name) for name in CJK)
+    return not family, font.style != "normal", font.weight not in (400, "normal", "regular"), font.fname
+
+
+@lru_cache(maxsize=1024)
+def _characters(path: Path) -> frozenset[int]:
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return frozenset(FT2Font(str(path)).get_charmap())
+    except (OSError, RuntimeError):  # a damaged font, or one that has been taken away since it was listed
+        return frozenset()

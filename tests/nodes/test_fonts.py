@@ -1,0 +1,33 @@
+"""Labels in any language. Runs without ComfyUI."""
+
+import pytest
+from PIL import ImageFont
+
+from tests.nodes.test_paths import _pack_module
+
+fonts = _pack_module("nodes.fonts")
+
+
+def has(font, character):
+    """Whether the font draws something else than it does for a character that no font has."""
+    drawn = ImageFont.truetype(str(font), 40)
+    return bytes(drawn.getmask(character)) != bytes(drawn.getmask("\uffff"))
+
+
+@pytest.mark.parametrize("text", ["", "strength −3 · baseline", "Über façade", "плотность"])
+def test_matplotlibs_font_does_where_it_can(text):
+    font = fonts.font_for(text)
+    assert font.name == "DejaVuSans.ttf"
+    assert all(has(font, character) for character in text if character != " ")
+
+
+@pytest.mark.parametrize("text", ["データの密度", "场景密度"])
+def test_other_scripts_get_a_font_that_has_them(text):
+    font = fonts.font_for("density", text)
+    if font.name == "DejaVuSans.ttf":
+        pytest.skip("no font for this language on this machine")
+    assert all(has(font, character) for character in text + "density−3·…")
+
+
+def test_what_no_font_has_is_drawn_all_the_same():
+    assert fonts.font_for("\U000f0000").name == "DejaVuSans.ttf"

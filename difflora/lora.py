@@ -181,6 +181,8 @@ class FileLora(Lora):
                 self._sources[name] = source
         for module, source in self._sources.items():
             sizes = [math.prod(header.entries[key].shape) for key in source.keys]
+            if not all(sizes):
+                raise TensorError(f"{self.name}: {shown(source.keys[sizes.index(0)])} holds no values: the file is damaged.")
             if max(*sizes, math.prod(source.spec.shape)) > LARGEST_WEIGHT:
                 raise TensorError(f"{self.name}: {module} would change a weight of shape {source.spec.shape}: no model has "
                                   "such a large one, so the file is damaged.")

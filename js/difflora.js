@@ -20,7 +20,7 @@ import { strengthSlider } from "./widgets/strength_slider.js";
 /** @typedef {any} Node a LiteGraph node; its types differ between the frontends that this must run on */
 /** @typedef {{ element: HTMLElement, refresh: () => void, remove?: () => void, isReport?: boolean, quiet?: "lines" | "problems" }} View */
 
-/** @typedef {{ draw: () => void, seen: boolean }} Shown a view on a node, and whether it can be seen */
+/** @typedef {{ node: Node, draw: () => void, seen: boolean }} Shown a view on a node, and whether it can be seen */
 
 /** Every view on the page, by the element it is in. @type {Map<Element, Shown>} */
 const views = new Map();
@@ -179,6 +179,7 @@ const attach = (node, name, width, make) => {
   /** @type {View[]} the view, and the report below it */
   let parts = [];
   const shown = {
+    node,
     draw: () => {
       if (!parts.length) {
         const view = make(() => {
@@ -252,6 +253,19 @@ const draw = () => {
   // Safari has no idle callbacks.
   if (window.requestIdleCallback) window.requestIdleCallback(now, { timeout: 300 });
   else setTimeout(now, 20);
+};
+
+/**
+ * After an undo, Vue keeps what stands for a node of the same id, and in it the element of the node that is gone: painting
+ * in that would change nothing. Put the new node's element in its place.
+ */
+const replaceStale = () => {
+  if (!isVue()) return;
+  for (const [outer, { node }] of views) {
+    if (outer.isConnected || node.graph !== app.canvas.graph) continue;
+    const stale = document.querySelector(`[data-node-id="${CSS.escape(String(node.id))}"] .difflora-outer`);
+    if (stale && !views.has(stale)) stale.replaceWith(outer);
+  }
 };
 
 /** Show views anew, soon. @param {Iterable<Element>} which */
@@ -418,5 +432,7 @@ app.registerExtension({
   },
   afterConfigureGraph() {
     later();
+    // Two frames: by then Vue has drawn what it does draw anew.
+    requestAnimationFrame(() => requestAnimationFrame(replaceStale));
   },
 });

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,9 @@ class ComfyPage:
             self.run("async prompt => { await app.loadApiJson(prompt, 'test'); }", graph)
         self.page.wait_for_function("() => app.graph._nodes.length > 0")
         self.settle()
+        # ComfyUI's page checks what it loads, says what is wrong, and loads it all the same.
+        invalid = self.page.get_by_text("Invalid workflow")
+        assert invalid.count() == 0, invalid.first.evaluate("element => element.parentElement.innerText")
 
     def prompt(self) -> dict[str, Any]:
         """The graph in API format, as the page would queue it."""
@@ -144,7 +148,8 @@ class ComfyPage:
 
     def workflow(self) -> dict[str, Any]:
         """The graph in UI format, as the page would save it."""
-        return self.run("async () => (await app.graphToPrompt()).workflow")
+        # As text: Playwright hands `undefined` on as null, and ComfyUI's page calls a workflow with nulls invalid.
+        return json.loads(self.run("async () => JSON.stringify((await app.graphToPrompt()).workflow)"))
 
     def node_ids(self, type: str | None = None) -> list[str]:
         script = "type => app.graph._nodes.filter(n => !type || n.type === type).map(n => String(n.id))"
@@ -222,7 +227,8 @@ class ComfyPage:
                 self.page.wait_for_timeout(200)
                 return result
             if accepted is False and not self.server.running():
-                raise ComfyError("the page could not queue the prompt: " + "; ".join(self.errors or ["no error logged"]))
+                why = self.errors or [self.run("() => JSON.stringify(app.lastNodeErrors ?? 'no error logged')")]
+                raise ComfyError("the page could not queue the prompt: " + "; ".join(why))
             self.page.wait_for_timeout(50)
         raise ComfyError(f"nothing was done in {timeout:.0f} s")
 

@@ -45,9 +45,12 @@ class Face:
 
     @property
     def element(self):
-        """The widget's element, wherever the renderer has put it now."""
-        script = "([id, name]) => app.graph.getNodeById(Number(id)).widgets.find(w => w.name === name).element"
-        return self.page.page.evaluate_handle(script, [self.id, VIEWS[self.type]]).as_element()
+        """The widget's element, wherever the renderer has put it now, once it is drawn."""
+        script = """([id, name]) => {
+            const element = app.graph.getNodeById(Number(id))?.widgets.find(w => w.name === name).element;
+            return element?.isConnected && !element.hasAttribute("aria-busy") && element;
+        }"""
+        return self.page.page.wait_for_function(script, arg=[self.id, VIEWS[self.type]], timeout=10_000).as_element()
 
     def find(self, selector: str):
         found = self.element.query_selector(selector)

@@ -146,6 +146,11 @@ def test_undo_and_redo(grid):
     assert sent(again) == meaning("attn")
     page.page.keyboard.press("Control+y")
     page.page.wait_for_function("text => app.graph._nodes[0]?.widgets[0].value === text", arg=painted, timeout=5000)
+    page.settle()
+    redone = Face(page, grid.type, node_id=page.node_ids(grid.type)[0])
+    redone.drag((5, 0), (5, 3))
+    assert redone.value("selection") not in (painted, "attn")
+    assert sent(redone) == meaning(redone.value("selection"))
 
 
 @both_renderers

@@ -251,6 +251,13 @@ def test_up_and_down_that_do_not_fit(shape: tuple[int, ...], word: str, pair: tu
     assert "blocks.0.self_attn.q" in error and str(shape) in error and word in error
 
 
+def test_a_weight_of_no_values(pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
+    key = "lora_unet_head_head.diff"
+    changed(pair[0], lambda stored: stored.update({key: torch.zeros(0, 0)}))
+    error = refused("subtract", *pair, "-o", tmp_path / "out.safetensors")
+    assert key in error and "no values" in error
+
+
 @pytest.mark.parametrize("part", ["lora_up", "lora_down"])
 def test_half_a_module(part: str, pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
     changed(pair[0], lambda stored: stored.pop(f"{kohya(Q)}.{part}.weight"))

@@ -141,7 +141,6 @@ def test_the_page_loads_it_with_every_node_and_every_value_in_its_place(workflow
     if workflow in WITH_WRAPPER:
         request.getfixturevalue("wrapper")
     page.load(saved(workflow))
-    assert page.page.get_by_text("Invalid workflow").count() == 0
     types = page.run("() => app.graph._nodes.map(node => LiteGraph.registered_node_types[node.type] ? '' : node.type)")
     assert set(types) == {""}
     prompt = page.prompt()

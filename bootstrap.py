@@ -1,6 +1,7 @@
-"""Sets up what a fresh checkout needs and runs one of its two jobs:
+"""Sets up what a fresh checkout needs and runs one of its jobs:
 
-    python bootstrap.py demo                  make a LoRA pair of Wan2.1-14B's size and its differential LoRA
+    python bootstrap.py demo [--open]         a slider on a small Wan2.1, in a real ComfyUI: its sweep, plot and file
+    python bootstrap.py full-size             the differential LoRA of a pair as large as Wan2.1-14B's, and its report
     python bootstrap.py test [pytest args]    every check: ruff, mypy, node, pytest against a real ComfyUI
 
 Standard library only, Windows and Linux, Python 3.10 or newer. It makes a virtual environment `.venv` in the
@@ -31,6 +32,7 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 # Says that the .venv is ours, and which requirement files it has in full. While pip works it lists none.
 STAMP = VENV / "differential-lora.json"
 REQUIREMENTS = {"demo": (ROOT / "demo/requirements.txt",)}
+REQUIREMENTS["full-size"] = REQUIREMENTS["demo"]
 REQUIREMENTS["test"] = (*REQUIREMENTS["demo"], ROOT / "tests/requirements.txt")
 
 COMFYUI_VERSION = "0.3.75"
@@ -63,17 +65,17 @@ class SetupError(Exception):
 def main() -> int:
     global verbose
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("job", choices=("demo", "test"))
+    parser.add_argument("job", choices=tuple(REQUIREMENTS))
     parser.add_argument("--verbose", action="store_true", help="show pip's own output")
     options, rest = parser.parse_known_args()
-    if rest and options.job == "demo":
-        parser.error(f"demo takes no further arguments: {' '.join(rest)}")
+    if rest and options.job == "full-size":
+        parser.error(f"full-size takes no further arguments: {' '.join(rest)}")
     verbose = options.verbose
     try:
         if sys.version_info < (3, 10):  # noqa: UP036 - the older Python is what has to read this
             raise SetupError(f"this is Python {sys.version.split()[0]}, and 3.10 or newer is needed")
         install(options.job)
-        return demo() if options.job == "demo" else test(rest)
+        return {"demo": demo, "full-size": full_size, "test": test}[options.job](rest)
     except SetupError as error:
         print(f"bootstrap: {error}", file=sys.stderr)
         return 2
@@ -82,10 +84,15 @@ def main() -> int:
         return 130
 
 
-# The two jobs
+# The jobs
 
 
-def demo() -> int:
+def demo(arguments: list[str]) -> int:
+    environment = {**os.environ, "COMFYUI_DIR": str(comfyui())}
+    return run(PYTHON, "demo/run.py", *arguments, quiet=False, environment=environment)
+
+
+def full_size(_: list[str]) -> int:
     output = ROOT / "output"
     with readable(output), step("LoRA pair of Wan2.1-14B's size, rank 16, random numbers"):
         output.mkdir(exist_ok=True)

@@ -112,12 +112,17 @@ class SliderWanVideo(io.ComfyNode):
 
 
 def _report(lora: Lora, merge_loras: bool) -> dict:
-    skipped = 0 if merge_loras else len(lora) - len(lora.matrices)
-    warning = Sentence(
-        "{0} biases, norms or modulations are left out: WanVideoWrapper applies them only when it merges.", skipped
-    )
+    vectors = [name for name in lora if lora.specs[name].is_vector]
+    modulations = [name for name in vectors if name.endswith("modulation")]
+    warnings = []
+    if vectors and not merge_loras:
+        warnings.append(Sentence(
+            "{0} biases, norms or modulations are left out: WanVideoWrapper applies them only when it merges.", len(vectors)))
+    if modulations and merge_loras:
+        warnings.append(Sentence(
+            "{0} modulations are left out: WanVideoWrapper reads them, but never applies them.", len(modulations)))
     lines = [Sentence("{0} modules, rank {1}", len(lora.matrices), lora.rank_text)]
-    return report(label(lora), lines, [warning] if skipped else [])
+    return report(label(lora), lines, warnings)
 
 
 NODES = [SliderWanVideo]

@@ -97,6 +97,7 @@ class ComfyServer:
         test_nodes: bool = True,
         pack: Path | None = ROOT,
         timeout: float = 300,
+        port: int = 0,
     ):
         self.base = base.resolve()
         self.comfyui = comfyui
@@ -106,7 +107,7 @@ class ComfyServer:
         self.timeout = timeout
         self.packs = {PACK_NAME: pack, "test_nodes": TEST_NODES if test_nodes else None, "wrapper": wrapper}
         self.client_id = uuid.uuid4().hex
-        self.port = 0
+        self.port = port  # 0: any that is free
         self.log_file = self.base / "comfyui.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._messages: list[tuple[str, dict[str, Any]]] = []
@@ -131,7 +132,7 @@ class ComfyServer:
         for name, source in self.packs.items():
             if source:
                 _link(source.resolve(), self.base / "custom_nodes" / name)
-        self.port = _free_port()
+        self.port = self.port or _free_port()
         database = (self.base / "user/comfyui.db").as_posix()
         command = [
             str(self.python), str(self.comfyui / "main.py"), "--cpu", "--listen", "127.0.0.1", "--port", str(self.port),
@@ -174,7 +175,7 @@ class ComfyServer:
         environment = {**os.environ, "PYTHONPATH": str(self.base / "path"), "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"}
         # ComfyUI 0.33 and WanVideoWrapper import torchaudio at their top and call it for sound only.
         look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torchaudio') is None)"
-        if subprocess.run([str(self.python), "-c", look]).returncode:
+        if subprocess.run([str(self.python), "-c", look], env=environment).returncode:
             stand_in = self.base / "path/torchaudio"
             stand_in.mkdir(exist_ok=True)
             for module in ("__init__", "functional", "transforms"):
@@ -189,7 +190,7 @@ class ComfyServer:
     def _until(self, done: Callable[[], bool], timeout: float, complaint: str) -> None:
         end = time.monotonic() + timeout
         while not done():
-            if self._process is None or self._process.poll() is not None:
+            if not self.is_running:
                 raise ComfyError(f"ComfyUI has ended. The end of its log:\n{self.log[-3000:]}")
             if time.monotonic() > end:
                 raise ComfyError(f"{complaint} after {timeout:.0f} s. The end of its log:\n{self.log[-3000:]}")
@@ -200,6 +201,10 @@ class ComfyServer:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int:
@@ -221,9 +226,10 @@ class ComfyServer:
         """Queue a prompt in API format and wait for it. Raises PromptRejected, NodeFailed or Interrupted."""
         return self.wait(self.queue(prompt), timeout)
 
-    def queue(self, prompt: Prompt) -> str:
-        """Queue a prompt and return its id."""
-        status, body = self._request("/prompt", {"prompt": prompt, "client_id": self.client_id})
+    def queue(self, prompt: Prompt, **extra_data: Any) -> str:
+        """Queue a prompt and return its id. extra_data: such as extra_pnginfo, what ComfyUI writes into pictures."""
+        wish = {"prompt": prompt, "client_id": self.client_id, "extra_data": extra_data}
+        status, body = self._request("/prompt", wish)
         answer = json.loads(body)
         if status != 200 or answer.get("node_errors"):
             raise PromptRejected(_rejection(answer), answer)
@@ -256,6 +262,11 @@ class ComfyServer:
             )
 
         self._until(begun, timeout, f"node {node_id} of prompt {prompt_id} has not begun")
+
+    def told(self, node_id: str) -> list[dict[str, Any]]:
+        """What a node, under the id that the page knows it by, has shown up to now, also while it runs."""
+        messages = [data for kind, data in list(self._messages) if kind == "executed"]
+        return [data["output"] for data in messages if data.get("display_node") == node_id and data.get("output")]
 
     def _until_silent(self, prompt_id: str) -> list[tuple[str, dict[str, Any]]]:
         """The websocket's messages on a prompt. The last one comes just after the history entry."""
@@ -377,7 +388,7 @@ def main() -> None:
         with ComfyServer(base, Path(options.comfyui), flags, wrapper, options.python) as comfy:
             small_models.write_all(comfy.base / "models")
             print(f"{comfy.url}\nfiles and log in {comfy.base}\nCtrl-C ends it", flush=True)
-            while comfy._process and comfy._process.poll() is None:
+            while comfy.is_running:
                 time.sleep(0.5)
     except KeyboardInterrupt:
         print("ended")

@@ -74,6 +74,16 @@ def link(source: str) -> list[Any]:
     return [name, int(output or 0)]
 
 
+def filled(prompt: dict[str, dict[str, Any]], object_info: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """With the defaults that the page would have put in; object_info as the server gives it."""
+    for node in prompt.values():
+        for name, (kind, *rest) in object_info[node["class_type"]]["input"].get("required", {}).items():
+            options = rest[0] if rest else {}
+            if name not in node["inputs"]:
+                node["inputs"][name] = options.get("default", kind[0] if isinstance(kind, list) else None)
+    return prompt
+
+
 DENSE, SPARSE = "dense_scenes.safetensors", "sparse_scenes.safetensors"
 STYLE = "studio_ghibli_wan14b_t2v_v01.safetensors"
 DISTILL = "lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank128_bf16.safetensors"

@@ -108,7 +108,7 @@ def test_tests_packages_serve_the_demo_too(bootstrap, monkeypatch):
     monkeypatch.setattr(bootstrap, "pip", lambda *_: None)
     bootstrap.VENV.mkdir()
     bootstrap.install("test")
-    assert {*json.loads(bootstrap.STAMP.read_text())} == {"demo", "test"}
+    assert {*json.loads(bootstrap.STAMP.read_text())} == {"demo", "full-size", "test"}
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,18 @@
 """The demo workflow as it is shipped, with the models that come with the pack: no file copied, nothing swapped."""
 
-import pytest
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
-from tests.e2e.test_workflows import filled
-from tests.example_workflows import DEMO
+import pytest
+from PIL import Image
+
+import difflora
+from tests.example_workflows import DEMO, filled
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 
@@ -29,3 +38,45 @@ def test_the_demo_models_are_offered_once_and_by_flat_names(comfy):
         assert [option for option in options if option == file] == [file]
         others = {other for _, other in lists.values()} - {file}
         assert not others & set(options)
+
+
+def run_demo(*arguments):
+    command = [sys.executable, "demo/run.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=600)
+
+
+def test_the_demo_command_leaves_sweep_plot_and_slider(comfy, tmp_path):
+    done = run_demo("--output", tmp_path / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "7 of 7 strengths" in done.stdout and "monotonicity" in done.stdout
+    with Image.open(tmp_path / "out/sweep.png") as sweep, Image.open(tmp_path / "out/response.png") as response:
+        # Seven cells of 192 pixels beside each other, four of them and their labels below each other.
+        assert 7 * 192 <= sweep.width < 7 * 200 and 4 * 192 < sweep.height < 4 * 240
+        assert response.width > 1000
+    (first, *others) = (tmp_path / "out/comfyui/output").glob("*.png")
+    assert len(others) == 3
+    with Image.open(first) as saved:
+        assert json.loads(saved.info["workflow"]) == json.loads(DEMO.path.read_text("utf-8"))
+    slider = difflora.load(tmp_path / "out/difflora_demo_slider.safetensors")
+    assert slider.rank_text == "4" and all("attn" in name for name in slider)
+
+    # What is done is kept: a second run renders nothing.
+    log = tmp_path / "out/comfyui/comfyui.log"
+    assert "20/20" in log.read_text("utf-8", "replace")
+    assert run_demo("--output", tmp_path / "out").returncode == 0
+    assert "20/20" not in log.read_text("utf-8", "replace")
+
+
+def test_the_demo_command_says_in_one_line_what_keeps_it_from_running(start_comfy, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for arguments, word in (
+            (["--output", tmp_path / "file"], "file"),
+            (["--output", tmp_path / "out", "--port", port], f"port {port} is in use"),
+        ):
+            done = run_demo(*arguments)
+            assert done.returncode == 2, done.stdout + done.stderr
+            assert word in done.stderr and done.stderr.startswith("demo: ") and done.stderr.count("\n") == 1

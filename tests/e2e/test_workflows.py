@@ -12,7 +12,7 @@ import pytest
 import difflora
 from tests import small_models, wrapper_signatures
 from tests.comfy_server import PACK_NAME
-from tests.example_workflows import EXPLORE, FAST, FOLDER, FULL, NATIVE, SWEEP_NATIVE, SWEEP_WRAPPER, WORKFLOWS
+from tests.example_workflows import EXPLORE, FAST, FOLDER, FULL, NATIVE, SWEEP_NATIVE, SWEEP_WRAPPER, WORKFLOWS, filled
 
 WITH_WRAPPER = (FAST, FULL, SWEEP_WRAPPER)
 ids = {"ids": lambda workflow: workflow.name.split(" ")[0]}
@@ -200,16 +200,6 @@ def runnable(workflow, comfy):
 
 TEXTS = ("positive", "negative")
 LEFT_OUT = ("LoadWanVideoT5TextEncoder", "CLIPLoader", "DiffLoraEmptyText", "WanVideoTorchCompileSettings")
-
-
-def filled(prompt, object_info):
-    """With the defaults that the page would have put in."""
-    for node in prompt.values():
-        for name, (kind, *rest) in object_info[node["class_type"]]["input"].get("required", {}).items():
-            options = rest[0] if rest else {}
-            if name not in node["inputs"]:
-                node["inputs"][name] = options.get("default", kind[0] if isinstance(kind, list) else None)
-    return prompt
 
 
 def digest(result):

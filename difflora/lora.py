@@ -543,18 +543,19 @@ class CombinedLora(Lora):
         common = [name for name in everything if all(name in lora for lora in loras)]
         self.one_sided = {name: tuple(i for i, lora in enumerate(loras) if name in lora)
                           for name in everything if name not in set(common)}
-        self._check(loras, common)
+        self._check(loras, everything, common)
         self.specs = {name: self._spec(name, loras) for name in (common if unmatched == "drop" else everything)}
 
-    def _check(self, loras: Sequence[Lora], common: Sequence[str]) -> None:
-        for name in common:
-            shapes = [lora.specs[name].shape for lora in loras]
+    def _check(self, loras: Sequence[Lora], everything: Sequence[str], common: Sequence[str]) -> None:
+        for name in everything:
+            having = [lora for lora in loras if name in lora]
+            shapes = [lora.specs[name].shape for lora in having]
             if any(math.prod(shape) != math.prod(shapes[0]) or shape[:1] != shapes[0][:1] for shape in shapes):
                 listed = " and ".join(f"{label(lora)}{_model(lora)}: {shape}"
-                                      for lora, shape in zip(loras, shapes, strict=True))
+                                      for lora, shape in zip(having, shapes, strict=True))
                 raise PairError(f"{name} has different shapes ({listed}): these LoRAs were trained on different base "
                                 "models.")
-            if len({lora.specs[name].is_vector for lora in loras}) > 1:
+            if len({lora.specs[name].is_vector for lora in having}) > 1:
                 raise PairError(f"{name} is a matrix in one LoRA and a vector in another: they do not fit together.")
         if not common:
             examples = "; ".join(f"{label(lora)}{_model(lora)} has {shown(next(iter(lora)))} …" for lora in loras)

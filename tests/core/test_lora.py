@@ -245,6 +245,14 @@ def test_difference_plus_b_is_a(pair: tuple[Lora, Lora]) -> None:
     same(values(back), values(a))
 
 
+def test_shapes_are_compared_wherever_two_of_several_have_a_module(tmp_path: Path) -> None:
+    first = difflora.load(write(tmp_path / "1.safetensors", {Q: factors(24, 16), K: factors(24, 16)}))
+    second = difflora.load(write(tmp_path / "2.safetensors", {Q: factors(24, 16), K: factors(24, 12)}))
+    third = difflora.load(write(tmp_path / "3.safetensors", {Q: factors(24, 16)}))
+    with pytest.raises(PairError, match=r"blocks\.1\.cross_attn\.k has different shapes"):
+        difflora.combine([(1.0, first), (1.0, second), (1.0, third)])
+
+
 def test_combine_takes_any_number(pair: tuple[Lora, Lora]) -> None:
     a, b = pair
     total = difflora.combine([(1.0, a), (2.0, b), (-0.5, a)])

@@ -825,7 +825,7 @@ The text is an embedding of zeros, because this small model has never seen a wor
                             "sampler",
                             "KSampler",
                             {
-                                "seed": 2,
+                                "seed": 6,
                                 "steps": 20,
                                 "cfg": 1.0,
                                 "sampler_name": "euler",

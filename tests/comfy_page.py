@@ -227,7 +227,7 @@ class ComfyPage:
                 self.page.wait_for_timeout(200)
                 return result
             if accepted is False and not self.server.running():
-                why = self.errors or [self.run("() => JSON.stringify(app.lastNodeErrors ?? 'no error logged')")]
+                why = [self.run("() => JSON.stringify(app.lastNodeErrors ?? 'no node is to blame')"), *self.errors]
                 raise ComfyError("the page could not queue the prompt: " + "; ".join(why))
             self.page.wait_for_timeout(50)
         raise ComfyError(f"nothing was done in {timeout:.0f} s")

@@ -89,4 +89,5 @@ def test_a_missing_file_is_named(page):
     with pytest.raises(Exception, match="gone.safetensors"):
         page.queue()
     page.page.keyboard.press("Escape")
+    page.errors.clear()  # newer frontends log that the prompt was refused
     assert small_models.SPARSE in str(page.prompt())

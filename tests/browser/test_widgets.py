@@ -192,6 +192,8 @@ def test_a_run_brings_heat_spectrum_and_reports(drawn, pair):
     drawn.settle()
     face = faces(drawn)
     grid = face["DiffLoraSelectBlocks"]
+    hot = "e => [...e.querySelectorAll('[role=gridcell]:not(.absent)')].some(cell => cell.dataset.heat)"
+    drawn.page.wait_for_function(hot, arg=grid.element, timeout=10_000)
     cells = grid.element.query_selector_all("[role=gridcell]:not(.absent)")
     heat = [cell.get_attribute("data-heat") for cell in cells]
     assert len(cells) > 0

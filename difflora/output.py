@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Generator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import torch
@@ -58,20 +59,22 @@ def save(
     if isinstance(lora, RerankedLora) and not lora.prepared:
         lora.prepare(_part(progress, 0, 2))
         progress = _part(progress, 1, 2)
+    no_more = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         # Hashing the inputs needs neither Python nor the maths library: it runs beside the algebra.
-        hashes = [pool.submit(file_sha256, file.header.identity) for file in lora.files]
-        writer = _Writer(lora, torch_dtype, dialect)
+        hashes = [pool.submit(file_sha256, file.header.identity, no_more) for file in lora.files]
+
+        def described() -> Mapping[str, str]:
+            wait(hashes)
+            return _metadata(lora, path.stem, torch_dtype, dialect) | dict(metadata or {})
+
         try:
-            return write_file(
-                path,
-                writer.plan,
-                writer.tensors(progress),
-                _metadata(lora, path.stem, torch_dtype, dialect, known=False) | dict(metadata or {}),
-                lambda: _metadata(lora, path.stem, torch_dtype, dialect) | dict(metadata or {}),
-                overwrite,
-            )
+            writer = _Writer(lora, torch_dtype, dialect)
+            placeholder = _metadata(lora, path.stem, torch_dtype, dialect, known=False) | dict(metadata or {})
+            return write_file(path, writer.plan, writer.tensors(progress), placeholder, described, overwrite)
         finally:
+            # After an error or a cancel, nobody waits for the hash of a checkpoint.
+            no_more.set()
             for future in hashes:
                 future.cancel()
 

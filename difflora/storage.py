@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import functools
 import hashlib
 import json
 import math
@@ -18,7 +17,9 @@ import os
 import secrets
 import shutil
 import struct
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -211,23 +212,28 @@ def _readable(path: Path) -> Iterator[BinaryIO]:
         raise FileError(f"{path.name}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
 
 
-def file_sha256(identity: FileIdentity) -> str:
+def file_sha256(identity: FileIdentity, stop: threading.Event | None = None) -> str:
     """SHA-256 of a whole file, remembered for as long as the file does not change.
 
+    stop    set by another thread that no longer needs it; CancelledError is raised then
     raises  FileError if the file is gone or changed
     """
     _check_unchanged(identity)
-    return _sha256(identity)
+    if identity not in _hashes:
+        digest = hashlib.sha256()
+        with _readable(identity.path) as file:
+            while chunk := file.read(1 << 22):
+                if stop and stop.is_set():
+                    raise CancelledError
+                digest.update(chunk)
+            _check_unchanged(identity)
+        while len(_hashes) >= 256:
+            _hashes.pop(next(iter(_hashes)), None)
+        _hashes[identity] = digest.hexdigest()
+    return _hashes[identity]
 
 
-@functools.lru_cache(maxsize=256)
-def _sha256(identity: FileIdentity) -> str:
-    digest = hashlib.sha256()
-    with _readable(identity.path) as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-        _check_unchanged(identity)
-    return digest.hexdigest()
+_hashes: dict[FileIdentity, str] = {}
 
 
 def shown(value: object, limit: int = 120) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -370,3 +371,24 @@ def test_hash_is_remembered_until_the_file_changes(pair: tuple[Path, Path], monk
     write(pair[0], {Q: factors(seed=5)})
     with pytest.raises(FileError, match="changed"):
         _ = lora.sha256
+
+
+def test_a_save_that_fails_does_not_wait_for_the_hash_of_its_inputs(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.safetensors", {Q: factors()}, extra={f"{kohya(K)}.diff": torch.ones(2, 2)})
+    table = json.loads(file.read_bytes()[8 : 8 + int.from_bytes(file.read_bytes()[:8], "little")])
+    # A hole of 8 GB, which takes no room and many seconds to hash.
+    end = max(value["data_offsets"][1] for value in table.values())
+    table["diffusion_model.text_embedding.0.diff"] = {"dtype": "F32", "shape": [100_000, 20_000], "data_offsets": [end, end + 8 * 10**9]}
+    head = json.dumps(table).encode()
+    with file.open("wb") as out:
+        out.write(len(head).to_bytes(8, "little") + head)
+        out.truncate(8 + len(head) + end + 8 * 10**9)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        difflora.save(difflora.load(file).select("blocks"), tmp_path / "out.safetensors", progress=interrupt)
+    assert time.monotonic() - started < 2
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -138,7 +138,8 @@ def checks() -> dict[str, list[Path | str]]:
 
 def passes(name: str, command: list[Path | str]) -> bool:
     start = time.monotonic()
-    result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
+                            errors="replace")
     print(f"{name}: {'FAILED' if result.returncode else 'ok'}, {time.monotonic() - start:.0f} s", flush=True)
     if result.returncode or verbose:
         print(result.stdout)

@@ -33,6 +33,7 @@ sys.path.insert(0, str(HERE.parent))
 import difflora  # noqa: E402  (found through the line above)
 
 STRENGTHS = [x / 2 for x in range(-6, 7)]
+ENOUGH_THINGS = 0.005  # share of all pixels, about one thing a picture: the colours of fewer say nothing
 Changes = Mapping[str, Tensor]
 
 
@@ -143,10 +144,12 @@ def measure(pictures: np.ndarray, plain: np.ndarray) -> tuple[dict[str, float], 
 
 
 def palette(pictures: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """How the pixels of all things share the colours that things have: (6,), sums to 1."""
+    """How the pixels of all things share the colours that things have: (6,), sums to 1. NaN where there are hardly any things."""
+    if masks.mean() < ENOUGH_THINGS:
+        return np.full(len(THING_COLOURS), np.nan)
     pixels = pictures[masks].astype(np.float32)
     nearest = np.square(pixels[:, None] - THING_COLOURS).sum(-1).argmin(-1)
-    return np.bincount(nearest, minlength=len(THING_COLOURS)) / max(1, len(nearest))
+    return np.bincount(nearest, minlength=len(THING_COLOURS)) / len(nearest)
 
 
 def rank_correlation(values: np.ndarray) -> float:

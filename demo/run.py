@@ -40,7 +40,7 @@ def main() -> int:
     )
     parser.add_argument("--output", type=Path, default=ROOT / "output", metavar="FOLDER", help="default: %(default)s")
     parser.add_argument("--open", action="store_true", help="open ComfyUI's page in the browser in place of running it here")
-    parser.add_argument("--port", type=int, help=f"of ComfyUI; default: any free one, with --open {COMFYUI_PORT}")
+    parser.add_argument("--port", type=int, choices=range(1, 65536), metavar="NUMBER", help=f"of ComfyUI; default: any free one, with --open {COMFYUI_PORT}")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _stop)
     output = options.output.resolve()
@@ -50,7 +50,8 @@ def main() -> int:
         base = output / "comfyui"
         workflows = base / "user/default/workflows"
         workflows.mkdir(parents=True, exist_ok=True)
-        shutil.copy(DEMO.path, workflows)
+        if not (workflows / DEMO.path.name).exists():  # it may have been edited and saved since
+            shutil.copy(DEMO.path, workflows)
         comfyui, python = os.environ.get("COMFYUI_DIR", ""), os.environ.get("COMFYUI_PYTHON", sys.executable)
         if not (Path(comfyui) / "main.py").is_file():
             return _fail(f"COMFYUI_DIR is {comfyui!r}, which is no ComfyUI: it has no main.py")
@@ -127,6 +128,8 @@ def _pile(rows: list[Image.Image]) -> Image.Image:
 
 def _check_port(port: int) -> None:
     with socket.socket() as probe:
+        if os.name != "nt":  # a port that was used a moment ago is free; on Windows this would find every port so
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:

@@ -92,6 +92,22 @@ def common_numbers(a: Run, b: Run) -> list[int]:
     return both
 
 
+def pair_of_files(a: Run, b: Run, number: int, number_b: int = -1) -> tuple[str, str]:
+    """The two files of one moment: a step, an epoch, or 0 for the end of both.
+
+    number_b    another moment for `b`; -1 for the same
+    raises      FileError if there is no such checkpoint, PairError if the two ends are not the same moment
+    """
+    if number == 0 and number_b == -1:
+        ends = [max(run.files, default=0) if run.final is None else None for run in (a, b)]
+        if ends[0] != ends[1]:
+            each = " and ".join(f"{run.name} {'its end' if end is None else f'{run.unit} {end}'}"
+                                for run, end in zip((a, b), ends, strict=True))
+            raise PairError(f"The last checkpoints are not of the same moment: {each}. Choose a step that both have "
+                            f"({', '.join(map(str, common_numbers(a, b)))}), or one for each side.")
+    return a.file(number), b.file(number if number_b == -1 else number_b)
+
+
 @dataclass(frozen=True)
 class Moment:
     """A pair of trainings at one step.

@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     with _terminated_like_interrupted():
         try:
-            given = _parser().parse_args([_hyphens(word) for word in (arguments or sys.argv[1:])])
+            given = _parser().parse_args(_words(arguments or sys.argv[1:]))
             code: int = given.run(given)
             sys.stdout.flush()
             return code
@@ -87,12 +88,21 @@ def _terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _words(arguments: Sequence[str]) -> list[str]:
+    """The command line with one spelling of every flag. What follows ``--extra`` is musubi-tuner's, flags and all."""
+    words: list[str] = []
+    for word in arguments:
+        if words and words[-1] == "--extra":
+            words[-1] = f"--extra={word}"
+        else:
+            words.append(_hyphens(word))
+    return words
+
+
 def _hyphens(word: str) -> str:
-    """``--target_blocks`` is ``--target-blocks``; what stands after ``=`` stays as it is."""
-    if not word.startswith("--"):
-        return word
+    """``--target_blocks`` is ``--target-blocks``; what stands after ``=``, and a value that only begins like one, stay."""
     flag, equals, value = word.partition("=")
-    return flag.replace("_", "-") + equals + value
+    return flag.replace("_", "-") + equals + value if re.fullmatch(r"--[A-Za-z_-]+", flag) else word
 
 
 class _Parser(argparse.ArgumentParser):

@@ -168,8 +168,9 @@ def save_pair(
             raise OutputError(
                 f"{place} is already there and differs. Allow overwriting, or give the pair another name."
             )
-    for path, content in wanted.items():
-        _write(path, content)
+    # Captions first: a pair counts as done by its images, so one that was interrupted is made again as a whole.
+    for path in sorted(wanted, key=lambda path: path.suffix != ".txt"):
+        _write(path, wanted[path])
     return list(wanted)
 
 

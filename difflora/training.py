@@ -8,6 +8,7 @@ with spaces, brackets or non-ASCII letters never gets into a command.
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import json
 import os
@@ -33,7 +34,7 @@ PRECISIONS = ("bf16", "fp16", "no")
 # musubi-tuner knows these three itself, in any spelling of upper and lower case; another name without a dot it
 # looks up in torch.optim, and a name with dots it imports.
 BUILT_IN_OPTIMIZERS = {"adamw8bit", "adamw", "adafactor"}
-TORCH_OPTIMIZERS = set("Adadelta Adagrad Adam Adamax ASGD LBFGS NAdam RAdam RMSprop Rprop SGD SparseAdam".split())
+TORCH_OPTIMIZERS = set("Adadelta Adagrad Adam Adamax ASGD NAdam RAdam RMSprop Rprop SGD".split())
 PACKAGES = {"lion_pytorch": "lion-pytorch", "prodigyopt": "prodigyopt", "bitsandbytes": "bitsandbytes"}
 """The package that brings a module, where the two are not called the same or musubi-tuner does not bring it."""
 
@@ -175,7 +176,15 @@ def check(training: Training, machine: Machine, sides: tuple[str, ...]) -> None:
     for option in training.optimizer_args.split():
         if not re.fullmatch(r"[A-Za-z_]\w*=[^=]+", option):
             raise TrainingError(f"optimizer_args: {option!r} is not of the form name=value, without spaces in it.")
-    _words(training.extra)
+        try:
+            ast.literal_eval(option.partition("=")[2])
+        except (ValueError, SyntaxError) as problem:
+            raise TrainingError(
+                f"optimizer_args: {option!r}: the value is no Python literal, such as 0.01, True or (0.9,0.99)."
+            ) from problem
+    words = _words(training.extra)
+    if words and not words[0].startswith("-"):
+        raise TrainingError(f"extra is {training.extra!r}: it must begin with a flag of musubi-tuner, such as --fp8_t5.")
     for name, text in [*dataclasses.asdict(machine).items(), ("extra", training.extra)]:
         _check_text(name, text)
     if len({side.casefold() for side in sides}) != len(sides) or not sides:
@@ -301,12 +310,14 @@ def _optimizer_module(name: str) -> str | None:
 
 
 def _number(value: float) -> str:
-    return f"{value:g}"
+    return f"{value:.12g}"
 
 
 def _words(text: str) -> list[str]:
+    words = shlex.shlex(text, posix=True, punctuation_chars=False)
+    words.whitespace_split, words.commenters, words.escape = True, "", ""  # a backslash is part of a Windows path
     try:
-        return shlex.split(text)
+        return list(words)
     except ValueError as problem:
         raise TrainingError(f"extra is {text!r}: {problem}. Close the quote.") from problem
 

@@ -101,11 +101,14 @@ const modulesBefore = (node) => {
   const sources = sourcesOf(node);
   const list = [...sources, node].map((source) => messageOf(source)?.modules).find(Boolean);
   if (!list) return null;
-  const known = Object.fromEntries(Object.entries(list).map(([name, numbers]) => [name, { ...numbers }]));
+  // A file may call a module __proto__: only a map without a prototype takes that for a name like any other.
+  /** @type {Record<string, any>} */
+  const known = Object.create(null);
+  for (const [name, numbers] of Object.entries(list)) known[name] = { ...numbers };
   const behind = after(node);
   const measured = [...behind.flatMap(after), ...behind, ...sources.flatMap(after)].filter((other) => other !== node);
   for (const other of measured) {
-    for (const [name, numbers] of Object.entries(messageOf(other)?.modules ?? {})) Object.assign(known[name] ?? {}, numbers);
+    for (const [name, numbers] of Object.entries(messageOf(other)?.modules ?? {})) if (name in known) Object.assign(known[name], numbers);
   }
   return known;
 };

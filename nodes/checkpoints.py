@@ -8,7 +8,7 @@ from comfy_api.v0_0_2 import io, ui
 
 from ..difflora import Lora, load
 from ..difflora.analysis import pair_warnings
-from ..difflora.checkpoints import Moment, Run, common_numbers, compare_runs, find_runs, to_csv, to_text
+from ..difflora.checkpoints import Moment, Run, common_numbers, compare_runs, find_runs, pair_of_files, to_csv, to_text
 from ..difflora.errors import FileError
 from ..difflora.storage import FileIdentity, shown
 from ..difflora.wording import Sentence
@@ -58,7 +58,7 @@ class LoadCheckpoints(io.ComfyNode):
             node_id="DiffLoraLoadCheckpoints",
             display_name="Load Pair at a Step",
             category="Differential LoRA",
-            description="Opens the checkpoints of two trainings at the same step. Lists what is below the loras folders as "
+            description="Opens the checkpoints of two trainings at the same step, or at one for each. Lists what is below the loras folders as "
             "name-step00000500.safetensors or name-000010.safetensors.",
             inputs=[
                 *_inputs(),
@@ -69,6 +69,14 @@ class LoadCheckpoints(io.ComfyNode):
                     max=10_000_000,
                     tooltip="The step of both, or the epoch, as in the files' names. 0: the end of the training.",
                 ),
+                io.Int.Input(
+                    "step_b",
+                    default=-1,
+                    min=-1,
+                    max=10_000_000,
+                    optional=True,
+                    tooltip="Another step for side B. -1: the same as side A's, as a rule the better choice.",
+                ),
             ],
             outputs=[
                 LoraDelta.Output("a", display_name="a", tooltip="Side A at this step."),
@@ -77,16 +85,16 @@ class LoadCheckpoints(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, run_a=None, run_b=None, step=None):
-        if run_a is None or run_b is None or step is None:  # it comes through a link, and is not known yet
+    def fingerprint_inputs(cls, run_a=None, run_b=None, step=None, step_b=-1):
+        if run_a is None or run_b is None or step is None or step_b is None:  # it comes through a link, and is not known yet
             return math.nan
-        return _identities(_run(name).file(step) for name in (run_a, run_b))
+        return _identities(pair_of_files(_run(run_a), _run(run_b), step, step_b))
 
     @classmethod
-    def execute(cls, run_a: str, run_b: str, step: int) -> io.NodeOutput:
+    def execute(cls, run_a: str, run_b: str, step: int, step_b: int = -1) -> io.NodeOutput:
         one, other = _run(run_a), _run(run_b)
         steps = common_numbers(one, other)
-        a, b = _load(one.file(step)), _load(other.file(step))
+        a, b = map(_load, pair_of_files(one, other, step, step_b))
         numbers = ", ".join(str(each or "end") for each in steps)
         lines = [
             f"A: {a.name}",

@@ -8,7 +8,7 @@ from ..difflora import Analysis, Lora
 from ..difflora.rerank import RerankedLora
 from ..difflora.wording import Sentence
 
-VALUES_SHOWN = 128  # singular values of one module that are sent to the page
+VALUES_SENT = 200_000  # singular values in all: beyond that the page gets the largest of each module, not to drown in numbers
 
 
 def report(title: str, lines: Iterable[str] = (), warnings: Iterable[str] = ()) -> dict:
@@ -41,10 +41,11 @@ def analysis_modules(analysis: Analysis) -> dict:
 def reranked_modules(lora: RerankedLora) -> dict:
     """Norms and retained energy of every module, and its spectrum, to show the cut without a queue."""
     modules, values, energy = {}, {}, {}
+    shown = max(64, VALUES_SENT // max(1, len(lora.matrices)))
     for name in lora.matrices:
         spectrum = lora.spectrum(name)
         energy[name] = lora.total_energy(name)
-        values[name] = [float(f"{value:.5g}") for value in spectrum[:VALUES_SHOWN].tolist()]
+        values[name] = [float(f"{value:.12g}") for value in spectrum[:shown].tolist()]
         modules[name] = {"norm": energy[name] ** 0.5, "energy": lora.module_energy(name)}
     return {"modules": modules, "spectrum": {"values": values, "energy": energy}}
 

@@ -5,8 +5,7 @@
 
 /** The rank that a rule gives one module; at least 1, at most what there is. @param {number[]} values @param {number} energy @param {Rule} rule */
 export const rankOf = (values, energy, rule) => {
-  const present = values.filter((value) => value > 0).length;
-  const limit = Math.max(1, rule.kind === "rank" ? present : Math.min(present, rule.most > 0 ? rule.most : Infinity));
+  const limit = Math.max(1, rule.kind === "rank" ? values.length : Math.min(values.length, rule.most > 0 ? rule.most : Infinity));
   return Math.max(1, Math.min(limit, wanted(values, energy, rule)));
 };
 
@@ -17,8 +16,10 @@ const wanted = (values, energy, rule) => {
   if (rule.kind === "knee") return knee(values);
   // What would be missing, summed from the small end: rounding then never asks for a value of size zero.
   let missing = Math.max(0, energy - values.reduce((sum, value) => sum + value * value, 0));
+  if (missing <= 1e-12 * energy) missing = 0; // rounding, not values that were not sent
+  const allowed = (1 - rule.energy) * energy * (1 + 1e-9); // at a tie, the last bits must not decide
   let rank = values.length;
-  while (rank > 1 && missing + values[rank - 1] ** 2 <= (1 - rule.energy) * energy) missing += values[--rank] ** 2;
+  while (rank > 1 && missing + values[rank - 1] ** 2 <= allowed) missing += values[--rank] ** 2;
   return rank;
 };
 

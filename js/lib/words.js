@@ -18,7 +18,7 @@ export const ENGLISH = {
   strongest: "Strongest",
   strongestTip: "The modules whose difference is largest",
   strongestLater: "Run the workflow once: then it is known which modules are strongest",
-  percent: "Percent of the modules",
+  percent: "Percent of the modules that were measured",
   weights: "Weights",
   weightsTip: "Paint a weight instead of on and off",
   brush: "Weight to paint",

@@ -69,7 +69,7 @@ export const blockGrid = (host) => {
 
   const brush = () => {
     const value = Number(brushField.value);
-    return weightMode.getAttribute("aria-pressed") === "true" && Number.isFinite(value) && value !== 0 ? value : 1;
+    return weightMode.getAttribute("aria-pressed") === "true" && brushField.value.trim() && Number.isFinite(value) ? value : 1;
   };
 
   /** @param {Spot} spot */
@@ -89,7 +89,10 @@ export const blockGrid = (host) => {
 
   const surface = paintable({
     element: table,
-    size: () => ({ rows: cells.length, columns: layout.columns.length }),
+    size: (row) => {
+      const loose = row === layout.rows.length;
+      return { rows: cells.length, columns: loose ? layout.outside.length : layout.columns.length, loose };
+    },
     cell: ({ row, column }) => (row >= 0 && column >= 0 ? cells[row]?.[column] ?? null : headers.get(`${row},${column}`) ?? null),
     members,
     get: (spot) => weights.get(nameAt(spot) ?? "") ?? 0,

@@ -13,7 +13,8 @@ import { hideTip, used } from "./dom.js";
  *
  * @typedef {object} Owner
  * @property {HTMLElement} element everything, focusable cells included
- * @property {() => { rows: number, columns: number }} size
+ * @property {(row: number) => { rows: number, columns: number, loose?: boolean }} size how many rows there are, and columns
+ *   in this one; loose: its cells do not stand in the columns of the table
  * @property {(spot: Spot) => HTMLElement | null} cell the element of a cell or header; null if there is none
  * @property {(spot: Spot) => Spot[]} members the cells behind a cell or header, without absent ones
  * @property {(spot: Spot) => number} get
@@ -29,7 +30,7 @@ export const paintable = (owner) => {
   let anchor = { row: 0, column: 0 };
   /** @type {HTMLElement | null} */
   let stop = null;
-  /** @type {{ last: Spot, weight: number, edges: { rows: number[], columns: number[] }, header: boolean } | null} */
+  /** @type {{ last: Spot, weight: number, edges: { rows: number[], columns: number[] } | null, header: boolean } | null} */
   let stroke = null;
 
   /** @param {EventTarget | null} target @returns {Spot | null} */
@@ -61,12 +62,30 @@ export const paintable = (owner) => {
     return members.length && full ? 0 : brush;
   };
 
-  const edges = () => {
-    const { rows, columns } = owner.size();
+  /**
+   * Bottom edges of the rows and right edges of the columns, for a stroke that starts in a row; null in a row whose cells
+   * do not stand in the columns. @param {number} start
+   */
+  const edges = (start) => {
+    if (start >= 0 && owner.size(start).loose) return null;
+    const { rows, columns } = owner.size(-1);
     // Absent cells are there as elements too, so the first row and the first column give every edge.
     const bottoms = Array.from({ length: rows }, (_, row) => owner.cell({ row, column: 0 })?.getBoundingClientRect().bottom ?? 0);
     const rights = Array.from({ length: columns }, (_, column) => owner.cell({ row: 0, column })?.getBoundingClientRect().right ?? 0);
     return { rows: bottoms, columns: rights };
+  };
+
+  /** The cell under the pointer, for a stroke that began elsewhere. @param {PointerEvent} event @returns {Spot | null} */
+  const spotUnder = (event) => {
+    const { last, edges: borders } = /** @type {NonNullable<typeof stroke>} */ (stroke);
+    if (!borders) {
+      const spot = spotOf(document.elementFromPoint(event.clientX, event.clientY));
+      return spot?.row === last.row && spot.column >= 0 ? spot : null;
+    }
+    const row = indexAt(borders.rows, event.clientY);
+    const column = indexAt(borders.columns, event.clientX);
+    // A stroke that starts on a header stays on that line of headers, and one among columns stays among them.
+    return { row: last.row < 0 || owner.size(row).loose ? last.row : row, column: last.column < 0 ? -1 : column };
   };
 
   owner.element.addEventListener("pointerdown", (event) => {
@@ -78,11 +97,11 @@ export const paintable = (owner) => {
     if (event.shiftKey && !header) {
       const weight = owner.get(anchor);
       for (const covered of rectangle(anchor, spot)) give(covered, weight);
-      stroke = { last: spot, weight, edges: edges(), header };
+      stroke = { last: spot, weight, edges: edges(spot.row), header };
     } else {
       const weight = toggled(spot);
       give(spot, weight);
-      stroke = { last: spot, weight, edges: edges(), header };
+      stroke = { last: spot, weight, edges: edges(spot.row), header };
       anchor = spot;
     }
     stopAt(spot, true);
@@ -93,11 +112,8 @@ export const paintable = (owner) => {
   owner.element.addEventListener("pointermove", (event) => {
     if (!stroke) return;
     used(event);
-    const row = indexAt(stroke.edges.rows, event.clientY);
-    const column = indexAt(stroke.edges.columns, event.clientX);
-    // A stroke that starts on a header stays on that line of headers.
-    const spot = { row: stroke.last.row < 0 ? stroke.last.row : row, column: stroke.last.column < 0 ? -1 : column };
-    if (stroke.last.row < -1 || (spot.row === stroke.last.row && spot.column === stroke.last.column)) return;
+    const spot = spotUnder(event);
+    if (!spot || stroke.last.row < -1 || (spot.row === stroke.last.row && spot.column === stroke.last.column)) return;
     for (const crossed of line(stroke.last, spot)) give(crossed, stroke.weight);
     stroke.last = spot;
   });
@@ -150,11 +166,8 @@ export const paintable = (owner) => {
 
   /** The next place in a direction that is there. @param {Spot} from @param {number} down @param {number} right */
   const reachable = (from, down, right) => {
-    const { rows, columns } = owner.size();
-    const to = {
-      row: Math.max(-2, Math.min(rows - 1, from.row + down)),
-      column: Math.max(-1, Math.min(columns - 1, from.column + right)),
-    };
+    const row = Math.max(-2, Math.min(owner.size(from.row).rows - 1, from.row + down));
+    const to = { row, column: Math.max(-1, Math.min(owner.size(row).columns - 1, from.column + right)) };
     if (!right && down < -1) to.row = Math.max(0, to.row);
     while (!owner.cell(to) && to.row < 0) to.row += 1; // no groups above this column
     return owner.cell(to) ? to : from;

@@ -265,7 +265,7 @@ export const playerView = (host) => {
     const own = target instanceof HTMLInputElement || target instanceof HTMLSelectElement;
     // Arrows move the slider that has the focus, Space and Enter press the button that has it.
     if (own && /^Arrow|^Home$|^End$|^Page/.test(event.key)) return event.stopPropagation();
-    if (target instanceof HTMLButtonElement && (event.key === " " || event.key === "Enter")) return event.stopPropagation();
+    if ((target instanceof HTMLButtonElement || target instanceof HTMLSelectElement) && (event.key === " " || event.key === "Enter")) return event.stopPropagation();
     const found = keyed(event.key, event.shiftKey);
     if (!found) return event.key === "Delete" || event.key === "Backspace" ? event.stopPropagation() : undefined;
     used(event);

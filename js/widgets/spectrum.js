@@ -98,6 +98,7 @@ export const spectrumChart = (host) => {
     chart.setAttribute("aria-valuemax", String(across));
     chart.setAttribute("aria-valuenow", String(Math.round(cut)));
     chart.setAttribute("aria-valuetext", headline.textContent ?? "");
+    chart.setAttribute("aria-disabled", String(!movable()));
     chart.toggleAttribute("data-movable", movable());
   };
 

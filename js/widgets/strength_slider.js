@@ -61,7 +61,9 @@ export const strengthSlider = (host) => {
     if (!host.linked()) host.write(0);
   });
   track.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || host.linked()) return;
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "Delete" || event.key === "Backspace") event.stopPropagation(); // not the node's end
+    if (host.linked()) return;
     const next = keyed(event.key, host.read(), event.shiftKey);
     if (next === null) return;
     used(event);
@@ -96,7 +98,7 @@ export const strengthSlider = (host) => {
     zone.textContent = linked ? say("fromWire") : say(kind);
     track.setAttribute("aria-valuenow", String(strength));
     track.setAttribute("aria-valuetext", `${signed(strength)}, ${say(kind)}`);
-    track.toggleAttribute("aria-disabled", linked);
+    track.setAttribute("aria-disabled", String(linked));
     flip.toggleAttribute("disabled", linked || strength === 0);
     thumb.style.left = `${100 * position}%`;
     fill.style.left = `${100 * Math.min(0.5, position)}%`;

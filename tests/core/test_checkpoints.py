@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from difflora import load
-from difflora.checkpoints import Run, common_numbers, compare_runs, find_runs, to_csv, to_text
+from difflora.checkpoints import Run, common_numbers, compare_runs, find_runs, pair_of_files, to_csv, to_text
 from difflora.errors import FileError, PairError
 
 MODULES = ("blocks.0.self_attn.q", "blocks.0.ffn.0", "blocks.1.cross_attn.v")
@@ -143,3 +143,18 @@ def test_the_same_training_twice_is_no_pair(pair):
     run = runs_of(folder)["sparse/slider_sparse"]
     with pytest.raises(PairError, match="hold the same weights"):
         compare_runs(run, run, lambda file: load(folder / file))
+
+
+def test_the_end_of_both_is_one_moment_or_an_error():
+    steps = ["x-step00000500.safetensors", "x-step00001000.safetensors"]
+    ended, running = (find_runs(files)["x"] for files in ([*steps, "x.safetensors"], steps))
+    shorter = find_runs(steps[:1])["x"]
+    assert pair_of_files(ended, ended, 0) == ("x.safetensors", "x.safetensors")
+    assert pair_of_files(running, running, 0) == (steps[1], steps[1])
+    assert pair_of_files(ended, running, 0, 1000) == ("x.safetensors", steps[1])
+    assert pair_of_files(ended, running, 500) == (steps[0], steps[0])
+    for other in (running, shorter):
+        with pytest.raises(PairError, match="not of the same moment"):
+            pair_of_files(ended, other, 0)
+    with pytest.raises(PairError, match=r"step 1000 and x step 500.*\(500\)"):
+        pair_of_files(running, shorter, 0)

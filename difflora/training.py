@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import OutputError, TrainingError
+from .storage import WINDOWS_DEVICES
 from .wording import Sentence
 
 T = TypeVar("T")
@@ -220,6 +221,8 @@ def _check_text(name: str, text: str) -> None:
     """What goes between quotes in both command files: neither system has a way to write a line break there."""
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
         raise TrainingError(f"{name} holds a line break or another control character: remove it.")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise TrainingError(f"{name} holds half a character (a lone surrogate): type the name anew.")
     if '"' in text and name != "extra":
         raise TrainingError(
             f"{name} holds a double quote, which no path on Windows can: write the path without quotes."
@@ -234,6 +237,8 @@ def _check_side(side: str) -> None:
     """A side names a folder, four files and a LoRA; musubi-tuner also looks for its cache by a pattern with it."""
     if not re.fullmatch(r"[^\W_]([\w .-]{0,62}\w)?", side):
         raise TrainingError(f"{side!r} cannot name a side: use letters, digits, _ - . and spaces, as in 'detailed'.")
+    if side.split(".")[0].rstrip(" ").upper() in WINDOWS_DEVICES:
+        raise TrainingError(f"{side!r} is a device on Windows, which no folder can be called: choose another name.")
 
 
 def dataset_toml(training: Training, side: str) -> str:
@@ -422,7 +427,10 @@ def hints(training: Training, machine: Machine) -> list[Sentence]:
 
 def write_files(folder: Path, made: dict[str, str], overwrite: bool = False) -> list[Path]:
     """Write the training folder. Nothing is written if one of the files is there and differs, unless `overwrite`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise OutputError(f"{folder.name}: the folder cannot be made: {problem.strerror}.") from problem
     wanted = {folder / name: text.encode() for name, text in made.items()}
     for path, content in wanted.items():
         if path.exists() and not overwrite and path.read_bytes() != content:

@@ -9,13 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..difflora.errors import DiffLoraError, FileError
+from ..difflora.storage import WINDOWS_DEVICES
 
 MAX_PART = 255  # bytes: what ext4, APFS and NTFS all take
 MAX_NAME = 1024
 
-# Windows opens these as devices, whatever their extension and in every folder.
-_DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", "CLOCK$"}
-_DEVICES |= {f"{port}{digit}" for port in ("COM", "LPT") for digit in "0123456789¹²³"}
 _NOT_ON_WINDOWS = '<>:"|?*'
 
 
@@ -72,7 +70,7 @@ def _parts(name: str, error: type[DiffLoraError]) -> list[str]:
         forbidden = sorted(set(part) & set(_NOT_ON_WINDOWS))
         if forbidden:
             raise refuse(f"{' '.join(forbidden)} cannot be in a file name on Windows; remove it")
-        if part.split(".")[0].rstrip(" ").upper() in _DEVICES:
+        if part.split(".")[0].rstrip(" ").upper() in WINDOWS_DEVICES:
             raise refuse(f"{part!r} is a device on Windows; choose another")
         if len(part.encode()) > MAX_PART:
             raise refuse(f"one part of it is {len(part.encode())} bytes long, the limit is {MAX_PART}; shorten it")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import types
 import uuid
 from collections import OrderedDict
 from pathlib import Path
@@ -340,16 +341,19 @@ def _let_go(images: torch.Tensor) -> None:
     """Free the pixels of a finished clip if they are nobody else's.
 
     ComfyUI's classic cache keeps what each node gave until the next prompt: all clips of a sweep, one beside the other. No
-    prompt will ask for these again, because their signature has the gate's `run` in it. They are nobody else's if one
-    cached list holds them (no other node handed the same pictures on), and no other tensor shares their memory.
+    prompt will ask for these again, because their signature has the gate's `run` in it. They are nobody else's if only one
+    cached list holds them (no other node handed the same pictures on, or keeps them), and no other tensor shares their
+    memory.
     """
     count = getattr(torch._C, "_storage_Use_Count", None)
     if count is None:
         return
-    holders = sum(type(holder) is list for holder in gc.get_referrers(images))
+    # Not counted: the frames of this call, and the arguments that it was made with.
+    holders = [holder for holder in gc.get_referrers(images)
+               if not isinstance(holder, types.FrameType) and not (isinstance(holder, dict) and {"images", "key", "run"} <= holder.keys())]
     storage = images.untyped_storage()
     # Two users of the memory: the tensor, and the name in the line above.
-    if holders <= 1 and count(storage._cdata) <= 2 and storage.resizable():
+    if all(type(holder) is list for holder in holders) and len(holders) <= 1 and count(storage._cdata) <= 2 and storage.resizable():
         storage.resize_(0)
 
 

@@ -47,7 +47,8 @@ export const layoutOf = (names) => {
   const outside = [];
   for (const name of names) {
     const at = stackOf(name);
-    if (!at || name !== `${at.stack}.${at.block}.${at.rest}`) {
+    // A stack whose name is no word of the selection language has no lines of its own: its modules are chosen one by one.
+    if (!at || !/^[A-Za-z_][\w.-]*$/.test(at.stack) || name !== `${at.stack}.${at.block}.${at.rest}`) {
       outside.push(name);
       continue;
     }

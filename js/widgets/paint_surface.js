@@ -26,8 +26,10 @@ import { hideTip, used } from "./dom.js";
 
 /** @param {Owner} owner */
 export const paintable = (owner) => {
-  /** @type {Spot} */
+  /** The cell, and the header, from which Shift extends. @type {Spot} */
   let anchor = { row: 0, column: 0 };
+  /** @type {Spot | null} */
+  let headerAnchor = null;
   /** @type {HTMLElement | null} */
   let stop = null;
   /** @type {{ last: Spot, weight: number, edges: { rows: number[], columns: number[] } | null, header: boolean } | null} */
@@ -47,6 +49,21 @@ export const paintable = (owner) => {
     stop = cell;
     cell.tabIndex = 0;
     if (focus) cell.focus({ preventScroll: true });
+  };
+
+  /** @param {Spot} spot */
+  const isHeader = ({ row, column }) => row < 0 || column < 0;
+
+  /** @param {Spot} spot */
+  const remember = (spot) => {
+    if (isHeader(spot)) headerAnchor = spot;
+    else anchor = spot;
+  };
+
+  /** Whether a rectangle between two places has only places of their kind in it. @param {Spot} one @param {Spot} other */
+  const alike = (one, other) => {
+    if (isHeader(one) || isHeader(other)) return one.row === other.row ? one.row < 0 : one.column === -1 && other.column === -1;
+    return Boolean(owner.size(one.row).loose) === Boolean(owner.size(other.row).loose);
   };
 
   /** @param {Spot} spot @param {number} weight */
@@ -93,16 +110,17 @@ export const paintable = (owner) => {
     if (!spot) return;
     event.stopPropagation(); // no preventDefault: ComfyUI records undo steps on mouseup, which that would take away
     hideTip();
-    const header = spot.row < 0 || spot.column < 0;
-    if (event.shiftKey && !header) {
-      const weight = owner.get(anchor);
-      for (const covered of rectangle(anchor, spot)) give(covered, weight);
+    const header = isHeader(spot);
+    const from = header ? headerAnchor : anchor;
+    if (event.shiftKey && from && alike(from, spot)) {
+      const weight = header ? (owner.members(from).some((member) => owner.get(member) !== 0) ? owner.brush() : 0) : owner.get(from);
+      for (const covered of rectangle(from, spot)) give(covered, weight);
       stroke = { last: spot, weight, edges: edges(spot.row), header };
     } else {
       const weight = toggled(spot);
       give(spot, weight);
       stroke = { last: spot, weight, edges: edges(spot.row), header };
-      anchor = spot;
+      remember(spot);
     }
     stopAt(spot, true);
     owner.tell(spot);
@@ -153,11 +171,11 @@ export const paintable = (owner) => {
       if (event.shiftKey && spot.row >= 0 && spot.column >= 0 && next.row >= 0 && next.column >= 0) {
         give(next, owner.get(spot));
         owner.done();
-      } else anchor = next;
+      } else remember(next);
       stopAt(next, true);
     } else if (event.key === " " || event.key === "Enter" || event.key === "Delete" || event.key === "Backspace") {
       used(event);
-      anchor = spot;
+      remember(spot);
       give(spot, event.key === " " ? toggled(spot) : event.key === "Enter" ? owner.brush() : 0);
       owner.done();
       owner.tell(spot);
@@ -177,6 +195,7 @@ export const paintable = (owner) => {
     /** Forget the elements: the owner has built new ones. */
     reset: () => {
       anchor = { row: 0, column: 0 };
+      headerAnchor = null;
       stop = null;
       stopAt(anchor, false);
     },

@@ -244,3 +244,45 @@ def test_wheel_over_the_grid_zooms_the_canvas_as_anywhere_else(grid):
         scales.append(page.run("() => app.canvas.ds.scale"))
     assert scales[0] > 1
     assert scales[1] == pytest.approx(scales[0])
+
+
+@both_renderers
+def test_shift_after_a_header_extends_cells_from_cells_and_lines_from_lines(grid):
+    grid.set("selection", "none")
+    grid.click(1, 1)
+    grid.click(-1, 8)  # ffn.0
+    column = {f"blocks.{n}.ffn.0" for n in range(40)}
+    grid.click(2, 2, "Shift")
+    square = {f"blocks.{n}.self_attn.{p}" for n in (1, 2) for p in "kv"}
+    assert set(sent(grid)) == column | square
+    grid.click(-1, 9, "Shift")
+    assert set(sent(grid)) == column | square | {f"blocks.{n}.ffn.2" for n in range(40)}
+
+
+OUTSIDE = ["patch_embedding", *(f"{part}.{n}" for part in ("text_embedding", "time_embedding") for n in (0, 2)),
+           "time_projection.1", "head.head"]
+
+
+@both_renderers
+def test_modules_outside_the_blocks_are_chosen_one_by_one_or_along_a_stroke(grid):
+    names = [*wan_names(3), *OUTSIDE]
+    grid.told({"modules": {name: {} for name in names}})
+    row, count = 3, len(OUTSIDE)
+    shown = [grid.cell(row, column).get_attribute("aria-label") for column in range(count)]
+    assert sorted(shown) == sorted(OUTSIDE)
+    grid.set("selection", "none")
+    x, y = grid.middle(row, count - 1)
+    mouse = grid.page.page.mouse
+    mouse.move(x, y)
+    mouse.down()
+    mouse.move(x + 1, y)
+    mouse.up()
+    grid.page.settle()
+    assert grid.chosen() == {shown[-1]}
+    grid.drag((row, 1), (row, 3))
+    assert grid.chosen() == {*shown[1:4], shown[-1]}
+    grid.cell(row, 3).focus()
+    for _ in range(count - 4):
+        grid.page.page.keyboard.press("ArrowRight")
+    grid.page.page.keyboard.press("Space")
+    assert grid.chosen() == set(shown[1:4])

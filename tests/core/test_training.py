@@ -172,6 +172,17 @@ def test_a_name_that_is_more_than_a_word_cannot_name_a_side(side):
         training.files(Training(), MACHINE, (side, "sparse"))
 
 
+@pytest.mark.parametrize("side", ["con", "AUX", "nul.x", "lpt1"])
+def test_a_device_of_windows_cannot_name_a_side(side):
+    with pytest.raises(TrainingError, match="device on Windows"):
+        training.files(Training(), MACHINE, (side, "sparse"))
+
+
+def test_half_a_character_is_refused():
+    with pytest.raises(TrainingError, match="half a character"):
+        training.files(Training(), dataclasses.replace(MACHINE, dit="/m/\ud800"))
+
+
 def test_sides_need_two_names():
     with pytest.raises(TrainingError, match="give each another name"):
         training.files(Training(), MACHINE, ("Detailed", "detailed"))

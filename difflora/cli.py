@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     with _terminated_like_interrupted():
         try:
-            given = _parser().parse_args(_words(arguments or sys.argv[1:]))
+            given = _parser().parse_args(_words(sys.argv[1:] if arguments is None else arguments))
             code: int = given.run(given)
             sys.stdout.flush()
             return code

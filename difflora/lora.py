@@ -440,7 +440,9 @@ class _AdapterConfig:
                     continue  # somebody else's word
                 config = _json(text, f"{header.path.name}: the metadata entry {key}")
                 if isinstance(config, dict) and any(name.split(".")[-1] in ("lora_alpha", "r") for name in config):
-                    return cls({name.split(".")[-1]: value for name, value in config.items()}, header.path.name)
+                    # diffusers puts the component before each name; a text encoder's are not about this model.
+                    own = {name: value for name, value in config.items() if not name.startswith("text_encoder")}
+                    return cls({name.split(".")[-1]: value for name, value in own.items()}, header.path.name)
         if "lora_alpha" in header.metadata or "use_rslora" in header.metadata:
             return cls(header.metadata, header.path.name)
         if given is not None:

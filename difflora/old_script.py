@@ -79,6 +79,8 @@ def strength_note(a: FileLora, b: FileLora, modules: Iterable[str], normalised: 
                 f"{max(scales):g}): it subtracted in other proportions, so no single ratio of strengths compares its "
                 "result with this one. This one is the true difference.")
     scale = scales.pop()
+    if scale == 0:
+        return "The old script left out alpha / rank, which is 0 in both files: what it wrote was not the difference, which is zero."
     if normalised or scale == 1:
         why = "both are scaled to the same norm" if scale != 1 else "alpha / rank is 1 in both files"
         return f"Strength, old script : this file = 1 : 1 ({why})."

@@ -10,6 +10,8 @@ from typing import Any
 # The families that systems come with for Chinese, Japanese and Korean. They are tried first: other fonts have some characters only.
 CJK = ("Noto Sans CJK", "Source Han Sans", "Yu Gothic", "Meiryo", "Microsoft YaHei", "Malgun Gothic", "PingFang", "Hiragino Sans",
        "Droid Sans Fallback")  # fmt: skip
+# They have a picture for every character there is, and it is that of a missing one. matplotlib brings the first.
+PLACEHOLDERS = ("Last Resort", "Adobe Blank", "Unicode BMP Fallback")
 ALWAYS = frozenset(map(ord, string.ascii_letters + string.digits + "−·…"))
 
 
@@ -25,10 +27,16 @@ def _font_with(characters: frozenset[int]) -> Path:
     own = Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
     if characters <= _characters(own):
         return own
-    from matplotlib.font_manager import fontManager
+    from matplotlib.font_manager import findSystemFonts, fontManager
 
     best, most = own, len(characters & _characters(own))
-    for path in dict.fromkeys(Path(font.fname) for font in sorted(fontManager.ttflist, key=_order)):
+    fonts = [font for font in fontManager.ttflist if not font.name.startswith(PLACEHOLDERS)]
+    listed = [Path(font.fname) for font in sorted(fonts, key=_order)]
+    placeholders = {Path(font.fname) for font in fontManager.ttflist} - {*listed}
+    # matplotlib's list is from when it was first used: fonts may have been installed since.
+    for path in dict.fromkeys([*listed, *map(Path, sorted(findSystemFonts()))]):
+        if path in placeholders:
+            continue
         count = len(characters & _characters(path))
         if count > most:
             best, most = path, count

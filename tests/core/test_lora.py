@@ -397,3 +397,11 @@ def test_file_with_no_weights(tmp_path: Path) -> None:
     save_file({f"{kohya(Q)}.alpha": torch.tensor(1.0)}, tmp_path / "a.safetensors")
     with pytest.raises(DiffLoraError, match="a.safetensors"):
         difflora.load(tmp_path / "a.safetensors")
+
+
+def test_the_text_encoders_scale_is_not_the_models(tmp_path: Path) -> None:
+    up, down, _ = factors(24, 16, rank=4)
+    settings = {"transformer.r": 4, "transformer.lora_alpha": 8, "text_encoder.r": 4, "text_encoder.lora_alpha": 32}
+    save_file({"transformer.blocks.0.attn1.to_q.lora_A.weight": down, "transformer.blocks.0.attn1.to_q.lora_B.weight": up},
+              tmp_path / "a.safetensors", metadata={"lora_adapter_metadata": json.dumps(settings)})
+    assert difflora.load(tmp_path / "a.safetensors").scales == {Q: 2.0}

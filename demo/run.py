@@ -40,7 +40,7 @@ def main() -> int:
     )
     parser.add_argument("--output", type=Path, default=ROOT / "output", metavar="FOLDER", help="default: %(default)s")
     parser.add_argument("--open", action="store_true", help="open ComfyUI's page in the browser in place of running it here")
-    parser.add_argument("--port", type=int, choices=range(1, 65536), metavar="NUMBER", help=f"of ComfyUI; default: any free one, with --open {COMFYUI_PORT}")
+    parser.add_argument("--port", type=_port, metavar="NUMBER", help=f"of ComfyUI; default: any free one, with --open {COMFYUI_PORT}")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _stop)
     output = options.output.resolve()
@@ -124,6 +124,12 @@ def _pile(rows: list[Image.Image]) -> Image.Image:
         pile.paste(row, (0, top))
         top += row.height
     return pile
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text} is no port: use a number from 1 to 65535")
+    return int(text)
 
 
 def _check_port(port: int) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 # The families that systems come with for Chinese, Japanese and Korean. They are tried first: other fonts have some characters only.
 CJK = ("Noto Sans CJK", "Source Han Sans", "Yu Gothic", "Meiryo", "Microsoft YaHei", "Malgun Gothic", "PingFang", "Hiragino Sans",
-       "Droid Sans Fallback")  # fmt: skip
+       "WenQuanYi")  # fmt: skip
 # They have a picture for every character there is, and it is that of a missing one. matplotlib brings the first.
 PLACEHOLDERS = ("Last Resort", "Adobe Blank", "Unicode BMP Fallback")
 ALWAYS = frozenset(map(ord, string.ascii_letters + string.digits + "−·…"))
@@ -27,22 +28,28 @@ def _font_with(characters: frozenset[int]) -> Path:
     own = Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
     if characters <= _characters(own):
         return own
-    from matplotlib.font_manager import findSystemFonts, fontManager
-
     best, most = own, len(characters & _characters(own))
-    fonts = [font for font in fontManager.ttflist if not font.name.startswith(PLACEHOLDERS)]
-    listed = [Path(font.fname) for font in sorted(fonts, key=_order)]
-    placeholders = {Path(font.fname) for font in fontManager.ttflist} - {*listed}
-    # matplotlib's list is from when it was first used: fonts may have been installed since.
-    for path in dict.fromkeys([*listed, *map(Path, sorted(findSystemFonts()))]):
-        if path in placeholders:
-            continue
+    for path in _candidates():
         count = len(characters & _characters(path))
         if count > most:
             best, most = path, count
         if most == len(characters):
             break
     return best
+
+
+def _candidates() -> Iterator[Path]:
+    """Every font of the system, the likeliest first."""
+    from matplotlib.font_manager import findSystemFonts, fontManager
+
+    seen: set[Path] = set()
+    for font in sorted(fontManager.ttflist, key=_order):
+        path = Path(font.fname)
+        if path not in seen and not font.name.startswith(PLACEHOLDERS):
+            yield path
+        seen.add(path)
+    # matplotlib's list is from when it was first used: fonts may have been installed since.
+    yield from (path for path in map(Path, sorted(findSystemFonts())) if path not in seen)
 
 
 def _order(font: Any) -> tuple[bool, bool, bool, str]:

@@ -71,9 +71,10 @@ class SliderModel(io.ComfyNode):
         if strength == 0:
             line = Sentence("strength 0: the base model, unchanged")
         else:
-            patched = sum(not _is_linear(model, key, lora.specs[name]) for name, key in targets.keys.items())
-            if bypass and patched and targets.is_quantised:
-                warnings.append(Sentence("{0} of them are no small factors and went into the weights, which round them.", patched))
+            if bypass and targets.is_quantised:
+                patched = sum(not _is_linear(model, key, lora.specs[name]) for name, key in targets.keys.items())
+                if patched:
+                    warnings.append(Sentence("{0} of them are no small factors and went into the weights, which round them.", patched))
             model = applied(model, lora, targets, strength, bypass)
         return io.NodeOutput(model, ui=ui(report(label(lora), [line], warnings), strength_range(lora)))
 

@@ -76,6 +76,10 @@ class ClipStore:
         self.folder = folder
         self.budget = budget
 
+    def has(self, key: str) -> bool:
+        """Whether the clip of this key is there. This is no use of it."""
+        return (self._place(key) / "clip.mp4").is_file()
+
     def get(self, key: str) -> StoredClip | None:
         """The clip of this key, if it is there; this counts as a use of it."""
         folder = self._place(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ PAPER, INK, DIM, MARK = (18, 20, 25), (240, 242, 246), (150, 158, 172), (245, 16
 ARRANGEMENTS = ("grid", "row", "column")
 # What decoders in graphics cards take: the sides of H.264 level 5.1, and its area.
 SHEET_SIDE, SHEET_AREA = 4096, 4096 * 2304
+_LONGEST_TEXT = 4096  # characters; far more than fit on any label
 
 
 @dataclass(frozen=True)
@@ -166,11 +168,12 @@ def _page(cells: Cells, labels: Sequence[Label], font_file: Path | None) -> Fram
 
 
 def _shortened(draw: ImageDraw.ImageDraw, text: str, font: _Font, space: float) -> str:
+    text = text[:_LONGEST_TEXT]
     if draw.textlength(text, font) <= space:
         return text
-    while text and draw.textlength(f"{text}…", font) > space:
-        text = text[:-1].rstrip()
-    return f"{text}…" if text else ""
+    # A character may be wider or narrower than another, but more of them are never narrower.
+    text = text[: bisect_left(range(1, len(text)), True, key=lambda end: draw.textlength(f"{text[:end]}…", font) > space)]
+    return f"{text.rstrip()}…" if text else ""
 
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont

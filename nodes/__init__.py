@@ -42,5 +42,7 @@ class DifferentialLora(ComfyExtension):
     """Tells ComfyUI which nodes this pack has."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        offer_demo_models()  # not in on_load, which ComfyUI 0.3.75 never calls
+        # Not in on_load, which ComfyUI 0.3.75 never calls.
+        offer_demo_models()
+        sweep.watch_prompts()
         return [node for family in FAMILIES for node in family]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import folder_paths
 from comfy_api.v0_0_2 import io
 
 from ..difflora.extract import extract
 from ..difflora.storage import FileIdentity
 from ..difflora.wording import Sentence
-from .inputs import listed_file
+from .inputs import found, listed_file
 from .messages import lora_modules, report, ui
 from .types import LoraDelta
 
@@ -36,8 +34,8 @@ class ExtractLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, base: str, tuned: str):
-        paths = [folder_paths.get_full_path("diffusion_models", name) for name in (base, tuned)]
-        return [str(FileIdentity.of(Path(path))) if path else "missing" for path in paths]
+        paths = [found("diffusion_models", name) for name in (base, tuned)]
+        return [str(FileIdentity.of(path)) if path else "missing" for path in paths]
 
     @classmethod
     def execute(cls, base: str, tuned: str) -> io.NodeOutput:

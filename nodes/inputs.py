@@ -26,7 +26,16 @@ def within(low: float, high: float, **values: float) -> None:
 
 def listed_file(kind: str, name: object) -> Path:
     """The file of one of ComfyUI's lists. It looks names up inside its folders only, whatever dots and slashes are in them."""
-    path = folder_paths.get_full_path(kind, name) if isinstance(name, str) else None
+    path = found(kind, name) if isinstance(name, str) else None
     if path is None:
         raise FileError(f"{shown(name)} is not in the {kind} folder. Put it there, press R, and choose it again.")
-    return Path(path)
+    return path
+
+
+def found(kind: str, name: str) -> Path | None:
+    """ComfyUI's get_full_path, for which a network path or one on another drive is an exception on Windows."""
+    try:
+        path = folder_paths.get_full_path(kind, name)
+    except (OSError, ValueError):
+        return None
+    return Path(path) if path else None

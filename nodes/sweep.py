@@ -15,12 +15,16 @@ import uuid
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import folder_paths
 import numpy as np
 import torch
 from comfy_api.v0_0_2 import io
 from comfy_execution.graph_utils import GraphBuilder, is_link
+from comfy_execution.utils import get_executing_context
+from execution import IsChangedCache
+from server import PromptServer
 
 from ..difflora.clip_store import About, ClipStore, StoredClip
 from ..difflora.errors import InputError, UnsupportedError
@@ -33,7 +37,7 @@ from .inputs import one_of, within
 from .messages import report
 from .previews import embedded, player_of_clips, player_of_sheet, reporting
 from .progress import progress_bar
-from .sweep_plan import Between, WatchedFiles
+from .sweep_plan import Between, Link, WatchedFiles
 from .types import SweepClips
 
 After = io.Custom("DIFFLORA_CELL")
@@ -45,6 +49,12 @@ _messages: OrderedDict[str, dict[str, Any]] = OrderedDict()
 # By their run. Not in the prompt: anybody can put an inner node into one, and a cell deletes what its plan calls its own.
 _plans: OrderedDict[str, Plan] = OrderedDict()
 _PLANS_KEPT = 256  # more than one prompt has grids
+# The last sweeps, by their run: no other one pushes their clips out of the store, and what becomes of them is watched.
+_finished: OrderedDict[str, Plan] = OrderedDict()
+_FINISHED_KEPT = 16
+_lost: list[str] = []
+# What each running prompt is already going to render, by key.
+_under_way: WeakKeyDictionary[Any, dict[str, Link]] = WeakKeyDictionary()
 
 
 class StrengthSweep(io.ComfyNode):
@@ -152,29 +162,48 @@ class SweepGrid(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **_):
-        return _files.state
+        return _files.state, _gone()
 
     @classmethod
-    def execute(
+    async def execute(
         cls, images: list, arrange: str, cell_size: int, fps: float, baseline: float, text: str = ""
     ) -> io.NodeOutput:
         one_of("arrange", arrange, ARRANGEMENTS)
         within(64, 2048, cell_size=cell_size)
         within(1, 120, fps=fps)
         within(-10, 10, baseline=baseline)
-        between = Between.find(images, cls.hidden.dynprompt.get_node, _files)
+        dynprompt = cls.hidden.dynprompt
+        between = Between.find(images, dynprompt.get_node, _files)
+        await _fingerprint(between, dynprompt)
         strengths = _strengths(between)
         run = uuid.uuid4().hex
         plan = Plan(
             strengths, between.keys(strengths), arrange, cell_size, fps, baseline, text, between.restless, run
         )
+        plan.labels()  # what is wrong with the text is said now, not after the first clip
         graph = GraphBuilder()
-        after = plan.add_cells(graph, between, cls.hidden.unique_id)
+        after = plan.add_cells(graph, between, cls.hidden.unique_id, _under_way.setdefault(dynprompt, {}))
         layout = graph.node("DiffLoraSweepLayout", "layout", run=plan.remember(), **after)
         layout.set_override_display_id(cls.hidden.unique_id)
         return io.NodeOutput(
             layout.out(0), layout.out(1), expand=graph.finalize(), ui={"difflora": [plan.message_now()]}
         )
+
+
+async def _fingerprint(between: Between, dynprompt: Any) -> None:
+    """Have every node say whether its result would be another one now. With --cache-none, ComfyUI has not asked them."""
+    context = get_executing_context()
+    fingerprints = IsChangedCache(context.prompt_id if context else "", dynprompt, None)
+    for name in between.nodes:
+        await fingerprints.get(name)
+
+
+def _gone() -> int:
+    """How many finished sweeps have lost clips since: what ComfyUI still holds of them is of no use."""
+    for run in [run for run, plan in _finished.items() if not all(map(store().has, plan.keys))]:
+        del _finished[run]
+        _lost.append(run)
+    return len(_lost)
 
 
 def _strengths(between: Between) -> list[float]:
@@ -216,10 +245,18 @@ class Plan:
             raise InputError("run is none that Sweep Grid has begun. It puts this node in by itself.")
         return plan
 
-    def add_cells(self, graph: GraphBuilder, between: Between, shown_on: str) -> dict[str, Any]:
-        """Put a gate, a clone and a cell into the graph for each clip that is missing. Returns the last cell's link."""
-        after: dict[str, Any] = {}
+    def add_cells(
+        self, graph: GraphBuilder, between: Between, shown_on: str, under_way: dict[str, Link]
+    ) -> dict[str, Any]:
+        """Put a gate, a clone and a cell into the graph for each clip that is missing. Returns the last cell's link.
+
+        under_way   keys that another grid of the same prompt has begun to render -> the link of its last cell; it gets this
+                    one's keys, too
+        """
         missing = {key: strength for key, strength in zip(self.keys, self.strengths, strict=True) if not store().get(key)}
+        others = next((under_way[key] for key in missing if key in under_way), None)
+        after: dict[str, Any] = {"after": others} if others else {}
+        missing = {key: strength for key, strength in missing.items() if not others or under_way.get(key) != others}
         fixed = between.clone_fixed(graph) if missing else {}
         for number, (key, strength) in enumerate(missing.items()):
             # The run is among the inputs: what a clone leaves in ComfyUI's cache is never asked for again.
@@ -229,6 +266,7 @@ class Plan:
             for node in (gate, cell):
                 node.set_override_display_id(shown_on)
             after = {"after": cell.out(0)}
+        under_way |= dict.fromkeys(missing, after.get("after"))
         return after
 
     def labels(self) -> list[Label]:
@@ -389,7 +427,10 @@ class SweepLayout(io.ComfyNode):
         player = player_of_sheet(cells, labels, sweep.fps, key, embedded(cls.hidden), progress_bar())
         height, width = cells[0].shape[1:3]
         picture = as_images(grid_of(len(cells), width, height, sweep.arrange), cells, labels)
-        store().prune(keep=sweep.keys)
+        _finished[run] = sweep
+        while len(_finished) > _FINISHED_KEPT:
+            _finished.popitem(last=False)
+        store().prune(keep={key for plan in _finished.values() for key in plan.keys})
         result = Sweep(tuple(sweep.strengths), tuple(clips), sweep.fps, sweep.baseline)
         return io.NodeOutput(picture, result, ui={"difflora": [sweep.finished(player)]})
 
@@ -418,6 +459,16 @@ def _pixels(image: torch.Tensor) -> np.ndarray:
 def store() -> ClipStore:
     """ComfyUI empties its temp folder when it starts; its folder for what belongs to no user, it keeps."""
     return ClipStore(Path(folder_paths.get_system_user_directory("differential_lora")) / "sweeps")
+
+
+def watch_prompts() -> None:
+    """Have the files of every prompt that is queued remembered as they are then."""
+
+    def look(request: dict[str, Any]) -> dict[str, Any]:
+        _files.look(request.get("prompt", {}))
+        return request
+
+    PromptServer.instance.add_on_prompt_handler(look)
 
 
 NODES = [StrengthSweep, SweepGrid, SweepGate, SweepCell, SweepLayout]

@@ -20,6 +20,7 @@ from comfy_execution.graph_utils import GraphBuilder, is_link
 
 from ..difflora.errors import DiffLoraError, UnsupportedError
 from ..difflora.version import __version__
+from .inputs import found
 from .paths import inside
 
 SWEEP = "DiffLoraStrengthSweep"
@@ -31,7 +32,7 @@ Facts = tuple[int, int]  # size, and time of the last change in ns
 
 
 class WatchedFiles:
-    """Files that sweeps depend on, as they were when first seen.
+    """The files that prompts name, as they were when a prompt first named them.
 
     ComfyUI's own loaders do not notice that a file was replaced under the same name: their results stay in the cache. So
     what names a file that has changed since is cloned into the sweep, with the change as a part of its signature.
@@ -39,6 +40,12 @@ class WatchedFiles:
 
     def __init__(self) -> None:
         self._first: dict[Path, Facts] = {}
+
+    def look(self, prompt: Mapping[str, Any]) -> None:
+        """Remember the files of a prompt: the first run may have no sweep in it, and leave loaders in the cache."""
+        for node in prompt.values():
+            for text in _texts(node.get("inputs")):
+                self.facts(text)
 
     def facts(self, name: str) -> list[tuple[str, Facts, bool]]:
         """Every file that a constant of a prompt may mean, and whether it is no longer what it was."""
@@ -67,8 +74,8 @@ def _files_of(name: str) -> Iterator[Path]:
     if len(name) > MAX_NAME or "\n" in name or not PurePath(name.split(" [")[0]).suffix:
         return
     for kind in folder_paths.folder_names_and_paths:
-        if path := folder_paths.get_full_path(kind, name):
-            yield Path(path)
+        if path := found(kind, name):
+            yield path
     plain, folder = folder_paths.annotated_filepath(name)
     try:
         path = inside(folder or folder_paths.get_input_directory(), plain)
@@ -139,7 +146,7 @@ class Between:
             if name in self.varying or name == self.sweep:
                 continue
             if self._changes(name) or any(source in clones for _, source in _links(node)):
-                clones[name] = self._clone(graph, f"file.{name}", name, clones)
+                clones[name] = self._clone(graph, "file", name, clones)
         return clones
 
     def clone(self, graph: GraphBuilder, prefix: str, fixed: Mapping[str, str], strength: Link) -> Link:
@@ -147,12 +154,12 @@ class Between:
         clones = {**fixed, self.sweep: strength[0]}
         for name in self.nodes:
             if name in self.varying:
-                clones[name] = self._clone(graph, f"{prefix}.{name}", name, clones)
+                clones[name] = self._clone(graph, prefix, name, clones)
         return [clones[self.images[0]], self.images[1]]
 
-    def _clone(self, graph: GraphBuilder, new: str, name: str, clones: Mapping[str, str]) -> str:
+    def _clone(self, graph: GraphBuilder, prefix: str, name: str, clones: Mapping[str, str]) -> str:
         node = self.nodes[name]
-        clone = graph.node(node["class_type"], new)
+        clone = graph.node(node["class_type"], f"{prefix}.{self._age[name]}{name}")
         clone.set_override_display_id(name)
         for key, value in node["inputs"].items():
             # Not set_input, for which None means to delete.
@@ -169,6 +176,18 @@ class Between:
             name: [facts for text in _texts(node["inputs"]) for facts in self.files.facts(text)]
             for name, node in self.nodes.items()
         }
+
+    @cached_property
+    def _age(self) -> dict[str, str]:
+        """A part of a clone's id that is another one for every state of the changed files that it depends on.
+
+        ComfyUI keeps the object of a node by its id, and its LoRA loader keeps the last file's weights in the object.
+        """
+        changes: dict[str, list[Any]] = {}
+        for name, node in self.nodes.items():
+            own = [changes[source] for _, source in _links(node)] + self._changes(name)
+            changes[name] = [_hash(own)[:12]] if any(own) else []
+        return {name: f"{change[0]}." if change else "" for name, change in changes.items()}
 
     def _changes(self, name: str) -> list[Facts]:
         return [facts for _, facts, changed in self._facts[name] if changed]

@@ -26,6 +26,16 @@ def grey(value, width=32, height=24):
     return np.full((height, width, 3), value, np.uint8)
 
 
+def test_a_text_as_long_as_a_book_is_cut_to_its_label_at_once():
+    layout = grid_of(2, 96, 64, "row")
+    clips = [[soft()], [soft()]]
+    start = time.perf_counter()
+    [long] = grid_frames(layout, clips, [Label("+1", "word " * 200_000), Label("0")], None)
+    assert time.perf_counter() - start < 2
+    [cut] = grid_frames(layout, clips, [Label("+1", "word " * 20), Label("0")], None)
+    assert np.array_equal(long, cut)
+
+
 class TestVideo:
     @pytest.mark.parametrize("colour", [(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 40), (255, 255, 255)])
     def test_colours_survive(self, tmp_path, colour):

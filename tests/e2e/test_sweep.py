@@ -1,5 +1,6 @@
 """A sweep on a real server: exact strengths, one model load, order and labels, and what is done is never done again."""
 
+import copy
 import json
 import os
 import shutil
@@ -156,6 +157,94 @@ class TestWhatIsDoneStaysDone:
         assert times(result, "sample") == 3
         assert (before - after).abs().max() > 0.05
 
+    @pytest.mark.parametrize("place", ["before the slider", "after the slider", "the slider itself"])
+    def test_comfyuis_own_loader_follows_a_file_that_is_replaced_twice(self, comfy, place):
+        """It keeps the last file's weights in the node's object, which ComfyUI keeps for the next prompt."""
+        path = comfy.models("loras") / "twice.safetensors"
+        loader = node("LoraLoaderModelOnly", model=["model", 0], lora_name=path.name, strength_model=1.0)
+        prompt = swept("-1, 1", seed=118) | {"core": loader}
+        if place == "before the slider":
+            prompt["slider"]["inputs"]["model"] = ["core", 0]
+        else:
+            loader["inputs"]["model"] = ["slider", 0]
+            prompt["sample"]["inputs"]["model"] = ["core", 0]
+        if place == "the slider itself":
+            loader["inputs"] |= {"model": ["model", 0], "strength_model": ["sweep", 0]}
+        original = load_file(comfy.models("loras") / small_models.DENSE)
+        try:
+            kept = []
+            for factor in (1, 2, 3):
+                save_file({key: tensor * factor if "up" in key else tensor for key, tensor in original.items()}, path)
+                assert times(comfy.run(prompt), "sample") == 2, factor
+                kept.append(pictures(comfy))
+            for factor, before in zip((1, 2, 3), kept, strict=True):
+                comfy.forget()
+                fresh = copy.deepcopy(prompt)  # under another name: neither a kept clip nor a kept object
+                fresh["core"]["inputs"]["lora_name"] = f"twice {factor}.safetensors"
+                save_file({key: tensor * factor if "up" in key else tensor for key, tensor in original.items()},
+                          path.with_stem(f"twice {factor}"))
+                assert times(comfy.run(fresh), "sample") == 2
+                assert torch.equal(before, pictures(comfy)), factor
+        finally:
+            for file in path.parent.glob("twice*"):
+                file.unlink()
+
+    def test_a_file_replaced_after_a_run_without_a_sweep_is_read_again(self, comfy):
+        path = comfy.models("loras") / "early.safetensors"
+        prompt = swept("0, 1", seed=119)
+        prompt["core"] = node("LoraLoaderModelOnly", model=["model", 0], lora_name=path.name, strength_model=1.0)
+        prompt["slider"]["inputs"]["model"] = ["core", 0]
+        alone = copy.deepcopy(prompt)
+        alone["slider"]["inputs"]["strength"] = 0.0
+        alone["keep"]["inputs"]["value"] = ["decode", 0]
+        del alone["grid"], alone["sweep"]
+        original = load_file(comfy.models("loras") / small_models.DENSE)
+        try:
+            save_file(original, path)
+            comfy.run(alone)
+            save_file({key: tensor * 3 if "up" in key else tensor for key, tensor in original.items()}, path)
+            comfy.run(prompt)
+            swept_zero = pictures(comfy)[:, -68:-4, 4:68]
+            comfy.forget()
+            comfy.run(alone)
+            assert (swept_zero - pictures(comfy).clamp(0, 1)).abs().max() <= 0.5 / 255 + 1e-6
+        finally:
+            path.unlink()
+
+    def test_two_grids_of_one_sweep_render_it_once(self, comfy):
+        prompt = swept("-1, 0, 1", seed=120) | {"row": grid(arrange="row", cell_size=80)}
+        prompt["also"] = node("TestSaveTensor", value=["row", 0], name="row")
+        result = comfy.run(prompt)
+        assert times(result, "sample") == 3
+        assert lines(result) == ["3 of 3 strengths are there"]
+        assert load_file(comfy.base / "output/row.safetensors")["value"].shape[2] == 4 + 3 * 68
+
+    def test_a_response_to_clips_that_were_deleted_has_them_rendered_again(self, comfy):
+        prompt = swept("-1, 0, 1", seed=121)
+        prompt["response"] = node("DiffLoraSliderResponse", sweep=["grid", 1], target="edges", colour_limit=5.0,
+                                  brightness_limit=10.0, saturation_limit=10.0, moments=2)
+        comfy.run(prompt)
+        shutil.rmtree(comfy.base / "user/__differential_lora/sweeps")
+        prompt["response"]["inputs"]["moments"] = 3
+        assert times(comfy.run(prompt), "sample") == 3
+        prompt["response"]["inputs"]["moments"] = 4
+        again = comfy.run(prompt)
+        assert times(again, "sample") == 0 and "grid" in again.cached
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("flags", [(), ("--cache-none",)], ids=" ".join)
+    def test_what_nodes_say_of_themselves_counts_in_every_cache_mode(self, start_comfy, flags):
+        server = start_comfy(*flags)
+        mood = server.base / "output/mood.txt"
+        mood.write_text("calm")
+        prompt = swept("0, 1", seed=122) | {"mood": node("TestMood", images=["decode", 0])}
+        prompt["grid"]["inputs"]["images"] = ["mood", 0]
+        assert times(server.run(prompt), "sample") == 2
+        assert times(server.run(prompt), "sample") == 0
+        mood.write_text("wild")
+        assert times(server.run(prompt), "mood") == 2
+        server.stop()
+
     def test_a_replaced_model_file_renders_again_with_the_new_model(self, comfy):
         path = comfy.models("diffusion_models") / "swept_model.safetensors"
         prompt = swept("-1, 0", seed=14)
@@ -247,8 +336,11 @@ class TestErrors:
             comfy.run(swept(strengths))
 
     def test_a_text_for_another_number_of_clips(self, comfy):
+        prompt = swept(text="one\ntwo", seed=123)
         with pytest.raises(NodeFailed, match="2 lines for 3 clips"):
-            comfy.run(swept(text="one\ntwo"))
+            comfy.run(prompt)
+        prompt["grid"]["inputs"]["text"] = "one"
+        assert times(comfy.run(prompt), "sample") == 3  # it was said before anything was rendered
 
 
 def test_the_real_wrapper_sweeps_with_one_model_load(wrapper, comfy):

@@ -158,3 +158,20 @@ def test_whatever_is_accepted_lies_inside(output, pieces):
             continue
         assert path != output.resolve()
         assert path.is_relative_to(output.resolve())
+
+
+def test_a_network_path_is_no_file_of_a_list_where_comfyui_raises_for_one(monkeypatch):
+    """os.path.relpath has no path from one drive of Windows to another."""
+
+    def get_full_path(kind, name):
+        raise ValueError("path is on mount '\\\\\\\\server\\\\share', start on mount 'C:'")
+
+    fake = types.ModuleType("folder_paths")
+    fake.get_full_path = get_full_path
+    monkeypatch.setitem(sys.modules, "folder_paths", fake)
+    monkeypatch.delitem(sys.modules, "pack.nodes.inputs", raising=False)
+    inputs = _pack_module("nodes.inputs")
+    assert inputs.found("loras", r"\\server\share\a.safetensors") is None
+    with pytest.raises(errors.DiffLoraError, match="not in the loras folder"):
+        inputs.listed_file("loras", r"\\server\share\a.safetensors")
+    monkeypatch.delitem(sys.modules, "pack.nodes.inputs")

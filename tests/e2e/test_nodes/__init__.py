@@ -304,6 +304,25 @@ class TestBreak:
         return (images,)
 
 
+class TestMood:
+    """Hands pictures on, and says that it would give others whenever output/mood.txt is another text."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"images": ("IMAGE",)}}
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "hand_on"
+    CATEGORY = "test"
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return (Path(folder_paths.get_output_directory()) / "mood.txt").read_text()
+
+    def hand_on(self, images):
+        return (images,)
+
+
 class TestClip:
     """Frames that say what they are: the left half's grey is 20 + 10 · its number, the right half's 128 + 20 · strength."""
 
@@ -333,6 +352,7 @@ NODE_CLASS_MAPPINGS = {
     "TestBreak": TestBreak,
     "TestRecord": TestRecord,
     "TestConditioning": TestConditioning,
+    "TestMood": TestMood,
     "TestHash": TestHash,
     "TestKeep": TestKeep,
     "TestSaveParameters": TestSaveParameters,

@@ -16,7 +16,7 @@ from . import names
 from .deltas import Delta, Dense, LowRank
 from .errors import OutputError
 from .lora import Lora
-from .rerank import RerankedLora
+from .rerank import RerankedLora, check_something_left
 from .storage import (
     OUTPUT_DTYPES,
     Plan,
@@ -49,7 +49,8 @@ def save(
     dialect    one of `names.OUTPUT_DIALECTS`; alpha is written as the rank or not at all, so every reader's scale is 1
     metadata   entries to add, or to put in the place of ours
     progress   called with (done, total) modules; may raise to cancel
-    raises     OutputError if it cannot be written, TensorError if an input holds NaN or Inf
+    raises     OutputError if it cannot be written, TensorError if an input holds NaN or Inf, PairError if a sum of
+               LoRAs is zero in every module
     """
     path = Path(path)
     torch_dtype = _dtype(dtype)
@@ -65,6 +66,7 @@ def save(
         hashes = [pool.submit(file_sha256, file.header.identity, no_more) for file in lora.files]
 
         def described() -> Mapping[str, str]:
+            check_something_left(lora)  # not before: the spectra are known now
             wait(hashes)
             return _metadata(lora, path.stem, torch_dtype, dialect) | dict(metadata or {})
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from .deltas import Delta, LowRank, Spec, Term
 from .errors import PairError, RankError, TensorError
 from .krylov import Approximation, approximate
-from .lora import FileLora, Lora, Recipe, batches
+from .lora import CombinedLora, FileLora, Lora, Recipe, SelectedLora, batches, label
 from .storage import Progress
 
 EPSILON = torch.finfo(torch.float64).eps
@@ -41,6 +41,8 @@ GRAM_TOLERANCE = 4e-7  # largest error of a singular value, as a share of the la
 MAX_WORKERS = 8
 MOST_OF_DENSE = 256  # singular values of a module stored in full, for the rules that do not say how many
 MIX_BUDGET = 192_000_000  # bytes of mixing columns kept between runs
+# Energy that rounding leaves of equal products of different float32 factors, as a share of what was added up.
+ROUNDING = (4 * torch.finfo(torch.float32).eps) ** 2
 LARGEST = 1e100  # a singular value beyond this is damage, and its square would overflow
 
 
@@ -516,13 +518,17 @@ class RerankedLora(Lora):
         return isinstance(self.rule, FixedRank) or self._specs is not None
 
     def prepare(self, progress: Progress | None = None) -> None:
-        """Do now what the ranks depend on."""
+        """Do now what the ranks depend on.
+
+        raises  PairError if it turns out that nothing is left, see `check_something_left`
+        """
         total = len(self.matrices)
         self.factorisation.run(progress=progress and (lambda done, _: progress(done, total)))
         for done, name in enumerate(self.dense, total - len(self.dense)):
             self._approximation(name, _tick(progress, done, total))
             if progress:
                 progress(done + 1, total)
+        check_something_left(self)
         _ = self.specs
 
     def read(self, modules: Sequence[str]) -> dict[str, Delta]:
@@ -573,6 +579,40 @@ class RerankedLora(Lora):
         self.factorisation.run()
         total = math.fsum(self.total_energy(name) for name in self.matrices)
         return min(1.0, math.fsum(self._kept(name) for name in self.matrices) / total) if total > 0 else 1.0
+
+
+def check_something_left(lora: Lora) -> None:
+    """Raise PairError if a sum of LoRAs is zero in every module, but for the rounding of float32 factors.
+
+    Modules are looked at until one is not zero, which as a rule is the first. A LoRA that is no sum may be zero.
+    """
+    made = [lora]
+    while len(made[-1].parents) == 1:
+        made.append(made[-1].parents[0])
+    total = made[-1]
+    if not isinstance(total, CombinedLora):
+        return
+    known = [one.factorisation for one in made if isinstance(one, RerankedLora)]
+    factorisation = known[-1] if known else factorisation_of(total)
+    selected = [one.weights for one in made if isinstance(one, SelectedLora)]
+    left = [name for name in lora if all(name in weights for weights in selected)]
+    # Whole matrices last: only they take time.
+    if all(_is_nothing(total, name, factorisation) for name in sorted(left, key=lambda name: total.specs[name].dense)):
+        raise PairError(f"{label(total)}: the result is zero in every module, but for rounding. Choose the two sides of a "
+                        "pair, modules in which they differ, or weights other than zero.")
+
+
+def _is_nothing(total: CombinedLora, name: str, factorisation: Factorisation) -> bool:
+    spec = total.specs[name]
+    if not (spec.is_vector or spec.dense):
+        known = factorisation[name]
+        return known.energy <= ROUNDING * float(known.products.trace())
+    added = math.fsum((weight * _norm(part[name])) ** 2 for weight, part in total.parts if name in part)
+    return _norm(total[name]) ** 2 <= ROUNDING * added
+
+
+def _norm(delta: Delta) -> float:
+    return float(torch.linalg.vector_norm(delta.dense(), dtype=torch.float64))
 
 
 def _tick(progress: Progress | None, done: int, total: int) -> Callable[[], None]:

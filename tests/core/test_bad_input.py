@@ -321,6 +321,62 @@ def test_a_and_b_are_equal_in_different_files(pair: tuple[Path, Path], tmp_path:
     assert "same weights" in refused("analyze", *pair)
 
 
+@pytest.mark.parametrize("way", [["--rank", "2"], ["--energy", "0.9"], ["--knee"], ["--lossless"], ["--lossless", "--nullify"]])
+@pytest.mark.parametrize("factor", [2.0, 3.0, -0.7])
+def test_equal_products_of_other_factors(factor: float, way: list[str], tmp_path: Path, refused: Callable[..., str]) -> None:
+    """Scaled up here and down there: nothing is left but the rounding of the factors."""
+    sides: list[dict] = [{}, {}]
+    for seed, name in enumerate((Q, K, FFN)):
+        up, down, alpha = factors(rank=8, seed=seed)
+        sides[0][name], sides[1][name] = (up, down, alpha), (factor * up, down / factor, alpha)
+    bias = {f"{kohya(Q)}.diff_b": torch.randn(24)}
+    a, b = (write(tmp_path / f"{name}.safetensors", side, bias) for name, side in zip("ab", sides, strict=True))
+    for more in ([], ["--select", "attn"], ["--weight-a", "-2", "--weight-b", "-2"]):
+        error = refused("subtract", a, b, "-o", tmp_path / "out.safetensors", *way, *more)
+        assert "a.safetensors and b.safetensors" in error and "zero" in error
+
+
+def test_what_is_left_of_equal_modules_is_nothing(tmp_path: Path, refused: Callable[..., str]) -> None:
+    a = write(tmp_path / "a.safetensors", {Q: factors(seed=1), K: factors(seed=2)})
+    b = write(tmp_path / "b.safetensors", {Q: factors(seed=1), K: factors(seed=2), FFN: factors(40, seed=3)})
+    other = write(tmp_path / "other.safetensors", {Q: factors(seed=1), K: factors(seed=4)})
+    out = tmp_path / "out.safetensors"
+    for way in (["--rank", "2"], ["--ratio", "5"], ["--lossless"]):
+        assert "zero" in refused("subtract", a, b, "-o", out, "--unmatched", "drop", *way)
+        assert "zero" in refused("subtract", a, other, "-o", out, "--select", "self_attn", *way)
+        assert "zero" in refused("subtract", a, other, "-o", out, "--select", "self_attn", "--nullify", *way)
+        assert "zero" in refused("subtract", a, other, "-o", out, "--weight-a", "0", "--weight-b", "0", *way)
+    assert main(["subtract", str(a), str(b), "-o", str(out)]) == 0  # the module that only B has
+
+
+def test_full_differences_that_cancel(tmp_path: Path, refused: Callable[..., str]) -> None:
+    full = torch.randn(600, 520)
+    for name, scale in (("a", 1.0), ("b", 1.0 + 1e-7)):
+        save_file({f"diffusion_model.{FFN}.diff": full * scale}, tmp_path / f"{name}.safetensors")
+    for way in (["--rank", "2"], ["--lossless"]):
+        assert "zero" in refused("subtract", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "-o",
+                                 tmp_path / "out.safetensors", *way)
+
+
+@pytest.mark.parametrize("what", ["a bias", "one value in bf16", "one LoRA alone"])
+def test_a_small_difference_is_written(what: str, tmp_path: Path) -> None:
+    """Nothing that could be more than the rounding of factors is refused."""
+    up, down, alpha = factors(3000, 16, 16)
+    other = up.clone()
+    if what == "one value in bf16":
+        other[0, 0] *= 1 + 2**-7
+    bias = {f"{kohya(Q)}.diff_b": torch.ones(3000)} if what == "a bias" else {}
+    a = write(tmp_path / "a.safetensors", {Q: (up, down, alpha)}, bias)
+    b = write(tmp_path / "b.safetensors", {Q: (other, down, alpha)})
+    untrained = write(tmp_path / "untrained.safetensors", {Q: (0 * up, down, alpha)})
+    for number, way in enumerate((["--rank", "2"], ["--lossless"])):
+        out = str(tmp_path / f"{number}.safetensors")
+        if what == "one LoRA alone":
+            assert main(["rerank", str(untrained), "-o", out, *way]) == 0
+        else:
+            assert main(["subtract", str(a), str(b), "-o", out, *way]) == 0
+
+
 def test_unmatched_error(tmp_path: Path, refused: Callable[..., str]) -> None:
     a = write(tmp_path / "a.safetensors", {Q: factors(), K: factors()})
     b = write(tmp_path / "b.safetensors", {Q: factors(seed=1)})

@@ -43,6 +43,9 @@ MOST_OF_DENSE = 256  # singular values of a module stored in full, for the rules
 MIX_BUDGET = 192_000_000  # bytes of mixing columns kept between runs
 # Energy that rounding leaves of equal products of different float32 factors, as a share of what was added up.
 ROUNDING = (4 * torch.finfo(torch.float32).eps) ** 2
+# Singular values below this share of the largest one are the rounding of float32 factors: measured, 4e-8 where A is as
+# large as the difference, and 4e-7 where it is ten times as large.
+NOISE = 1e-6
 LARGEST = 1e100  # a singular value beyond this is damage, and its square would overflow
 
 
@@ -100,7 +103,7 @@ class Energy:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Keep the singular values above the largest one divided by this."""
+    """Keep the singular values above the largest one divided by this, and none below NOISE."""
 
     ratio: float
 
@@ -109,10 +112,13 @@ class Ratio:
             raise RankError(f"The ratio is {self.ratio}; it must be a number of at least 1, such as 20.")
 
     def count(self, values: Tensor, energy: float | None = None) -> int:
-        return int((values > values[0] / self.ratio).sum())
+        return int((values > self._bound(values)).sum())
 
     def needs_more(self, values: Tensor, energy: float) -> bool:
-        return bool(values[-1] > values[0] / self.ratio)
+        return bool(values[-1] > self._bound(values))
+
+    def _bound(self, values: Tensor) -> Tensor:
+        return values[0] * max(1 / self.ratio, NOISE)
 
     @property
     def recipe(self) -> Recipe:
@@ -125,21 +131,21 @@ class Knee:
 
     Of a change that is stored in full, the spectrum is looked at as far as MOST_OF_DENSE.
 
-    The chord joins the first and the last of the non-zero values. A straight or bulging spectrum has no knee, and
-    everything is kept.
+    The chord joins the first and the last of the values above NOISE. A straight or bulging spectrum has no knee, and
+    all of these are kept.
     """
 
     def needs_more(self, values: Tensor, energy: float) -> bool:
         return True
 
     def count(self, values: Tensor, energy: float | None = None) -> int:
-        spectrum = values[values > 0]
+        spectrum = values[values > NOISE * values[0]]
         if len(spectrum) < 3:
             return len(spectrum)
         chord = torch.linspace(float(spectrum[0]), float(spectrum[-1]), len(spectrum), dtype=spectrum.dtype)
         below = chord - spectrum
         deepest = int(below.argmax())
-        return deepest if below[deepest] > 1e-12 * spectrum[0] else len(spectrum)
+        return deepest if below[deepest] > NOISE * spectrum[0] else len(spectrum)
 
     @property
     def recipe(self) -> Recipe:

@@ -192,6 +192,22 @@ def test_knee_by_hand(values: list[float], rank: int) -> None:
     assert difflora.rerank(with_spectrum(values), Knee())[Q].rank == rank
 
 
+@pytest.mark.parametrize("rule", [Knee(), Ratio(1e9)])
+@pytest.mark.parametrize("values", [[10.0, 5.0, 2.0, 1.0], [5.0, 5.0, 5.0, 5.0], [9.0, 7.0, 5.0, 3.0], [9.0, 1.0, 0.1, 0.01]])
+def test_rounding_of_factors_is_no_part_of_the_spectrum(values: list[float], rule: Knee | Ratio, tmp_path: Path) -> None:
+    """A and B share eight directions, each with its own factors: float32 leaves noise where they cancel."""
+    random = torch.Generator().manual_seed(3)
+    left, right = (torch.linalg.qr(torch.randn(size, 12, generator=random, dtype=torch.float64)).Q for size in (300, 200))
+    up, down = 10 * left[:, :8], right[:, :8].mT
+    own_up, own_down = left[:, 8:] * torch.tensor(values, dtype=torch.float64), right[:, 8:].mT
+    a = (torch.cat([up / 3, own_up], 1).float(), torch.cat([down * 3, own_down]).float(), None)
+    b = ((up * 3).float(), (down / 3).float(), None)
+    sides = [difflora.load(write(tmp_path / f"{name}.safetensors", {Q: one})) for name, one in (("a", a), ("b", b))]
+    reranked = difflora.rerank(difflora.subtract(*sides), rule)
+    assert 0 < reranked.spectrum(Q)[4] < 1e-6 * values[0]
+    assert reranked[Q].rank == rule.count(torch.tensor(values, dtype=torch.float64))
+
+
 @given(SPECTRA)
 def test_knee_matches_its_definition(values: list[float]) -> None:
     tensor = torch.tensor(values, dtype=torch.float64)
@@ -201,7 +217,7 @@ def test_knee_matches_its_definition(values: list[float]) -> None:
     if kept < len(values):
         assert below[kept] >= max(below) - 1e-9 * values[0]
     else:
-        assert max(below) <= 1e-9 * values[0] or len(values) < 3
+        assert max(below) <= 2e-6 * values[0] or len(values) < 3
 
 
 def test_max_rank_limits_every_rule(tmp_path: Path) -> None:

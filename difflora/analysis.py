@@ -31,8 +31,8 @@ class ModuleNumbers:
 
     norm_a, norm_b, norm   Frobenius norms of A, of B and of the (weighted) difference
     cosine                 between A and B: 1 the same direction, 0 unrelated
-    cancelled              share of ‖A‖² + ‖B‖² that the subtraction removed: 2⟨A,B⟩ / (‖A‖² + ‖B‖²); below 0
-                           where A and B point apart and the difference is larger than both together
+    cancelled              share of both sides' energy that the subtraction removed: 1 − ‖a·A − b·B‖² / (‖a·A‖² + ‖b·B‖²),
+                           a and b the weights; below 0 where the two add up
     stable_rank            ‖Δ‖² / σ₁²: how many directions the difference really has
     spectrum               its singular values, from large to small, float64; the first ones of a module stored in full
     """
@@ -53,12 +53,17 @@ class ModuleNumbers:
 
 @dataclass(frozen=True)
 class Analysis:
-    """All modules of a pair, and sums over them. Norms of the whole are the root of summed squares."""
+    """All modules of a pair, and sums over them. Norms of the whole are the root of summed squares.
+
+    weight_a, weight_b     of the difference, ``weight_a * a - weight_b * b``
+    """
 
     modules: dict[str, ModuleNumbers]
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
     slow: int
+    weight_a: float = 1.0
+    weight_b: float = 1.0
 
     @property
     def norm_a(self) -> float:
@@ -83,8 +88,8 @@ class Analysis:
 
     @property
     def cancelled(self) -> float:
-        """Share of ‖A‖² + ‖B‖² that cancelled, over all modules."""
-        return _divided(2 * self._product, self.norm_a**2 + self.norm_b**2)
+        """Share of both sides' weighted energy that cancelled, over all modules."""
+        return cancelled_share(self.norm_a**2, self._product, self.norm_b**2, self.weight_a, self.weight_b)
 
     def energy(self, rank: int) -> float:
         """Share of the difference's energy that is left if every module is cut to `rank`."""
@@ -94,6 +99,8 @@ class Analysis:
     @property
     def warnings(self) -> list[Sentence]:
         """What looks wrong with the pair, for a person to judge."""
+        if not (self.weight_a and self.weight_b):  # a side without weight is not there to be measured
+            return []
         lines = []
         small, large = sorted((self.norm_a, self.norm_b))
         if small == 0 or large / small > 2:
@@ -102,7 +109,7 @@ class Analysis:
         if abs(self.cosine) < 0.05:
             lines.append(Sentence("A and B hardly have anything in common (cosine {0}), so little cancels. A pair that starts "
                                   "from the same seed and data order usually shares much more.", f"{self.cosine:.3f}"))
-        if self.cosine > 0.995:
+        if self.cancelled > 0.995:
             lines.append(Sentence("A and B are nearly the same (cosine {0}): the difference is small, and may be noise of "
                                   "the training.", f"{self.cosine:.4f}"))
         return lines
@@ -124,7 +131,7 @@ def analyze(a: Lora, b: Lora, weight_a: float = 1.0, weight_b: float = 1.0, prog
             ) -> Analysis:
     """Compare two LoRAs module by module, without forming a full matrix.
 
-    Norms and cosine are those of A and B as they are; `norm`, spectrum and stable rank those of
+    Norms and cosine are those of A and B as they are; `norm`, `cancelled`, spectrum and stable rank those of
     ``weight_a * a - weight_b * b``.
 
     raises  PairError if they do not fit together or are the same
@@ -146,7 +153,7 @@ def analyze_pair(lora: Lora, progress: Progress | None = None) -> Analysis:
         modules[name] = _dense_numbers(pair, name, approximation)
     modules = {name: modules[name] for name in measured.matrices if name in modules}
     sides = {side: tuple(name for name, where in pair.one_sided.items() if where == (side,)) for side in (0, 1)}
-    return Analysis(modules, sides[0], sides[1], factorisation.slow)
+    return Analysis(modules, sides[0], sides[1], factorisation.slow, pair.parts[0][0], -pair.parts[1][0])
 
 
 def pair_warnings(a: Lora, b: Lora) -> list[Sentence]:
@@ -211,7 +218,7 @@ def _numbers(lora: Lora, pair: CombinedLora, factorisation: Factorisation) -> It
             norm_b=norm_b,
             norm=norm,
             cosine=max(-1.0, min(1.0, _divided(product, norm_a * norm_b))),
-            cancelled=_divided(2 * product, norm_a**2 + norm_b**2),
+            cancelled=cancelled_share(norm_a**2, product, norm_b**2, weight_a, -weight_b),
             stable_rank=_divided(known.energy, float(values[0]) ** 2),
             spectrum=values,
         )
@@ -227,10 +234,18 @@ def _dense_numbers(pair: CombinedLora, name: str, approximation: Approximation) 
         norm_b=norm_b,
         norm=math.sqrt(approximation.energy),
         cosine=max(-1.0, min(1.0, _divided(product, norm_a * norm_b))),
-        cancelled=_divided(2 * product, norm_a**2 + norm_b**2),
+        cancelled=cancelled_share(norm_a**2, product, norm_b**2, pair.parts[0][0], -pair.parts[1][0]),
         stable_rank=_divided(approximation.energy, float(approximation.values[0]) ** 2),
         spectrum=approximation.values,
     )
+
+
+def cancelled_share(a: float, product: float, b: float, weight_a: float, weight_b: float) -> float:
+    """What cancels in ``weight_a * A - weight_b * B``, as a share of both sides' energy.
+
+    a, product, b   ‖A‖², ⟨A, B⟩ and ‖B‖², without the weights
+    """
+    return _divided(2 * weight_a * weight_b * product, weight_a**2 * a + weight_b**2 * b)
 
 
 def selection_weight(lora: Lora, name: str) -> float:

@@ -606,7 +606,7 @@ def _grouped(numbers: Analysis, by: str) -> dict[str, dict[str, float]]:
         else:
             group = stack[2].partition(".")[0]
         groups.setdefault(group, {})[name] = one
-    summed = {group: Analysis(modules, (), (), 0) for group, modules in groups.items()}
+    summed = {group: Analysis(modules, (), (), 0, numbers.weight_a, numbers.weight_b) for group, modules in groups.items()}
     return {group: {"modules": len(one.modules), "norm_a": one.norm_a, "norm_b": one.norm_b, "norm": one.norm,
                     "cosine": one.cosine, "cancelled": one.cancelled, "energy_rank_4": one.energy(4)}
             for group, one in summed.items() if one.norm_a or one.norm_b}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .analysis import selection_weight
+from .analysis import cancelled_share, selection_weight
 from .deltas import Delta, LowRank, Term
 from .lora import CombinedLora, FileLora, Lora, Recipe
 
@@ -55,9 +55,9 @@ class ComparedLora(Lora):
 
     @property
     def cancelled(self) -> float | None:
-        """Share of ‖A‖² + ‖B‖² that cancelled, over the same modules."""
-        a, product, b = self._totals
-        return None if not self._sums else 2 * product / (a + b) if a + b > 0 else 0.0
+        """Share of both sides' weighted energy that cancelled, over the same modules."""
+        (weight_a, _), (weight_b, _) = self.pair.parts
+        return cancelled_share(*self._totals, weight_a, -weight_b) if self._sums else None
 
     @property
     def _totals(self) -> tuple[float, float, float]:

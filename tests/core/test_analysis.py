@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 import difflora
 from difflora.analysis import Analysis, ModuleNumbers, analyze_pair, average_spectrum, pair_of, selection_weight
@@ -55,14 +56,16 @@ def test_every_number_matches_dense_matrices(weight_a: float, weight_b: float, p
             assert one.norm_b == pytest.approx(np.linalg.norm(b[name]))
             assert one.cosine == pytest.approx(cosine(a[name], b[name]), abs=1e-9)
             product = (a[name] * b[name]).sum()
-            assert one.cancelled == pytest.approx(2 * product / (one.norm_a**2 + one.norm_b**2), abs=1e-9)
+            parts = (weight_a * one.norm_a) ** 2 + (weight_b * one.norm_b) ** 2
+            assert one.cancelled == pytest.approx(2 * weight_a * weight_b * product / parts, abs=1e-9)
+            assert one.cancelled == pytest.approx(1 - one.norm**2 / parts, abs=1e-9)
     difference = {name: weight_a * a[name] - weight_b * b[name] for name in a}
     assert numbers.norm == pytest.approx(np.linalg.norm(whole(difference)))
     assert numbers.norm_a == pytest.approx(np.linalg.norm(whole(a)))
     if weight_b:
         assert numbers.cosine == pytest.approx(cosine(whole(a), whole(b)), abs=1e-9)
-        assert numbers.cancelled == pytest.approx(
-            2 * whole(a) @ whole(b) / (whole(a) @ whole(a) + whole(b) @ whole(b)), abs=1e-9)
+        parts = (weight_a * numbers.norm_a) ** 2 + (weight_b * numbers.norm_b) ** 2
+        assert numbers.cancelled == pytest.approx(1 - numbers.norm**2 / parts, abs=1e-9)
 
 
 @pytest.mark.parametrize("noise", [0.1, 1e-2, 1e-4])
@@ -148,6 +151,28 @@ def test_what_looks_wrong_is_said(tmp_path: Path) -> None:
     assert "hardly have anything in common" in warned((up, down, alpha), factors(200, 200, seed=1))
     assert "nearly the same" in warned((up, down, alpha), (up + 0.01 * noise, down, alpha))
     assert warned((up, down, alpha), (up + 0.3 * noise, down, alpha)) == ""
+
+
+def test_warnings_are_about_the_weighted_difference(tmp_path: Path) -> None:
+    up, down, alpha = factors(200, 200)
+    other = up + 0.01 * factors(200, 200, seed=1)[0]
+    a, b = (difflora.load(write(tmp_path / f"{name}.safetensors", {Q: (one, down, alpha)}))
+            for name, one in (("a", up), ("b", other)))
+    assert "nearly the same" in " ".join(difflora.analyze(a, b, -3.0, -3.0).warnings)
+    for weights in ((1.0, -1.0), (3.0, 1.0), (1.0, 0.0)):  # a sum, most of A, A alone: none of these is small
+        assert difflora.analyze(a, b, *weights).warnings == []
+    assert difflora.analyze(a, b, 1.0, -1.0).cancelled == pytest.approx(-1, abs=1e-3)
+
+
+def test_full_differences_cancel_as_their_weights_say(tmp_path: Path) -> None:
+    key, random = f"diffusion_model.{FFN}.diff", torch.Generator().manual_seed(0)
+    shared = torch.randn(600, 520, generator=random)
+    for name in "ab":
+        save_file({key: shared + torch.randn(600, 520, generator=random)}, tmp_path / f"{name}.safetensors")
+    numbers = difflora.analyze(*(difflora.load(tmp_path / f"{name}.safetensors") for name in "ab"), 2.0, 0.5)
+    one = numbers.modules[FFN]
+    parts = (2 * one.norm_a) ** 2 + (0.5 * one.norm_b) ** 2
+    assert (one.cancelled, numbers.cancelled) == pytest.approx((1 - one.norm**2 / parts,) * 2, abs=1e-6)
 
 
 def test_csv_has_a_line_per_module(pair: tuple[Lora, Lora]) -> None:

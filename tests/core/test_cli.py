@@ -114,8 +114,9 @@ def test_lossless_is_the_difference_and_knows_its_cosine(pair: tuple[str, str], 
     for name, weight in ((Q, 1), (FFN, 3)):
         np.testing.assert_allclose(written[name], weight * (2 * a[name] + 0.5 * b[name]), atol=1e-5)
     exact = report(run, "subtract", *pair, "-o", out, "--overwrite", *flags)
-    # Of A and B as they are, whatever the difference weighs them by.
-    assert lossless["cosine"] == pytest.approx(exact["cosine"], abs=1e-5)
+    assert lossless["cosine"] == pytest.approx(exact["cosine"], abs=1e-5)  # of A and B as they are
+    x, y = (np.concatenate([side[name].ravel() for name in (Q, FFN)]) for side in (a, b))
+    assert exact["cancelled"] == pytest.approx(-2 * x @ y / (4 * x @ x + 0.25 * y @ y), abs=1e-6)  # of 2 A + 0.5 B
     assert lossless["cancelled"] == pytest.approx(exact["cancelled"], abs=1e-5)
 
 

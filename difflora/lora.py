@@ -236,8 +236,14 @@ class FileLora(Lora):
 
     def _refuse_foreign_keys(self, ignore_unknown: bool) -> None:
         found = self.keys_found
+        ignored = list(found.unknown)
         for reason, keys in found.foreign.items():
-            raise UnsupportedError(f"{self.name}: {shown(keys[0])} and {len(keys) - 1} more keys: {reason}.")
+            beside = reason == names.WHOLE_WEIGHTS and bool(found.modules)  # not a checkpoint
+            if beside and ignore_unknown:
+                ignored += keys
+                continue
+            raise UnsupportedError(f"{self.name}: {shown(keys[0])} and {len(keys) - 1} more keys: {reason}."
+                                   + " ignore_unknown (--ignore-unknown) goes on without them." * beside)
         dora = [parts["dora_scale"] for parts in found.modules.values() if "dora_scale" in parts]
         if dora:
             raise UnsupportedError(
@@ -249,9 +255,9 @@ class FileLora(Lora):
                 f"{self.name}: {len(found.unknown)} keys are not understood, the first is {shown(found.unknown[0])}. "
                 "Nothing was left out in silence; ignore_unknown (--ignore-unknown) goes on without them."
             )
-        if found.unknown:
-            self.warnings += (Sentence("{0}: {1} keys were ignored, the first is {2}.", self.name, len(found.unknown),
-                                       shown(found.unknown[0])),)
+        if ignored:
+            self.warnings += (Sentence("{0}: {1} keys were ignored, the first is {2}.", self.name, len(ignored),
+                                       shown(min(ignored))),)
         if found.text_encoder:
             self.warnings += (Sentence("{0}: {1} text encoder keys were left out: the slider works on the diffusion model.",
                                        self.name, len(found.text_encoder)),)

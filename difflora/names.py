@@ -158,15 +158,13 @@ _FOREIGN_ENDINGS = {
     "vera_lambda_b": "VeRA: its factors are not in the file",
     "vera_lambda_d": "VeRA: its factors are not in the file",
 }
+WHOLE_WEIGHTS = "whole weights, not a low-rank change: a checkpoint, or layers that an adapter adds to the model"
 _FOREIGN_NAMES = (
     (re.compile(r"_loras\.(?:down|up)\."), "Stand-In: extra branches beside the model, not a change of its weights"),
     (re.compile(r"(?:^|\.)(?:dwpose_embedding|randomref_embedding_pose)\."), "UniAnimate: layers of its own"),
     (re.compile(r"\.(?:a1|a2|b1|b2|bm)\.weight$"), "GLoRA: its change depends on the base model's weights"),
     (re.compile(r"(?:^|\.)lllite_"), "ControlNet-LLLite: layers of its own"),
-    (
-        re.compile(r"^(?!.*lora).*\.(?:weight|bias|scale_weight)$", re.IGNORECASE | re.DOTALL),
-        "whole weights, not a low-rank change: a checkpoint, or layers that an adapter adds to the model",
-    ),
+    (re.compile(r"^(?!.*lora).*\.(?:weight|bias|scale_weight)$", re.IGNORECASE | re.DOTALL), WHOLE_WEIGHTS),
 )
 # Exactly the names by which WanVideoWrapper knows one; a patch embedding that was merely trained is spelled otherwise.
 _CONTROL_LORA = {

@@ -294,6 +294,26 @@ def test_unknown_keys_are_an_error_and_can_be_ignored(pair: tuple[Path, Path], t
     assert "something.else" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("key", ["extra.proj.weight", "extra.proj.bias", "blocks.0.self_attn.q.scale_weight"])
+def test_whole_weights_beside_a_lora_can_be_ignored(key: str, pair: tuple[Path, Path], tmp_path: Path,
+                                                    refused: Callable[..., str],
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    changed(pair[0], lambda stored: stored.update({key: torch.ones(2), "something.else": torch.ones(2)}))
+    out = tmp_path / "out.safetensors"
+    error = refused("subtract", *pair, "-o", out)
+    assert key in error and "whole weights" in error and "--ignore-unknown" in error
+    assert main(["subtract", str(pair[0]), str(pair[1]), "-o", str(out), "--ignore-unknown"]) == 0
+    assert f"a.safetensors: 2 keys were ignored, the first is {key}" in capsys.readouterr().err
+    assert list(difflora.load(out)) == [Q, K, FFN]
+
+
+def test_a_checkpoint_stays_refused_whatever_is_ignored(tmp_path: Path, refused: Callable[..., str]) -> None:
+    save_file({"blocks.0.self_attn.q.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
+    for flags in ([], ["--ignore-unknown"]):
+        error = refused("inspect", tmp_path / "model.safetensors", *flags)
+        assert "a checkpoint" in error and "goes on without" not in error
+
+
 # Pairs that do not go together
 
 

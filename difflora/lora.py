@@ -174,6 +174,10 @@ class FileLora(Lora):
         adapter = self._adapter = _AdapterConfig.of(header, adapter_config)
         if adapter.beside:
             self.warnings += (Sentence("{0}: its scale comes from {1} beside it; keep the two together.", self.name, adapter.name),)
+        if adapter.rivals and any(self._needs_alpha(parts) for parts in self.keys_found.modules.values()):
+            self.warnings += (Sentence("{0}: adapter_config.json beside it was not used, because {1} .safetensors files lie there "
+                                       "and it does not say whose it is. Without it the scale is 1; if it is this file's, put the "
+                                       "two into a folder of their own.", self.name, adapter.rivals),)
         self._sources: dict[str, _Source] = {}
         self.alphas: dict[str, float] = {}
         for module, parts in self.keys_found.modules.items():
@@ -261,6 +265,10 @@ class FileLora(Lora):
         if found.text_encoder:
             self.warnings += (Sentence("{0}: {1} text encoder keys were left out: the slider works on the diffusion model.",
                                        self.name, len(found.text_encoder)),)
+
+    @staticmethod
+    def _needs_alpha(parts: Mapping[str, str]) -> bool:
+        return "alpha" not in parts and not parts.keys() <= {"diff", "bias"}
 
     def _read_alphas(self) -> dict[str, float]:
         keys = [parts["alpha"] for parts in self.keys_found.modules.values() if "alpha" in parts]
@@ -427,16 +435,18 @@ class _AdapterConfig:
     """Scales that a PEFT adapter keeps outside its tensors: `adapter_config.json`, or the same in the metadata.
 
     beside  whether it comes from outside the LoRA file
+    rivals  how many LoRA files a configuration beside them may belong to, if it was not used for that reason
     """
 
     USED = ("lora_alpha", "use_rslora", "alpha_pattern")
     USED_BY_FORMS = ("peft_type", "alpha", "alpha_pattern", "r", "rank_pattern")  # LoHa and LoKr in PEFT's words
 
-    def __init__(self, config: Mapping[str, Any], name: str = "", beside: bool = False):
+    def __init__(self, config: Mapping[str, Any], name: str = "", beside: bool = False, rivals: int = 0):
         used = self.USED_BY_FORMS if config.get("peft_type") in ("LOHA", "LOKR") else self.USED
         self.config = {key: config[key] for key in used if key in config}
         self.name = name
         self.beside = beside and bool(self.config)
+        self.rivals = rivals
 
     @classmethod
     def of(cls, header: Header, given: Mapping[str, Any] | None) -> _AdapterConfig:
@@ -454,10 +464,12 @@ class _AdapterConfig:
         if given is not None:
             return cls(given, header.path.name, beside=True)
         sibling = header.path.with_name("adapter_config.json")
-        # Trainers write this file beside one adapter in a folder of its own. In a folder full of LoRAs it would be
-        # somebody else's.
-        alone = header.path.stem == "adapter_model" or len(list(header.path.parent.glob("*.safetensors"))) == 1
-        if alone and sibling.is_file():
+        if sibling.is_file():
+            # Trainers write this file beside one adapter in a folder of its own. In a folder full of LoRAs it would be
+            # somebody else's.
+            files = {file.name for file in sibling.parent.glob("*.safetensors")}
+            if header.path.stem != "adapter_model" and len(files) != 1:
+                return cls({}, rivals=0 if "adapter_model.safetensors" in files else len(files))
             try:
                 text = sibling.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:

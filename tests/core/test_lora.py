@@ -108,6 +108,21 @@ def test_a_configuration_in_a_folder_of_many_loras_is_somebody_elses(tmp_path: P
     spelled(tmp_path / "other.safetensors", "peft")
     lora = difflora.load(spelled(tmp_path / "mine.safetensors", "peft"))
     same(values(lora), {Q: dense((UP, DOWN, None))})
+    assert [line for line in lora.warnings if "adapter_config.json" in line and "was not used" in line and "2 " in line]
+    assert "mine.safetensors" in lora.warnings[0]
+
+
+def test_an_unused_configuration_is_only_told_where_it_could_matter(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 8}')
+    own = write(tmp_path / "own.safetensors", {Q: (UP, DOWN, 8.0)})
+    said = spelled(tmp_path / "said.safetensors", "peft", adapter_config='{"lora_alpha": 8, "r": 4}')
+    assert difflora.load(own).warnings == difflora.load(said).warnings == ()
+    plain = spelled(tmp_path / "plain.safetensors", "peft")
+    assert difflora.load(plain).warnings
+    # PEFT writes these two names together, so the configuration is that file's.
+    adapter = spelled(tmp_path / "adapter_model.safetensors", "peft")
+    assert difflora.load(plain).warnings == ()
+    assert difflora.load(adapter).scales == {Q: 2.0}
 
 
 def test_an_alpha_tensor_goes_before_the_configuration(tmp_path: Path) -> None:

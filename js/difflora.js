@@ -6,8 +6,9 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { readMessage } from "./lib/messages.js";
-import { css, ramp } from "./lib/heat.js";
+import { css, inkOn, ramp } from "./lib/heat.js";
 import { viewPath } from "./lib/player.js";
+import { Selection, SelectionError } from "./lib/selection.js";
 import { setWords } from "./lib/words.js";
 import { blockGrid } from "./widgets/block_grid.js";
 import { blockTiles } from "./widgets/block_tiles.js";
@@ -91,16 +92,46 @@ const sourcesOf = (node) => {
   return sources;
 };
 
+/** @typedef {Record<string, import("./lib/messages.js").ModuleNumbers>} Modules */
+
 /**
- * The modules of the LoRA that comes into a node, and all that is known about them. Which modules there are is told by
- * the nearest source that knows; their numbers by whatever has measured them: the nodes behind this one (Re-rank), and
- * better still those beside it on the same wires (Analyze).
+ * Which modules come into a node: told by the nearest node before it that knows.
+ * @param {Node} node @param {Node[]} seen behind it @returns {Modules | null}
+ */
+const modulesInto = (node, seen = []) => {
+  for (let index = 0; index < (node.inputs?.length ?? 0); index++) {
+    const source = node.inputs[index].type === "LORA_DELTA" ? before(node, index) : null;
+    const list = source && !seen.includes(source) ? modulesOutOf(source, [...seen, node]) : null;
+    if (list) return list;
+  }
+  return messageOf(node)?.modules ?? null;
+};
+
+/** Which modules come out of a node. What Select Blocks leaves out follows its text at once, without a run. @param {Node} node @param {Node[]} seen @returns {Modules | null} */
+const modulesOutOf = (node, seen) => {
+  if (node.comfyClass !== "DiffLoraSelectBlocks") return messageOf(node)?.modules ?? modulesInto(node, seen);
+  const list = modulesInto(node, seen);
+  const value = (/** @type {string} */ name) => node.widgets.find((/** @type {any} */ w) => w.name === name)?.value;
+  const text = isLinked(node, "selection") ? messageOf(node)?.selection : String(value("selection"));
+  if (!list || text === undefined || value("rest") !== "leave out") return list;
+  try {
+    const chosen = Selection.parse(text).weights(Object.keys(list));
+    return Object.fromEntries(Object.entries(list).filter(([name]) => chosen.has(name)));
+  } catch (error) {
+    if (!(error instanceof SelectionError)) throw error;
+    return list; // that node says what is wrong
+  }
+};
+
+/**
+ * The modules of the LoRA that comes into a node, and all that is known about them. Their numbers are told by whatever has
+ * measured them: the nodes behind this one (Re-rank), and better still those beside it on the same wires (Analyze).
  * @param {Node} node
  */
 const modulesBefore = (node) => {
-  const sources = sourcesOf(node);
-  const list = [...sources, node].map((source) => messageOf(source)?.modules).find(Boolean);
+  const list = modulesInto(node);
   if (!list) return null;
+  const sources = sourcesOf(node);
   // A file may call a module __proto__: only a map without a prototype takes that for a name like any other.
   /** @type {Record<string, any>} */
   const known = Object.create(null);
@@ -111,6 +142,12 @@ const modulesBefore = (node) => {
     for (const [name, numbers] of Object.entries(messageOf(other)?.modules ?? {})) if (name in known) Object.assign(known[name], numbers);
   }
   return known;
+};
+
+/** Whether a widget's value comes from a wire. @param {Node} node @param {string} name */
+const isLinked = (node, name) => {
+  const input = node.inputs?.find((/** @type {any} */ i) => i.widget?.name === name);
+  return input?.link !== undefined && input?.link !== null;
 };
 
 /** An ordinary widget of a node, as a value to read, write and watch. @param {Node} node @param {string} name @param {() => void} changed */
@@ -131,10 +168,7 @@ const field = (node, name, changed) => {
       widget.callback(value, app.canvas, node);
       app.graph?.setDirtyCanvas(true, true);
     },
-    linked: () => {
-      const input = node.inputs?.find((/** @type {any} */ i) => i.widget?.name === name);
-      return input?.link !== undefined && input?.link !== null;
-    },
+    linked: () => isLinked(node, name),
   };
 };
 
@@ -280,15 +314,24 @@ const later = (which = views.keys()) => {
 /** @param {Node} node */
 const withGrid = (node) =>
   attach(node, "difflora_grid", 360, (changed) => {
-    const text = field(node, "selection", changed);
-    return blockGrid({ read: () => String(text.read() ?? ""), write: text.write, modules: () => modulesBefore(node) });
+    const [text] = ["selection", "rest"].map((name) => field(node, name, () => {
+      changed();
+      later([...views].flatMap(([outer, shown]) => (sourcesOf(shown.node).includes(node) ? [outer] : [])));
+    }));
+    return blockGrid({
+      read: () => String(text.read() ?? ""),
+      write: text.write,
+      linked: text.linked,
+      lastRun: () => messageOf(node)?.selection ?? null,
+      modules: () => modulesBefore(node),
+    });
   });
 
 /** @param {Node} node */
 const withTiles = (node) =>
   attach(node, "difflora_blocks", 300, (changed) => {
     const text = field(node, "blocks", changed);
-    return blockTiles({ read: () => String(text.read() ?? ""), write: text.write });
+    return blockTiles({ read: () => String(text.read() ?? ""), write: text.write, linked: text.linked });
   });
 
 /** @param {Node} node */
@@ -318,6 +361,7 @@ const withSpectrum = (node) =>
         most: Number(most.read()),
       }),
       writeRank: rank.write,
+      linked: rank.linked,
     });
   });
 
@@ -366,9 +410,9 @@ const label = (node) => {
   }
 };
 
-/** The style sheet, and the heat colours for both themes. */
+/** The style sheet, and for both themes the heat colours with what can be read on them. */
 const addStyle = () => {
-  const variables = (/** @type {boolean} */ dark) => ramp(dark).map((rgb, step) => `--dl-heat-${step}: ${css(rgb)};`).join(" ");
+  const variables = (/** @type {boolean} */ dark) => ramp(dark).map((rgb, step) => `--dl-heat-${step}: ${css(rgb)}; --dl-on-heat-${step}: ${css(inkOn(rgb))};`).join(" ");
   document.head.append(
     el("link", { rel: "stylesheet", href: new URL("./difflora.css", import.meta.url).href }),
     el("style", { text: `:root { ${variables(false)} } .dark-theme { ${variables(true)} }` }),

@@ -53,7 +53,8 @@ class SelectBlocks(io.ComfyNode):
         one_of("rest", rest, ["leave out", "write zeros"])
         selected = lora.select(selection, nullify=rest == "write zeros")
         lines = [Sentence("{0} of {1} modules", len(selected.weights), len(lora))]
-        return io.NodeOutput(selected, ui=ui(report(Sentence("Selection"), lines, selected.warnings), lora_modules(lora)))
+        return io.NodeOutput(selected, ui=ui(
+            report(Sentence("Selection"), lines, selected.warnings), lora_modules(lora), {"selection": selection}))
 
 
 _RULES: dict[str, Callable[[int, float, float], RankRule]] = {

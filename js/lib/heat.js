@@ -17,6 +17,26 @@ export const ramp = (dark) =>
       : fromOklch(0.88 - 0.54 * t, 0.085 + 0.06 * Math.sin(Math.PI * t), 110 + 170 * t);
   });
 
+/** Black or white, whichever stands out more from a colour. @param {Rgb} rgb */
+export const inkOn = (rgb) => (contrast(rgb, WHITE) > contrast(rgb, BLACK) ? WHITE : BLACK);
+
+/** @type {Rgb} */
+const WHITE = [1, 1, 1];
+/** @type {Rgb} */
+const BLACK = [0.05, 0.06, 0.1];
+
+/** How much two colours differ, 1 to 21, as WCAG has it. @param {Rgb} one @param {Rgb} other */
+export const contrast = (one, other) => {
+  const [dark, light] = [luminance(one), luminance(other)].sort((a, b) => a - b);
+  return (light + 0.05) / (dark + 0.05);
+};
+
+/** @param {Rgb} rgb */
+const luminance = (rgb) => {
+  const [red, green, blue] = rgb.map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+};
+
 /** @param {Rgb} rgb */
 export const css = (rgb) => `rgb(${rgb.map((part) => Math.round(part * 255)).join(" ")})`;
 

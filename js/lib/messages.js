@@ -36,6 +36,7 @@ import { readPlayer } from "./player.js";
  * @property {Report} [report]
  * @property {Record<string, ModuleNumbers>} [modules] every module of the LoRA that went into the node, in its order
  * @property {Spectrum} [spectrum]
+ * @property {string} [selection] the text that picked some of the modules
  * @property {[number, number]} [strength_range] recommended by the file's metadata
  * @property {import("./player.js").Player} [player] clips to play in step
  */
@@ -81,6 +82,7 @@ export const readMessage = (output) => {
     }
     message.spectrum = spectrum;
   }
+  if (typeof value.selection === "string") message.selection = value.selection;
   const range = value.strength_range;
   if (Array.isArray(range) && range.length === 2 && range.every((v) => Number.isFinite(v)) && range[0] < range[1]) {
     message.strength_range = [Math.max(-10, range[0]), Math.min(10, range[1])];

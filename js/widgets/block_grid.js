@@ -15,6 +15,8 @@ import { paintable } from "./paint_surface.js";
  * @typedef {object} Host
  * @property {() => string} read the selection text
  * @property {(text: string) => void} write
+ * @property {() => boolean} linked the text comes from a wire
+ * @property {() => string | null} lastRun the text of the last run
  * @property {() => Record<string, import("../lib/messages.js").ModuleNumbers> | null} modules what the LoRA holds, once known
  */
 
@@ -42,9 +44,10 @@ export const blockGrid = (host) => {
   const toolbar = el("div", { class: "bar" });
   const table = el("div", { class: "table", role: "grid", "aria-multiselectable": "true", "aria-label": say("grid"), "aria-description": say("gridHelp") });
   const count = el("span", { class: "count" });
+  const note = el("div", { class: "note" });
   const problem = el("div", { class: "problem", role: "status", "aria-live": "polite", hidden: true });
   const legend = el("div", { class: "legend" });
-  const element = el("div", { class: "difflora difflora-grid" }, toolbar, table, el("div", { class: "foot" }, count, legend), problem);
+  const element = el("div", { class: "difflora difflora-grid" }, toolbar, table, el("div", { class: "foot" }, count, legend), note, problem);
 
   const brushField = /** @type {HTMLInputElement} */ (keepKeys(el("input", { type: "number", class: "number", step: "0.1", value: "0.5", "aria-label": say("brush"), title: say("brush"), hidden: true })));
   const weightMode = el("button", {
@@ -106,6 +109,7 @@ export const blockGrid = (host) => {
       showCount();
     },
     brush,
+    frozen: host.linked,
     done: () => host.write(write(weights, layout.names)),
     tell: (spot) => {
       const target = spot.row >= 0 && spot.column >= 0 ? cells[spot.row]?.[spot.column] : headers.get(`${spot.row},${spot.column}`);
@@ -149,10 +153,13 @@ export const blockGrid = (host) => {
     const weight = weights.get(name) ?? 0;
     const norm = modules?.[name]?.norm;
     const heat = norm === undefined || !largest ? "" : String(heatStep(norm, largest, STEPS));
-    const state = `${weight} ${heat}`;
+    const state = `${weight} ${heat} ${norm}`;
     if (shown.get(cell) === state) return;
     shown.set(cell, state);
     cell.setAttribute("aria-selected", String(weight !== 0));
+    cell.setAttribute("aria-label", [
+      name, ...(weight === 0 || weight === 1 ? [] : [say("weight", weight)]), ...(norm === undefined ? [] : [say("size", short(norm))]),
+    ].join(", "));
     cell.dataset.heat = heat;
     cell.textContent = weight === 0 || weight === 1 ? "" : cellText(weight);
     cell.classList.toggle("minus", weight < 0);
@@ -206,7 +213,7 @@ export const blockGrid = (host) => {
       cells.push(named.map((name, column) => {
         const cell = el("div", {
           class: name === null ? "cell absent" : "cell", role: "gridcell", tabindex: "-1", "data-row": row, "data-column": column,
-          "aria-label": `${own}.${block}.${layout.columns[column].rest}`, style: `grid-row: ${area}; grid-column: ${lineOf(column)}`,
+          "aria-label": name ?? `${own}.${block}.${layout.columns[column].rest}, ${say("absent")}`, style: `grid-row: ${area}; grid-column: ${lineOf(column)}`,
           ...(name === null ? { "aria-disabled": "true" } : {}),
         });
         built.append(cell);
@@ -243,7 +250,8 @@ export const blockGrid = (host) => {
       legend.replaceChildren(modules ? "" : modelField);
       legend.title = say("noHeat");
     }
-    strongestChip.toggleAttribute("disabled", !largest);
+    for (const part of toolbar.querySelectorAll("button, input")) part.toggleAttribute("disabled", host.linked());
+    if (!largest) strongestChip.toggleAttribute("disabled", true);
     strongestChip.title = say(largest ? "strongestTip" : "strongestLater");
   };
 
@@ -260,8 +268,12 @@ export const blockGrid = (host) => {
     }
     largest = Math.max(0, ...names.map((name) => modules?.[name]?.norm ?? 0));
     let wrong = "";
+    const linked = host.linked();
+    const text = linked ? host.lastRun() : host.read();
+    table.setAttribute("aria-readonly", String(linked));
+    note.textContent = linked ? say(text === null ? "selectionLater" : "selectionFromWire") : "";
     try {
-      const selection = Selection.parse(host.read());
+      const selection = Selection.parse(text ?? "none");
       weights = selection.chosen(names);
       const unmatched = selection.unmatched(names);
       if (unmatched.length) wrong = say("unmatched", unmatched.join(", "));
@@ -277,6 +289,7 @@ export const blockGrid = (host) => {
       if (cell && name !== null) show(cell, name);
     }));
     showCount();
+    count.hidden = text === null;
     buildLegend();
   };
 

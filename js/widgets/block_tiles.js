@@ -9,7 +9,7 @@ import { paintable } from "./paint_surface.js";
 const ACROSS = 10;
 const MODELS = { "14B": 40, "1.3B / 5B": 30 };
 
-/** @param {{ read: () => string, write: (text: string) => void }} host */
+/** @param {{ read: () => string, write: (text: string) => void, linked: () => boolean }} host linked: the text comes from a wire */
 export const blockTiles = (host) => {
   let blocks = 40;
   /** @type {Map<string, number>} */
@@ -49,6 +49,7 @@ export const blockTiles = (host) => {
       show(blockAt(spot));
     },
     brush: () => 1,
+    frozen: host.linked,
     done: () => host.write(write(off, names())),
     tell: () => {},
   });
@@ -59,7 +60,7 @@ export const blockTiles = (host) => {
     const isOff = off.has(nameOf(block));
     tile.setAttribute("aria-selected", String(isOff));
     tile.setAttribute("aria-label", `${say("block", block)}: ${say(isOff ? "off" : "on")}`);
-    count.textContent = off.size ? say("blocksOff", off.size, blocks) : say("noneOff", blocks);
+    count.textContent = host.linked() ? say("blocksFromWire") : off.size ? say("blocksOff", off.size, blocks) : say("noneOff", blocks);
   };
 
   const build = () => {
@@ -80,7 +81,7 @@ export const blockTiles = (host) => {
     if (surface.busy()) return;
     let wrong = "";
     try {
-      const selection = Selection.parse(host.read());
+      const selection = Selection.parse(host.linked() ? "none" : host.read());
       off = selection.chosen(names());
       const unmatched = selection.unmatched(names());
       if (unmatched.length) wrong = say("unmatched", unmatched.join(", "));
@@ -91,6 +92,8 @@ export const blockTiles = (host) => {
     }
     problem.textContent = wrong;
     problem.hidden = !wrong;
+    table.setAttribute("aria-readonly", String(host.linked()));
+    for (const chip of chips) chip.toggleAttribute("disabled", host.linked());
     for (let block = 0; block < blocks; block++) show(block);
   };
 

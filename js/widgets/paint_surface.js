@@ -20,6 +20,7 @@ import { hideTip, used } from "./dom.js";
  * @property {(spot: Spot) => number} get
  * @property {(spot: Spot, weight: number) => void} set
  * @property {() => number} brush the weight that painting gives
+ * @property {() => boolean} frozen nothing can be painted now
  * @property {() => void} done a stroke has ended
  * @property {(spot: Spot) => void} tell show what is known about a cell
  */
@@ -110,6 +111,9 @@ export const paintable = (owner) => {
     if (!spot) return;
     event.stopPropagation(); // no preventDefault: ComfyUI records undo steps on mouseup, which that would take away
     hideTip();
+    stopAt(spot, true);
+    owner.tell(spot);
+    if (owner.frozen()) return;
     const header = isHeader(spot);
     const from = header ? headerAnchor : anchor;
     if (event.shiftKey && from && alike(from, spot)) {
@@ -122,7 +126,6 @@ export const paintable = (owner) => {
       stroke = { last: spot, weight, edges: edges(spot.row), header };
       remember(spot);
     }
-    stopAt(spot, true);
     owner.tell(spot);
     owner.element.setPointerCapture(event.pointerId);
   });
@@ -168,13 +171,14 @@ export const paintable = (owner) => {
       used(event);
       const [down, right] = moves[/** @type {keyof typeof moves} */ (event.key)];
       const next = reachable(spot, down, right);
-      if (event.shiftKey && spot.row >= 0 && spot.column >= 0 && next.row >= 0 && next.column >= 0) {
+      if (event.shiftKey && !owner.frozen() && spot.row >= 0 && spot.column >= 0 && next.row >= 0 && next.column >= 0) {
         give(next, owner.get(spot));
         owner.done();
       } else remember(next);
       stopAt(next, true);
     } else if (event.key === " " || event.key === "Enter" || event.key === "Delete" || event.key === "Backspace") {
-      used(event);
+      used(event); // Delete must not remove the node either
+      if (owner.frozen()) return;
       remember(spot);
       give(spot, event.key === " " ? toggled(spot) : event.key === "Enter" ? owner.brush() : 0);
       owner.done();

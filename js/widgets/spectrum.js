@@ -10,6 +10,7 @@ import { el, keepKeys, svg, used } from "./dom.js";
  * @property {() => import("../lib/messages.js").Spectrum | null} spectrum
  * @property {() => import("../lib/spectrum.js").Rule} rule
  * @property {(rank: number) => void} writeRank
+ * @property {() => boolean} linked the rank comes from a wire
  */
 
 const WIDTH = 320;
@@ -48,7 +49,7 @@ export const spectrumChart = (host) => {
     const x = ((event.clientX - box.left) / box.width) * WIDTH;
     return Math.max(1, Math.min(across, Math.round(((x - LEFT) / (WIDTH - LEFT - RIGHT)) * steps())));
   };
-  const movable = () => host.rule().kind === "rank" && host.spectrum() !== null;
+  const movable = () => host.rule().kind === "rank" && !host.linked() && host.spectrum() !== null;
   chart.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
     event.stopPropagation(); // no preventDefault: ComfyUI records undo steps on mouseup

@@ -17,6 +17,7 @@ VIEWS = {
     "DiffLoraLoad": "difflora_report",
     "DiffLoraSubtract": "difflora_report",
     "DiffLoraSave": "difflora_report",
+    "DiffLoraSweepGrid": "difflora_player",
 }
 
 WAN_COLUMNS = [f"{part}_attn.{name}" for part in ("self", "cross") for name in "qkvo"] + ["ffn.0", "ffn.2"]
@@ -24,6 +25,20 @@ WAN_COLUMNS = [f"{part}_attn.{name}" for part in ("self", "cross") for name in "
 
 def wan_names(blocks: int = 40) -> list[str]:
     return [f"blocks.{block}.{column}" for block in range(blocks) for column in WAN_COLUMNS]
+
+
+def wire_text(page: ComfyPage, node_id: str, widget: str, text: str) -> None:
+    """A text from another node instead of the widget."""
+    script = """([id, name, text]) => {
+        const source = LiteGraph.createNode('PrimitiveString');
+        source.pos = [500, 600];
+        app.graph.add(source);
+        source.widgets[0].value = text;
+        const node = app.graph.getNodeById(Number(id));
+        source.connect(0, node, node.inputs.findIndex(i => i.widget?.name === name));
+    }"""
+    page.run(script, [node_id, widget, text])
+    page.settle()
 
 
 class Face:
@@ -93,7 +108,7 @@ class Face:
 
     def chosen(self) -> set[str]:
         """The cells that are shown as selected."""
-        script = "e => [...e.querySelectorAll('[role=gridcell][aria-selected=true]')].map(c => c.getAttribute('aria-label'))"
+        script = "e => [...e.querySelectorAll('[role=gridcell][aria-selected=true]')].map(c => c.getAttribute('aria-label').split(', ')[0])"
         return set(self.element.evaluate(script))
 
     def drag(self, start: tuple[int, int], end: tuple[int, int], steps: int = 8) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from difflora.errors import SelectionError
 from difflora.selection import Selection
-from tests.browser.face import WAN_COLUMNS, Face, wan_names
+from tests.browser.face import WAN_COLUMNS, Face, wan_names, wire_text
 
 NAMES = wan_names()
 
@@ -286,3 +286,52 @@ def test_modules_outside_the_blocks_are_chosen_one_by_one_or_along_a_stroke(grid
         grid.page.page.keyboard.press("ArrowRight")
     grid.page.page.keyboard.press("Space")
     assert grid.chosen() == set(shown[1:4])
+
+
+@both_renderers
+def test_a_cells_label_tells_its_weight_and_its_size(grid):
+    grid.told({"modules": {name: {"norm": 1.5 * (1 + row)} for row, name in enumerate(wan_names(3)) if name != "blocks.1.ffn.2"}})
+    grid.set("selection", "attn, ffn=0.5")
+    label = {spot: grid.cell(*spot).get_attribute("aria-label") for spot in ((0, 0), (0, 8), (1, 9))}
+    assert label[0, 0] == "blocks.0.self_attn.q, ‖ΔW‖ 1.5"
+    assert label[0, 8] == "blocks.0.ffn.0, weight 0.5, ‖ΔW‖ 13.5"
+    assert label[1, 9] == "blocks.1.ffn.2, not in this LoRA"
+
+
+@both_renderers
+def test_a_selection_from_a_wire_cannot_be_painted_and_shows_the_last_run(grid):
+    grid.set("selection", "attn")
+    wire_text(grid.page, grid.id, "selection", "ffn")
+    assert "comes from the wire" in grid.text(".note")
+    assert grid.chosen() == set()
+    grid.drag((0, 0), (4, 4))
+    grid.cell(3, 3).focus()
+    for key in ("Space", "Enter", "Delete", "Shift+ArrowDown"):
+        grid.page.page.keyboard.press(key)
+    assert grid.value("selection") == "attn"
+    assert grid.id in grid.page.node_ids()
+    assert all(chip.is_disabled() for chip in grid.element.query_selector_all(".bar button"))
+    grid.told({"modules": {name: {} for name in NAMES}, "selection": "ffn"})
+    assert grid.chosen() == set(meaning("ffn"))
+    grid.page.run("id => { const n = app.graph.getNodeById(Number(id)); n.disconnectInput(n.inputs.findIndex(i => i.widget?.name === 'selection')); }", grid.id)
+    grid.page.settle()
+    assert grid.chosen() == set(meaning("attn"))
+    grid.click(0, 0)
+    assert grid.value("selection") != "attn"
+
+
+@both_renderers
+def test_what_a_selection_before_leaves_out_is_not_offered_again(grid):
+    page = grid.page
+    grid.set("selection", "attn, !blocks.1.self_attn.q")
+    grid.told({"modules": {name: {} for name in wan_names(3)}})
+    second = Face(page, grid.type, at=(600, 80))
+    page.run("([a, b]) => { app.graph.getNodeById(Number(a)).connect(0, app.graph.getNodeById(Number(b)), 0); }", [grid.id, second.id])
+    page.settle()
+    assert "of 23 modules" in second.text(".count")
+    assert "absent" in second.cell(1, 0).get_attribute("class")
+    assert "absent" not in second.cell(0, 0).get_attribute("class")
+    grid.set("selection", "attn")
+    assert "of 24 modules" in second.text(".count")
+    grid.set("rest", "write zeros")
+    assert "of 30 modules" in second.text(".count"), "zeros are modules too"

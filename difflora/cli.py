@@ -42,7 +42,7 @@ class UsageError(DiffLoraError):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 2 something to put right, 130 interrupted."""
+    """Run one command and return its exit code: 0 done, 2 something to put right, or interrupted."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a Windows console may not have every character
             stream.reconfigure(errors="replace")
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _complain(f"{error.filename}: {error.strerror}." if error.filename else str(error))
         except KeyboardInterrupt:
             sys.stderr.write("difflora: interrupted; nothing was written.\n")
-            return 130
+            return 2
 
 
 def _complain(message: str) -> int:

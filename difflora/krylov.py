@@ -28,9 +28,8 @@ class Approximation:
     left (out, r), values (r,), right (r, in), float64
     energy   ‖Δ‖², the squared Frobenius norm, exactly
     error    ‖Δ − left values right‖
-    excess   by what share `error` can be above the smallest possible one. It bounds each value by its Ritz residual,
-             ``|σ² − σ̃²| ≤ ‖(ΔΔᵀ − σ̃²) u‖``, and takes the r values found for the r largest: a random start misses one
-             with probability zero.
+    excess   by what share `error` can be above the smallest possible one, by the Ritz residuals ``‖(ΔΔᵀ − σ̃²) u‖``. It
+             takes the values found for the largest: a random start misses one with probability zero.
     steps    of the iteration
     """
 
@@ -101,17 +100,38 @@ def _project(
     small = basis.mT @ exact
     tick()
     squares, vectors = torch.linalg.eigh(small @ small.mT)
-    squares, vectors = squares.flip(0)[:rank].clamp_min(0), vectors.flip(1)[:, :rank]
-    values = squares.sqrt()
+    # One more than asked for: the certificate needs to know what comes next.
+    squares, vectors = squares.flip(0)[: rank + 1].clamp_min(0), vectors.flip(1)[:, : rank + 1]
+    unscaled = vectors.mT @ small
     left = basis @ vectors
-    right = (vectors.mT @ small) / torch.where(values > 0, values, torch.inf)[:, None]
-    residuals = torch.linalg.vector_norm(exact @ (vectors.mT @ small).mT - left * squares, dim=0)
-    missed = max(0.0, energy - float(squares.sum()))
-    floor = max(0.0, missed - float(residuals.sum()))
+    residuals = torch.linalg.vector_norm(exact @ unscaled.mT - left * squares, dim=0)
+    values = squares[:rank].sqrt()
+    left, right = left[:, :rank], unscaled[:rank] / torch.where(values > 0, values, torch.inf)[:, None]
+    missed = max(0.0, energy - float(squares[:rank].sum()))
+    floor = max(0.0, missed - _may_be_more(squares, residuals, rank))
     # What is left is the rounding of the float32 weights themselves: there is nothing to gain.
     rounding = (4 * torch.finfo(torch.float32).eps) ** 2 * energy
     excess = 0.0 if missed <= rounding else math.sqrt(missed / floor) - 1 if floor > 0 else math.inf
     return Approximation(left, values, right, energy, math.sqrt(missed), excess, steps)
+
+
+def _may_be_more(squares: Tensor, residuals: Tensor, rank: int) -> float:
+    """By how much the sum of the `rank` largest eigenvalues of ΔΔᵀ can exceed that of the squares found.
+
+    In the basis of the vectors found, ΔΔᵀ is ``[Θ Rᵀ; R S]`` with Θ the squares and ‖Rᵢ‖ the residuals. Two ways to be rid
+    of R, for k of the vectors the one and for the others the other: ``[0 Rᵀ; R 0] ≼ diag(X, R X⁻¹ Rᵀ)`` for any X > 0, which
+    is best for those far above S, and Ky Fan's inequality, which adds their residuals. The least over k and δ, the most that
+    S may grow by. The largest eigenvalue of S is taken to be the next one found.
+    """
+    plain = float(residuals[:rank].sum())
+    if len(squares) <= rank:
+        return plain
+    top, off = squares[:rank, None], residuals[:rank, None]
+    grown = torch.logspace(-12, 0, 97, dtype=torch.float64) * squares[0].clamp_min(1e-300)
+    rest = squares[rank] + residuals[rank] + grown
+    sums = [(torch.maximum(top[:k] + off[:k] * off[:k].sum() / grown, rest) - top[:k]).sum(0)
+            + (torch.maximum(top[k:], rest) - top[k:] + off[k:]).sum(0) for k in range(1, rank + 1)]
+    return min(plain, float(torch.stack(sums).min()))
 
 
 def _orthonormal(block: Tensor) -> Tensor:

@@ -19,10 +19,11 @@ class Targets:
 
     keys      module name -> parameter name in the model's state dict
     warnings  what the model cannot take, when that is no fault
+    shapes    False to compare names only
     raises    PairError if nothing fits, an attention or feed-forward module is missing, or a shape differs
     """
 
-    def __init__(self, patcher, lora: Lora):
+    def __init__(self, patcher, lora: Lora, shapes: bool = True):
         # The parameters themselves: in a state dict, other packs' quantised weights have the shape of their bytes.
         weights = dict(patcher.model.named_parameters(remove_duplicate=False))
         found = {name: _own_key(name, weights) for name in lora}
@@ -34,7 +35,7 @@ class Targets:
         missing = [name for name, key in found.items() if not key]
         self._refuse(lora, missing)
         for name, key in self.keys.items():
-            if tuple(weights[key].shape) != tuple(lora.specs[name].shape):
+            if shapes and tuple(weights[key].shape) != tuple(lora.specs[name].shape):
                 raise PairError(
                     f"{name}: {label(lora)} changes a weight of shape {tuple(lora.specs[name].shape)}"
                     f"{_of(lora.base_model)}, but the model's has shape {tuple(weights[key].shape)}: it was trained on "

@@ -1,5 +1,6 @@
 """A LoRA from the wire for WanVideoWrapper, which reads LoRAs by path: what is not a file yet becomes one."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import folder_paths
@@ -10,10 +11,11 @@ from ..difflora.lora import label
 from ..difflora.wording import Sentence
 from .inputs import within
 from .messages import report, ui
+from .model_weights import Targets
 from .pair import strength_range
 from .progress import progress_bar
 from .types import LoraDelta, WrapperLora, WrapperModel
-from .wrapper_wires import chained, check_unmerged, lora_entry
+from .wrapper_wires import chained, check_unmerged, check_width, lora_entry
 
 
 class TempFiles:
@@ -87,8 +89,8 @@ class SliderWanVideo(io.ComfyNode):
                 WrapperModel.Input(
                     "model",
                     optional=True,
-                    tooltip="The model that this will be set on, to check that its loader merged no LoRA: the slider would "
-                    "silently do nothing then.",
+                    tooltip="The model that this will be set on, to check that the LoRA was made for it and that its loader "
+                    "merged no LoRA: the slider would silently do nothing then.",
                 ),
             ],
             outputs=[WrapperLora.Output("wan_lora", display_name="lora", tooltip="For WanVideo Set LoRAs.")],
@@ -105,16 +107,25 @@ class SliderWanVideo(io.ComfyNode):
         within(-10, 10, strength=strength)
         if strength == 0:
             return io.NodeOutput(list(prev_lora or []), ui=ui(strength_range(lora)))
+        warnings = []
         if model is not None:
             check_unmerged(model.model_options["transformer_options"])
+            # Not the shapes: once it has sampled, the wrapper leaves other tensors in place of the weights.
+            warnings = Targets(model, lora, shapes=False).warnings
+            check_width(model.model.diffusion_model.dim, {name: lora.specs[name].shape for name in lora.matrices})
         entry = lora_entry(str(_files.file_of(lora)), strength, label(lora), merge_loras, low_mem_load)
-        return io.NodeOutput(chained(prev_lora, entry), ui=ui(_report(lora, merge_loras), strength_range(lora)))
+        return io.NodeOutput(chained(prev_lora, entry), ui=ui(_report(lora, merge_loras, warnings), strength_range(lora)))
 
 
-def _report(lora: Lora, merge_loras: bool) -> dict:
+def _report(lora: Lora, merge_loras: bool, warnings: Sequence[Sentence]) -> dict:
     vectors = [name for name in lora if lora.specs[name].is_vector]
     modulations = [name for name in vectors if name.endswith("modulation")]
-    warnings = []
+    passed_over = [name for name in lora.matrices if "head" in name or len(lora.specs[name].shape) > 2]
+    warnings = [*warnings]
+    if passed_over and not merge_loras:
+        some = ", ".join(passed_over[:3]) + (" …" if len(passed_over) > 3 else "")
+        warnings.append(Sentence("{0} modules are left out: WanVideoWrapper applies them only when it merges ({1}).",
+                                 len(passed_over), some))
     if vectors and not merge_loras:
         warnings.append(Sentence(
             "{0} biases, norms or modulations are left out: WanVideoWrapper applies them only when it merges.", len(vectors)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -59,6 +59,16 @@ def check_unmerged(transformer_options: dict[str, Any]) -> None:
             "nothing. Switch merge_loras off on the LoRA nodes of the loader, or chain them all through prev_lora into "
             "one WanVideo Set LoRAs."
         )
+
+
+def check_width(width: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise PairError for a LoRA (module -> shape) whose attention is not as wide as the wrapper's transformer."""
+    for name, shape in shapes.items():
+        if name.endswith("self_attn.q") and shape[0] != width:
+            raise PairError(
+                f"{name}: the LoRA changes a weight of shape {shape}, but the model is {width} wide: it was trained on "
+                "another base model."
+            )
 
 
 def text_embeds(embedding: torch.Tensor) -> dict[str, Any]:

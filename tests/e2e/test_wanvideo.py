@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -106,6 +107,18 @@ class TestWire:
         assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
         assert "slider" not in comfy.run(prompt).executed
 
+    def test_modules_that_the_wrapper_passes_over_are_named_unless_it_merges(self, comfy):
+        path = comfy.models("loras") / "with_head.safetensors"
+        small_models.write_lora(path, comfy.models("diffusion_models") / small_models.WAN_WRAPPER, modules="head|blocks.0")
+        for merge in (False, True):
+            prompt = {"load": node("DiffLoraLoad", lora_name=path.name), "slider": slider(1.0, "load", merge_loras=merge)}
+            result = comfy.run(prompt | {"show": node("TestShow", value=["slider", 0])})
+            told = result.output("slider")["difflora"][0]["report"]["lines"]
+            warnings = [line["text"] for line in told if line["level"] == "warning"]
+            assert [text for text in warnings if "1 modules are left out" in text and "(head.head)" in text] == warnings
+            assert bool(warnings) != merge
+        path.unlink()
+
     def test_merged_and_unmerged_in_one_chain_are_an_error_on_the_node(self, comfy):
         prompt = made_from_pair() | {
             "first": slider(2.0, merge_loras=True),
@@ -200,6 +213,22 @@ class TestWrapper:
         )
         with pytest.raises(NodeFailed, match="merged its LoRAs into this model") as failed:
             comfy.run(prompt.prompt)
+        assert failed.value.node_id == "slider 0"
+
+    @pytest.mark.parametrize(("module", "reason"), [("", "another base model"), ("blocks.40.", "belong to another model")])
+    def test_a_lora_for_another_model_is_an_error_before_anything_is_sampled(self, comfy, module, reason):
+        path = comfy.models("loras") / "foreign.safetensors"
+        other = comfy.models("diffusion_models") / small_models.WAN
+        small_models.write_lora(path, other, modules=r"blocks\.0\.self_attn")
+        if module:
+            renamed = {re.sub(r"blocks_0_", module.replace(".", "_"), key): value for key, value in load_file(path).items()}
+            save_file(renamed, path)
+        prompt = with_sliders([1.0])
+        prompt.prompt["foreign"] = node("DiffLoraLoad", lora_name=path.name)
+        prompt.prompt["slider 0"]["inputs"]["lora"] = ["foreign", 0]
+        with pytest.raises(NodeFailed, match=reason) as failed:
+            comfy.run(prompt.prompt)
+        path.unlink()
         assert failed.value.node_id == "slider 0"
 
     def test_merged_by_the_loader_equals_unmerged_to_rounding(self, comfy):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .video import Frame
@@ -113,6 +114,17 @@ def grid_frames(cells: Cells, clips: Sequence[Sequence[Frame]], labels: Sequence
         frame = page.copy()
         _paste(frame, cells, clips, number)
         yield frame
+
+
+def grid_images(
+    cells: Cells, clips: Sequence[Sequence[Frame]], labels: Sequence[Label], font: Path | None
+) -> torch.Tensor:
+    """The labelled grid as ComfyUI's IMAGE: (frames, height, width, 3) float32 in 0…1."""
+    width, height = cells.size
+    images = torch.empty((max(len(clip) for clip in clips), height, width, 3))
+    for number, frame in enumerate(grid_frames(cells, clips, labels, font)):
+        torch.div(torch.from_numpy(frame), 255, out=images[number])
+    return images
 
 
 def sheet_frames(cells: Cells, clips: Sequence[Sequence[Frame]]) -> Iterator[Frame]:

@@ -23,6 +23,8 @@ Frame: TypeAlias = NDArray[np.uint8]
 _BT709, _LIMITED_RANGE = 1, 1
 # A picture that needs no other one, every so many frames: so that a player can jump.
 KEY_EVERY = 8
+# How a video is encoded that only the page's player will see.
+PREVIEW: Mapping[str, Any] = {"crf": 18, "preset": "superfast"}
 
 
 def write_video(
@@ -31,6 +33,7 @@ def write_video(
     fps: float,
     metadata: Mapping[str, object] | None = None,
     crf: int = 16,
+    preset: str = "veryfast",
     scaled: tuple[int, int] | None = None,
 ) -> list[Frame]:
     """Encode frames into an .mp4 that every browser plays.
@@ -39,6 +42,7 @@ def write_video(
 
     metadata    entries such as ComfyUI's prompt and workflow, written as JSON
     crf         x264's quality; 16 is hard to tell from the original
+    preset      x264's, of which the faster ones make larger files of the same quality
     scaled      (width, height): also return every frame at this size
     """
     import av
@@ -53,7 +57,7 @@ def write_video(
         for pixels in frames:
             if stream is None:
                 rate = Fraction(fps).limit_denominator(1000)
-                stream = file.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": str(crf)})
+                stream = file.add_stream("libx264", rate=rate, options={"preset": preset, "crf": str(crf)})
                 stream.height, stream.width = _even(pixels).shape[:2]
                 stream.pix_fmt = "yuv420p"
                 context = stream.codec_context

@@ -16,7 +16,7 @@ import numpy as np
 from ..difflora.clip_store import StoredClip
 from ..difflora.mosaic import Label, sheet_frames, sheet_of
 from ..difflora.storage import Progress
-from ..difflora.video import Frame, write_video
+from ..difflora.video import PREVIEW, Frame, write_video
 
 SUBFOLDER = "differential-lora"
 
@@ -44,7 +44,7 @@ def player_of_sheet(
     path = _folder() / f"clips-{name}.mp4"
     if not path.exists():
         making = path.with_suffix(f".{os.getpid()}.tmp")
-        write_video(making, reporting(sheet_frames(cells, clips), count, progress), fps, metadata, crf=18)
+        write_video(making, reporting(sheet_frames(cells, clips), count, progress), fps, metadata, **PREVIEW)
         making.replace(path)
     boxes = [[*cells.corner(index), cells.width, cells.height] for index in range(len(clips))]
     return _player([path], [(0, box) for box in boxes], labels, fps, count)

@@ -28,7 +28,7 @@ from server import PromptServer
 
 from ..difflora.clip_store import About, ClipStore, StoredClip
 from ..difflora.errors import InputError, UnsupportedError
-from ..difflora.mosaic import ARRANGEMENTS, Cells, Label, grid_frames, grid_of, signed
+from ..difflora.mosaic import ARRANGEMENTS, Label, grid_images, grid_of, signed
 from ..difflora.response import Sweep
 from ..difflora.strengths import MOST, sweep_strengths
 from ..difflora.wording import Sentence
@@ -426,7 +426,8 @@ class SweepLayout(io.ComfyNode):
         key = json.dumps([sweep.keys, cells[0].shape])
         player = player_of_sheet(cells, labels, sweep.fps, key, embedded(cls.hidden), progress_bar())
         height, width = cells[0].shape[1:3]
-        picture = as_images(grid_of(len(cells), width, height, sweep.arrange), cells, labels)
+        font = font_for(*(label.text for label in labels))
+        picture = grid_images(grid_of(len(cells), width, height, sweep.arrange), cells, labels, font)
         _finished[run] = sweep
         while len(_finished) > _FINISHED_KEPT:
             _finished.popitem(last=False)
@@ -440,16 +441,6 @@ def _stored(key: str) -> StoredClip:
     if clip is None:
         raise UnsupportedError("A finished clip has been deleted while the sweep was running. Run it again.")
     return clip
-
-
-def as_images(layout: Cells, clips: list[np.ndarray], labels: list[Label]) -> torch.Tensor:
-    """The labelled grid as ComfyUI's IMAGE: (frames, height, width, 3) float32 in 0…1."""
-    width, height = layout.size
-    images = torch.empty((max(len(clip) for clip in clips), height, width, 3))
-    font = font_for(*(label.text for label in labels))
-    for number, frame in enumerate(grid_frames(layout, clips, labels, font)):
-        torch.div(torch.from_numpy(frame), 255, out=images[number])
-    return images
 
 
 def _pixels(image: torch.Tensor) -> np.ndarray:

@@ -27,9 +27,9 @@ import psutil
 from PIL import Image
 
 from difflora.clip_store import About, ClipStore
-from difflora.mosaic import Label, grid_frames, grid_of, sheet_frames, sheet_of, signed
+from difflora.mosaic import Label, grid_images, grid_of, sheet_frames, sheet_of, signed
 from difflora.response import Sweep, measure_sweeps
-from difflora.video import Frame, write_video
+from difflora.video import PREVIEW, Frame, write_video
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,12 +66,9 @@ def costs(folder: Path, clips: list[list[Frame]], longest: int, round_number: in
         cells = [store.get(str(key)).cells(longest) for key in range(len(clips))]  # type: ignore[union-attr]
         cell_height, cell_width = cells[0].shape[1:3]
         sheet = sheet_of(len(clips), cell_width, cell_height)
-        write_video(folder / "sheet.mp4", sheet_frames(sheet, cells), 16, crf=18)  # type: ignore[arg-type]
-        layout = grid_of(len(clips), cell_width, cell_height, "grid")
-        picture = np.empty((len(clips[0]), layout.size[1], layout.size[0], 3), np.float32)
+        write_video(folder / "sheet.mp4", sheet_frames(sheet, cells), 16, **PREVIEW)  # type: ignore[arg-type]
         labels = [Label(signed(strength), "", strength == 0) for strength in strengths]
-        for number, frame in enumerate(grid_frames(layout, cells, labels, None)):  # type: ignore[arg-type]
-            np.divide(frame, 255, out=picture[number], dtype=np.float32)
+        grid_images(grid_of(len(clips), cell_width, cell_height, "grid"), cells, labels, None)  # type: ignore[arg-type]
 
     def response() -> None:
         stored = tuple(store.get(str(key)) for key in range(len(clips)))

@@ -28,7 +28,7 @@ def test_no_sum_of_eigenvalues_is_larger_than_the_certificate_allows(seed):
     """In every state of convergence, from a few steps on; the truth is a dense eigendecomposition."""
     random = torch.Generator().manual_seed(seed)
     size, rank, width = 40, 5, 9
-    values = torch.rand(size, generator=random, dtype=torch.float64) ** (2 + seed % 7)
+    values = torch.rand(size, generator=random, dtype=torch.float64) ** (2 + seed % 5)
     vectors = torch.linalg.qr(torch.randn(size, size, generator=random, dtype=torch.float64)).Q
     matrix = vectors * values @ vectors.T
     basis = torch.randn(size, width, generator=random, dtype=torch.float64)

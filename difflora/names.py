@@ -123,12 +123,12 @@ _FLAT_OUTSIDE |= {_flat(ours): (ours, False) for ours in _OUTSIDE}
 _SHARED = ("proj_out", "scale_shift_table")
 _FLAT_BLOCK = re.compile(r"(vace_blocks|blocks)_(0|[1-9][0-9]{0,3})_(.+)", re.DOTALL)
 
-_DOTTED_PREFIX = re.compile(
-    r"(?:(?:base_model\.model|diffusion_model|model|transformer_2|transformer|unet|pipe|dit|module|_orig_mod)\.)+"
-)
+_DOTTED = r"(?:(?:base_model\.model|diffusion_model|model|transformer_2|transformer|unet|pipe|dit|module|_orig_mod)\.)"
+_DOTTED_PREFIX = re.compile(f"{_DOTTED}+")
 _FLAT_PREFIX = re.compile(r"lora_unet__?(?:diffusion_model[._])?|lycoris_|lora_transformer_|lora_prior_unet_")
 _TEXT_ENCODER = re.compile(
-    r"(?:lora_te[0-9]?_|lora_prior_te_|lycoris_te[0-9]?_|(?:pipe\.)?text_encoders?(?:_[0-9])?\.)"
+    r"(?:lora_te[0-9]?_|lora_prior_te_|lycoris_te[0-9]?_"
+    rf"|{_DOTTED}*(?:text_encoders?(?:_[0-9])?|te[0-9]?|text_model|cond_stage_model|conditioner\.embedders)\.)"
 )
 
 # What the last words of a key mean. These come with and without ".weight" behind them:
@@ -353,7 +353,7 @@ def _split(key: str) -> tuple[str, str]:
     if last == "weight" or last == "bias":
         return _split_factor(stem, last)
     if last == "diff_m":
-        return f"{stem}.modulation", "diff"
+        return stem if stem.endswith(("modulation", "scale_shift_table")) else f"{stem}.modulation", "diff"
     return stem.removesuffix("_lora"), _FACTORS.get(last) or _SINGLE.get(last, "")
 
 

@@ -114,6 +114,13 @@ SPELLINGS = [
     ("native", "diffusion_model.blocks.0.self_attn.q.reshape_weight", Q, "reshape_weight"),
     ("native", "diffusion_model.blocks.0.self_attn.q.set_weight", Q, "set_weight"),
     ("kohya", "lora_unet_patch_embedding.lora_mid.weight", "patch_embedding", "mid"),
+    # The modulation table, with its own name before diff_m or without
+    ("native", "diffusion_model.blocks.0.diff_m", "blocks.0.modulation", "diff"),
+    ("native", "diffusion_model.blocks.0.modulation.diff_m", "blocks.0.modulation", "diff"),
+    ("bare", "blocks.0.modulation.diff_m", "blocks.0.modulation", "diff"),
+    ("native", "diffusion_model.head.modulation.diff_m", "head.modulation", "diff"),
+    ("kohya", "lora_unet_blocks_0_modulation.diff_m", "blocks.0.modulation", "diff"),
+    ("diffusers", "transformer.blocks.0.scale_shift_table.diff_m", "blocks.0.modulation", "diff"),
 ]
 
 
@@ -334,6 +341,18 @@ def test_text_encoder_keys_are_set_apart():
         "text_encoders.umt5xxl.shared.lora_A.weight",
     ]
     keys += ["lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", "text_encoder_2.encoder.q.lora_B.weight"]
+    inside = "encoder.layers.0.self_attn.q_proj.lora_A.weight"
+    keys += [
+        f"base_model.model.text_model.{inside}",
+        f"text_model.{inside}",
+        f"base_model.model.text_encoder.text_model.{inside}",
+        f"cond_stage_model.transformer.text_model.{inside}",
+        f"model.cond_stage_model.{inside}",
+        f"conditioner.embedders.0.transformer.{inside}",
+        "te.encoder.block.0.layer.0.SelfAttention.q.lora_B.default.weight",
+        "te2.text_projection.alpha",
+        "pipe.te.shared.diff",
+    ]
     found = read_keys([*keys, "diffusion_model.blocks.0.ffn.0.lora_A.weight"])
     assert found.text_encoder == sorted(keys)
     assert list(found.modules) == ["blocks.0.ffn.0"]

@@ -123,8 +123,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("pair", nargs="*", metavar="A B", help="the LoRA with more of the property, the one with less")
     _add_rank_rules(command)
     _add_selection(command)
-    command.add_argument("--weight-a", type=float, default=1.0, metavar="W", help="factor of A (default 1)")
-    command.add_argument("--weight-b", type=float, default=1.0, metavar="W", help="factor of B (default 1)")
+    command.add_argument("--weight-a", type=_finite, default=1.0, metavar="W", help="factor of A (default 1)")
+    command.add_argument("--weight-b", type=_finite, default=1.0, metavar="W", help="factor of B (default 1)")
     command.add_argument("--unmatched", choices=("keep", "drop", "error"), default=None,
                          help="a module that only one side has: count the other as zero (keep, the default), leave it "
                               "out (drop), or stop (error)")
@@ -159,8 +159,8 @@ def _parser() -> argparse.ArgumentParser:
                                               "directions the difference has. Writes nothing.")
     command.add_argument("a", metavar="A")
     command.add_argument("b", metavar="B")
-    command.add_argument("--weight-a", type=float, default=1.0, metavar="W", help="factor of A (default 1)")
-    command.add_argument("--weight-b", type=float, default=1.0, metavar="W", help="factor of B (default 1)")
+    command.add_argument("--weight-a", type=_finite, default=1.0, metavar="W", help="factor of A (default 1)")
+    command.add_argument("--weight-b", type=_finite, default=1.0, metavar="W", help="factor of B (default 1)")
     command.add_argument("--select", metavar="EXPR", help='only these modules, such as "attn" or "blocks 0-9 & ffn"')
     command.add_argument("--by", choices=("component", "block", "module"), default="component",
                          help="what a line of the table stands for (default component)")
@@ -180,11 +180,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _finite(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{shown(repr(text))} is not a finite number")
+    return number
+
+
 def _add_rank_rules(command: argparse.ArgumentParser) -> None:
     rule = command.add_argument_group("how much to keep").add_mutually_exclusive_group()
     rule.add_argument("--rank", type=int, metavar="R", help=f"this rank in every module (default {DEFAULT_RANK})")
-    rule.add_argument("--energy", type=float, metavar="P", help="the smallest rank that keeps this share, such as 0.95")
-    rule.add_argument("--ratio", type=float, metavar="P", help="singular values above the largest one / P")
+    rule.add_argument("--energy", type=_finite, metavar="P", help="the smallest rank that keeps this share, such as 0.95")
+    rule.add_argument("--ratio", type=_finite, metavar="P", help="singular values above the largest one / P")
     rule.add_argument("--knee", action="store_true", help="singular values before the knee of the spectrum")
     rule.add_argument("--lossless", action="store_true", help="everything, at the sum of the ranks")
     command.add_argument("--max-rank", type=int, metavar="R", help="never above this rank")
@@ -193,7 +203,7 @@ def _add_rank_rules(command: argparse.ArgumentParser) -> None:
 def _add_selection(command: argparse.ArgumentParser) -> None:
     command.add_argument("--select", metavar="EXPR", help='only these modules, such as "attn" or "blocks 0-9 & ffn=0.5"')
     command.add_argument("--nullify", action="store_true", help="write the others as zeros instead of leaving them out")
-    command.add_argument("--scale", type=float, metavar="S", help="multiply the result (default 1)")
+    command.add_argument("--scale", type=_finite, metavar="S", help="multiply the result (default 1)")
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:
@@ -224,11 +234,11 @@ def _add_old_flags(command: argparse.ArgumentParser) -> None:
     old.add_argument("--lora-b", metavar="B")
     old.add_argument("--target-blocks", nargs="+", default=[], metavar="WORD", help="attn, ffn, self_attn, …, all")
     old.add_argument("--target-indices", nargs="+", default=[], metavar="N", help="block numbers")
-    old.add_argument("--alpha", type=float, metavar="S", help="multiplies the difference; another name of --scale")
-    old.add_argument("--target-norm", type=float, metavar="N", help="without --alpha: the mean norm of the modules")
+    old.add_argument("--alpha", type=_finite, metavar="S", help="multiplies the difference; another name of --scale")
+    old.add_argument("--target-norm", type=_finite, metavar="N", help="without --alpha: the mean norm of the modules")
     small = old.add_mutually_exclusive_group()
-    small.add_argument("--magnitude-threshold", type=float, metavar="N", help="leave out modules of a smaller norm")
-    small.add_argument("--auto-threshold-percentile", type=float, metavar="P", help="the same, the norm as a percentile")
+    small.add_argument("--magnitude-threshold", type=_finite, metavar="N", help="leave out modules of a smaller norm")
+    small.add_argument("--auto-threshold-percentile", type=_finite, metavar="P", help="the same, the norm as a percentile")
     old.add_argument("--exclude-non-targeted", action="store_true", help="leave out what is not targeted")
     old.add_argument("--analyze-blocks", action="store_true", help="print the norms block by block")
     old.add_argument("--device", help="answered: the CPU is enough")
@@ -476,10 +486,10 @@ def _scale(given: argparse.Namespace) -> float | None:
     if given.scale is not None and alpha is not None:
         raise UsageError("--scale and --alpha say the same thing twice; give one")
     scale: float | None = given.scale if alpha is None else alpha
-    if scale is not None and (scale == 0 or not math.isfinite(scale)):
+    if scale == 0:
         raise UsageError(f"the scale is {scale:g}; it must be a number other than zero")
     target = getattr(given, "target_norm", None)
-    if target is not None and not (math.isfinite(target) and target > 0):
+    if target is not None and target <= 0:
         raise UsageError(f"--target-norm is {target:g}; it must be above zero")
     percentile = getattr(given, "auto_threshold_percentile", None)
     if percentile is not None and not 0 <= percentile < 100:

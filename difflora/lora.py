@@ -159,6 +159,16 @@ class Lora(Mapping[str, Delta], ABC):
             file.check_finite(module)
 
 
+# Parts of a module that change a weight in a way that no sum of changes can say.
+_NOT_LINEAR = {
+    "dora_scale": "this is a DoRA. It scales whole weights, which is not linear in them, so a difference of two would not be "
+                  "exact.",
+    "reshape_weight": "this is the shape to which the model's weight is padded before the LoRA is added, as control LoRAs do. "
+                      "A weight of another shape is no change that can be subtracted.",
+    "set_weight": "this takes the place of the model's weight. Without that weight, what it changes is not known.",
+}
+
+
 class FileLora(Lora):
     """One safetensors file, in any dialect."""
 
@@ -167,7 +177,10 @@ class FileLora(Lora):
     ):
         self.header = header
         self.metadata = MappingProxyType(dict(header.metadata))
-        self.keys_found = names.read_keys(header.entries, header.metadata)
+        try:
+            self.keys_found = names.read_keys(header.entries, header.metadata)
+        except FileError as error:
+            raise FileError(f"{self.name}: {error}") from error
         self.dialect = self.keys_found.dialect
         self._refuse_foreign_keys(ignore_unknown)
         alphas = self._read_alphas()
@@ -248,12 +261,9 @@ class FileLora(Lora):
                 continue
             raise UnsupportedError(f"{self.name}: {shown(keys[0])} and {len(keys) - 1} more keys: {reason}."
                                    + " ignore_unknown (--ignore-unknown) goes on without them." * beside)
-        dora = [parts["dora_scale"] for parts in found.modules.values() if "dora_scale" in parts]
-        if dora:
-            raise UnsupportedError(
-                f"{self.name}: {shown(dora[0])}: this is a DoRA. It scales whole weights, which is not linear in them, "
-                "so a difference of two would not be exact. Train plain LoRAs for a slider."
-            )
+        for part, reason in _NOT_LINEAR.items():
+            if key := next((parts[part] for parts in found.modules.values() if part in parts), None):
+                raise UnsupportedError(f"{self.name}: {shown(key)}: {reason} Train plain LoRAs for a slider.")
         if found.unknown and not ignore_unknown:
             raise UnsupportedError(
                 f"{self.name}: {len(found.unknown)} keys are not understood, the first is {shown(found.unknown[0])}. "
@@ -328,6 +338,9 @@ class FileLora(Lora):
             if part in parts:
                 left -= {part}
                 yield module + ".bias", _Source((parts[part],), Spec(entries[parts[part]].shape), factor)
+        if left == {"alpha"}:
+            raise TensorError(f"{self.name}: {shown(parts['alpha'])} is there, but nothing that it scales: the factors of "
+                              f"{module} are missing, so the file is incomplete.")
         if left:
             part = sorted(left)[0]
             raise UnsupportedError(f"{self.name}: {shown(parts[part])}: {module} holds this beside "

@@ -197,17 +197,18 @@ def factor(up: Tensor, down: Tensor, ranks: Sequence[int]) -> list[Factored]:
     """Factor a batch of modules of one shape.
 
     up (batch, out, k) float64, down (batch, k, in) float64, ranks: how the k columns divide into terms.
-    A NaN or Inf in a factor comes out as a NaN spectrum.
+    A NaN or Inf in a factor, or a square too large for float64, comes out as a NaN spectrum.
     """
     most = min(up.shape[1], up.shape[2], down.shape[2])
     gram_up, gram_down = _gram(up), _gram(down.mT)
     products = _block_sums(gram_up * gram_down, ranks)
-    bound = 4 * EPSILON * torch.linalg.matrix_norm(gram_up) * torch.linalg.matrix_norm(gram_down)
-    usable = torch.isfinite(bound)
+    largest = torch.linalg.matrix_norm(gram_up) * torch.linalg.matrix_norm(gram_down)
+    bound = 4 * EPSILON * largest
+    usable = torch.isfinite(largest)  # the core is no larger
     root = _root(torch.where(usable[:, None, None], gram_up, torch.eye(gram_up.shape[-1], dtype=gram_up.dtype)))
     core = root @ gram_down @ root.mT
     core = torch.where(usable[:, None, None], core, 0.0)
-    squares, vectors = torch.linalg.eigh((core + core.mT) / 2)
+    squares, vectors = _decomposed(torch.linalg.eigh, (core + core.mT) / 2)
     squares, vectors = squares.flip(-1)[:, :most], vectors.flip(-1)[:, :, :most]
     # A value whose square is within the error of the Gram matrices is not told from zero.
     squares = torch.where(squares > 4 * bound[:, None], squares, 0.0)
@@ -227,6 +228,15 @@ def factor(up: Tensor, down: Tensor, ranks: Sequence[int]) -> list[Factored]:
         else:
             results.append(Factored(values[i], mix_up[i], mix_down[i], products[i], False))
     return results
+
+
+def _decomposed(decompose: Callable[[Tensor], Any], matrix: Tensor) -> Any:
+    """What eigh or svd makes of a matrix. LAPACK gives up on some whose entries are a hundred orders of magnitude apart."""
+    try:
+        return decompose(matrix)
+    except torch.linalg.LinAlgError:
+        size = matrix.abs()
+        return decompose(torch.where(size > EPSILON**2 * size.amax((-2, -1), keepdim=True), matrix, 0.0))
 
 
 def _gram(factor: Tensor) -> Tensor:
@@ -250,7 +260,7 @@ def _root(gram: Tensor) -> Tensor:
     lower, failed = torch.linalg.cholesky_ex(gram)
     root: Tensor = lower.mT
     if bool(failed.any()):
-        squares, vectors = torch.linalg.eigh(gram[failed != 0])
+        squares, vectors = _decomposed(torch.linalg.eigh, gram[failed != 0])
         root[failed != 0] = squares.clamp_min(0).sqrt()[:, :, None] * vectors.mT
     return root
 
@@ -258,7 +268,7 @@ def _root(gram: Tensor) -> Tensor:
 def _factor_by_qr(up: Tensor, down: Tensor, products: Tensor) -> Factored:
     most = min(up.shape[0], up.shape[1], down.shape[1])
     root_up, root_down = torch.linalg.qr(up, mode="r").R, torch.linalg.qr(down.mT, mode="r").R
-    left, values, right = torch.linalg.svd(root_up @ root_down.mT, full_matrices=False)
+    left, values, right = _decomposed(_thin_svd, root_up @ root_down.mT)
     # Householder's backward error. Equal factors with opposite signs leave this much, and it means nothing.
     floor = 64 * EPSILON * torch.linalg.matrix_norm(up) * torch.linalg.matrix_norm(down)
     values = torch.where(values > floor, values, 0.0)[:most]
@@ -266,6 +276,10 @@ def _factor_by_qr(up: Tensor, down: Tensor, products: Tensor) -> Factored:
     mix_down = inverse[:, None] * (left[:, :most].mT @ root_up)
     mix_up = (root_down.mT @ right[:most].mT) * inverse
     return Factored(values, mix_up, mix_down, products, True)
+
+
+def _thin_svd(matrix: Tensor) -> Any:
+    return torch.linalg.svd(matrix, full_matrices=False)
 
 
 def _block_sums(matrix: Tensor, ranks: Sequence[int]) -> Tensor:

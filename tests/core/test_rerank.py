@@ -15,7 +15,7 @@ import difflora
 from difflora.deltas import LowRank, Spec, Term
 from difflora.errors import DiffLoraError, FileError, PairError, RankError
 from difflora.lora import Lora
-from difflora.rerank import Energy, Factorisation, FixedRank, Knee, Ratio, rule_from_recipe
+from difflora.rerank import Energy, Factorisation, FixedRank, Knee, Ratio, _decomposed, rule_from_recipe
 from tests.lora_files import K, Q, dense, factors, write, write_pair
 
 OUT, IN, RANK = 96, 64, 16
@@ -394,3 +394,20 @@ def test_progress_counts_every_module_and_can_cancel(tmp_path: Path) -> None:
     fresh = difflora.subtract(difflora.load(a), difflora.load(b))
     with pytest.raises(Stop):
         difflora.rerank(fresh, FixedRank(1), progress=stop)
+
+
+def test_a_matrix_on_which_lapack_gives_up_is_decomposed_to_rounding():
+    """Found by fuzzing: the core of a module whose numbers lie 260 orders of magnitude apart."""
+    rows = [
+        [0.0, -4.94606914198118e-128, 3.3816850833620464e-115, -1.4795588035986947e-104, 8.886814104069033e-103],
+        [0.0, 1.5727631511260332e85, -1.0753164857080836e98, 4.704737235622338e108, -2.82585086309335e110],
+        [0.0, 0.0, 1.4761903557146754e111, -6.458645269280327e121, 3.879317248669966e123],
+        [0.0, 0.0, 0.0, 2.8257940144990235e132, -1.6972834092273813e134],
+        [0.0, 0.0, 0.0, 0.0, 1.0194554013694605e136],
+    ]
+    upper = torch.tensor(rows, dtype=torch.float64)
+    matrix = torch.zeros(8, 8, dtype=torch.float64)
+    matrix[3:, 3:] = upper + upper.triu(1).T
+    squares, vectors = _decomposed(torch.linalg.eigh, matrix[None])
+    rebuilt = vectors[0] * squares[0] @ vectors[0].T
+    assert (rebuilt - matrix).abs().max() <= 1e-14 * matrix.abs().max()

@@ -234,7 +234,7 @@ def _decomposed(decompose: Callable[[Tensor], Any], matrix: Tensor) -> Any:
     """What eigh or svd makes of a matrix. LAPACK gives up on some whose entries are a hundred orders of magnitude apart."""
     try:
         return decompose(matrix)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         size = matrix.abs()
         return decompose(torch.where(size > EPSILON**2 * size.amax((-2, -1), keepdim=True), matrix, 0.0))
 

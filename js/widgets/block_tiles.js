@@ -2,7 +2,7 @@
 /** The blocks of a model as numbered tiles, on Wan Block Toggle. The text names the blocks that are switched off. */
 import { Selection, SelectionError } from "../lib/selection.js";
 import { write } from "../lib/selection_writer.js";
-import { say } from "../lib/words.js";
+import { retellError, say } from "../lib/words.js";
 import { el, hideTip, keepKeys } from "./dom.js";
 import { paintable } from "./paint_surface.js";
 
@@ -88,7 +88,7 @@ export const blockTiles = (host) => {
     } catch (error) {
       if (!(error instanceof SelectionError)) throw error;
       off = new Map();
-      wrong = error.message;
+      wrong = retellError(error.message);
     }
     problem.textContent = wrong;
     problem.hidden = !wrong;

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import difflora.errors
 from tests import small_models
 from tests.nodes.locale_texts import LOCALES, english, inputs_of, own_nodes
 
@@ -56,7 +57,8 @@ def test_no_text_has_signs_that_the_page_would_read_as_code(language):
 
 
 def own_texts(language):
-    return texts({key: tree for key, tree in read(language, "main.json").items() if key != "diffloraSentences"})
+    own = read(language, "main.json")
+    return texts({key: tree for key, tree in own.items() if key not in ("diffloraSentences", "diffloraErrors")})
 
 
 def placeholders(text):
@@ -94,6 +96,64 @@ def test_what_nodes_say_is_translated(language):
     for text, other in translated.items():
         assert placeholders(other) == placeholders(text), text
         assert LETTERS[language].search(other) or not re.search("[A-Za-z]{3}", re.sub("alpha|size", "", text)), f"{text}: untranslated"
+
+
+# Their errors reach nobody on the page.
+COMMAND_LINE = {"cli.py", "old_script.py", "recipes.py", "wording.py"}
+
+
+def template(text):
+    """A text of the source as the locales have it: with {0}, {1} … for the values of an f-string."""
+    if isinstance(text, ast.Constant):
+        return text.value if isinstance(text.value, str) else None
+    if isinstance(text, ast.JoinedStr):
+        numbers = iter(range(100))
+        return "".join(part.value if isinstance(part, ast.Constant) else f"{{{next(numbers)}}}" for part in text.values)
+    return None
+
+
+def alternatives(text):
+    """What an error says: `one if … else other`, and `text + more * sometimes`, are two texts."""
+    if isinstance(text, ast.IfExp):
+        return alternatives(text.body) + alternatives(text.orelse)
+    if isinstance(text, ast.BinOp) and isinstance(text.op, ast.Add):
+        return alternatives(text.left)
+    return [text]
+
+
+def sources():
+    for file in sorted([*(ROOT / "difflora").glob("*.py"), *(ROOT / "nodes").glob("*.py")]):
+        yield file, list(ast.walk(ast.parse(file.read_text("utf-8"))))
+
+
+def errors():
+    """The template of every error that a node can raise, and where it is."""
+    kinds = {name for name, value in vars(difflora.errors).items() if isinstance(value, type)}
+    kinds |= {"PatternError", "error", "refuse"}
+    found = {}
+    for file, tree in sources():
+        for call in tree:
+            name = getattr(call.func, "attr", getattr(call.func, "id", "")) if isinstance(call, ast.Call) else ""
+            if name in kinds and call.args and file.name not in COMMAND_LINE:
+                found |= {template(text): f"{file.name}:{call.lineno}" for text in alternatives(call.args[0])}
+    # One that is hardly more than a value would be found in the errors of others too.
+    return {text: where for text, where in found.items() if text and len(re.findall("[A-Za-z]", without_values(text))) >= 8}
+
+
+def without_values(text):
+    return re.sub(r"\{\d+\}", "", text)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_errors_of_nodes_are_translated(language):
+    translated = read(language, "main.json")["diffloraErrors"]
+    assert {text: where for text, where in errors().items() if text not in translated} == {}, "not translated"
+    said = {template(node) for _, tree in sources() for node in tree}
+    longer = {text for text in translated if any(text != other and text.startswith(other) for other in errors())}
+    assert set(translated) - said - longer == set(), "translated, but nobody says it"
+    for text, other in translated.items():
+        assert set(placeholders(other)) <= set(placeholders(text)), text
+        assert LETTERS[language].search(other), f"{text}: untranslated"
 
 
 def test_what_nodes_say_reaches_the_page_as_sentences(comfy):

@@ -128,7 +128,9 @@ _DOTTED_PREFIX = re.compile(f"{_DOTTED}+")
 _FLAT_PREFIX = re.compile(r"lora_unet__?(?:diffusion_model[._])?|lycoris_|lora_transformer_|lora_prior_unet_")
 _TEXT_ENCODER = re.compile(
     r"(?:lora_te[0-9]?_|lora_prior_te_|lycoris_te[0-9]?_"
-    rf"|{_DOTTED}*(?:text_encoders?(?:_[0-9])?|te[0-9]?|text_model|cond_stage_model|conditioner\.embedders)\.)"
+    # Behind the name of the diffusion model, it is a part of that.
+    r"|(?:(?:base_model\.model|model|pipe|module|_orig_mod)\.)*"
+    r"(?:text_encoders?(?:_[0-9])?|te[0-9]?|text_model|cond_stage_model|conditioner\.embedders)\.)"
 )
 
 # What the last words of a key mean. These come with and without ".weight" behind them:

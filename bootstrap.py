@@ -2,7 +2,7 @@
 
     python bootstrap.py demo [--open]         a slider on a small Wan2.1, in a real ComfyUI: its sweep, plot and file
     python bootstrap.py full-size             the differential LoRA of a pair as large as Wan2.1-14B's, and its report
-    python bootstrap.py test [pytest args]    every check: ruff, mypy, node, pytest against a real ComfyUI
+    python bootstrap.py test [pytest args]    every check: ruff, mypy, node, tsc, pytest against a real ComfyUI
 
 Standard library only, Windows and Linux, Python 3.10 or newer. It makes a virtual environment `.venv` in the
 checkout and keeps ComfyUI in the user's cache folder; nothing else on the machine is changed. Stopped half-way, it
@@ -31,6 +31,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 # Says that the .venv is ours, and which requirement files it has in full. While pip works it lists none.
 STAMP = VENV / "differential-lora.json"
+JAVASCRIPT = ROOT / "tests/js"
 REQUIREMENTS = {"demo": (ROOT / "demo/requirements.txt",)}
 REQUIREMENTS["full-size"] = REQUIREMENTS["demo"]
 REQUIREMENTS["test"] = (*REQUIREMENTS["demo"], ROOT / "tests/requirements.txt")
@@ -125,15 +126,41 @@ def checks() -> dict[str, list[Path | str]]:
         "ruff": [PYTHON, "-m", "ruff", "check", "--quiet", "."],
         "mypy": [PYTHON, "-m", "mypy", "--no-error-summary"],
     }
-    node = shutil.which("node")
-    javascript = sorted((ROOT / "tests").rglob("*.test.mjs")) + sorted((ROOT / "tests").rglob("*.test.js"))
-    if node and javascript:
-        commands["node"] = [node, "--test", *javascript]
-    elif javascript and os.environ.get("DIFFLORA_REQUIRE_ALL"):
-        raise SetupError("DIFFLORA_REQUIRE_ALL is set, and there is no node to run the JavaScript tests")
-    elif javascript:
-        print("node: skipped, it is not installed")
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node:
+        commands["node"] = [node, "--test", *sorted(JAVASCRIPT.glob("*.test.mjs"))]
+    else:
+        absent("node", "it is not installed")
+    if not (node and npm):
+        absent("tsc", "npm is not installed")
+    elif problem := install_typescript(npm):
+        absent("tsc", problem)
+    else:
+        commands["tsc"] = [node, JAVASCRIPT / "node_modules/typescript/bin/tsc", "--noEmit", "--project", JAVASCRIPT]
     return commands
+
+
+def absent(check: str, reason: str) -> None:
+    if os.environ.get("DIFFLORA_REQUIRE_ALL"):
+        raise SetupError(f"DIFFLORA_REQUIRE_ALL is set, and {check} cannot run: {reason}")
+    print(f"{check}: skipped, {reason}")
+
+
+def install_typescript(npm: str) -> str:
+    """Make `tests/js/node_modules` hold what `tests/js/package.json` asks for. Returns what keeps it from that, if anything."""
+    wanted, stamp = JAVASCRIPT / "package.json", JAVASCRIPT / "node_modules/differential-lora.json"
+    if stamp.is_file() and stamp.read_text() == fingerprint((wanted,)):
+        return ""
+    # A lock file would hold the address of whichever registry is used here.
+    options = ("--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts")
+    with step("TypeScript"):
+        done = subprocess.run([npm, "install", *options], cwd=JAVASCRIPT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              encoding="utf-8", errors="replace")
+    if done.returncode:
+        print(done.stdout)
+        return "npm could not install TypeScript"
+    stamp.write_text(fingerprint((wanted,)))
+    return ""
 
 
 def passes(name: str, command: list[Path | str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from .errors import UnsupportedError
 from .mosaic import Label, fitted, grid_frames, grid_of
+from .video import Frame
 from .wording import Sentence
 
 MODES = ("side by side", "wipe", "difference")
@@ -30,14 +32,14 @@ def in_step(a: Clip, b: Clip) -> tuple[Clip, Clip, list[Sentence]]:
     return a, b, notes
 
 
-def compared(a: Clip, b: Clip, mode: str, amplify: float, names: tuple[str, str], font: Path | None) -> Clip:
+def compared(a: Clip, b: Clip, mode: str, amplify: float, names: tuple[str, str], font: Path | None) -> Iterator[Frame]:
     """The frames of a comparison. Both clips are of one size and length."""
     if mode == "difference":
-        return np.stack([difference(one, other, amplify) for one, other in zip(a, b, strict=True)])
+        return (difference(one, other, amplify) for one, other in zip(a, b, strict=True))
     if mode == "wipe":
-        return np.stack([wiped(a[i], b[i], wipe_position(i, len(a))) for i in range(len(a))])
+        return (wiped(a[i], b[i], wipe_position(i, len(a))) for i in range(len(a)))
     layout = grid_of(2, a.shape[2], a.shape[1], "row")
-    return np.stack(list(grid_frames(layout, [list(a), list(b)], [Label(names[0]), Label(names[1])], font)))
+    return grid_frames(layout, [list(a), list(b)], [Label(names[0]), Label(names[1])], font)
 
 
 def difference(a: NDArray[np.uint8], b: NDArray[np.uint8], amplify: float) -> NDArray[np.uint8]:

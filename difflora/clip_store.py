@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from .errors import FileError
 from .mosaic import fitting
-from .storage import shown
+from .storage import Progress, shown
 from .video import Frame, read_video, size_of, write_video
 
 # Unfinished folders of a process that was killed are this old, in seconds, when they go.
@@ -53,12 +53,15 @@ class StoredClip:
         """The frames at full size, as the encoder has left them."""
         return read_video(self.video, None if only is None else set(only), (self.about.width, self.about.height))
 
-    def cells(self, longest: int) -> NDArray[np.uint8]:
-        """(frames, height, width, 3): all frames, the longer side at most `longest`. Mapped, not read."""
+    def cells(self, longest: int, progress: Progress | None = None) -> NDArray[np.uint8]:
+        """(frames, height, width, 3): all frames, the longer side at most `longest`. Mapped, not read.
+
+        progress    called for every frame that has to be shrunk first; may raise to cancel
+        """
         width, height = fitting(self.about.width, self.about.height, longest)
         path = self.folder / _cells_name(width, height)
         if not path.exists():
-            _save(path, list(read_video(self.video, None, None)), width, height, self.about)
+            _save(path, read_video(self.video, None, None), width, height, self.about, progress)
         try:
             cells: NDArray[np.uint8] = np.load(path, mmap_mode="r")
         except (OSError, ValueError) as problem:
@@ -136,16 +139,20 @@ def _cells_name(width: int, height: int) -> str:
     return f"cells {width}x{height}.npy"
 
 
-def _save(path: Path, frames: list[Frame], width: int, height: int, about: About) -> None:
+def _save(
+    path: Path, frames: Iterable[Frame], width: int, height: int, about: About, progress: Progress | None
+) -> None:
     """Frames at another size than the one kept at first, from the encoded clip."""
     import torch
 
-    small = np.empty((len(frames), height, width, 3), np.uint8)
+    small = []
     for number, frame in enumerate(frames):
+        if progress:
+            progress(number, about.frames)
         picture = torch.from_numpy(frame[: about.height, : about.width].copy()).permute(2, 0, 1)[None].float()
         resized = torch.nn.functional.interpolate(picture, (height, width), mode="area")
-        small[number] = resized[0].permute(1, 2, 0).round().to(torch.uint8).numpy()
+        small.append(resized[0].permute(1, 2, 0).round().to(torch.uint8).numpy())
     making = path.with_suffix(f".{os.getpid()}.tmp")
     with making.open("wb") as file:
-        np.save(file, small)
+        np.save(file, np.stack(small))
     making.replace(path)

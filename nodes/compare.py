@@ -14,7 +14,7 @@ from ..difflora.wording import Sentence
 from .fonts import font_for
 from .inputs import one_of, within
 from .messages import report
-from .previews import embedded, player_of_sheet
+from .previews import embedded, player_of_sheet, reporting
 from .progress import progress_bar
 
 
@@ -65,7 +65,8 @@ class ABCompare(io.ComfyNode):
         labels = [Label(label_a), Label(label_b)]
         key = hashlib.sha256(one.tobytes() + other.tobytes()).hexdigest()
         player = player_of_sheet([one, other], labels, fps, key + label_a + label_b, embedded(cls.hidden), progress_bar())
-        images = compared(one, other, mode, amplify, (label_a, label_b), font_for(label_a, label_b))
+        frames = compared(one, other, mode, amplify, (label_a, label_b), font_for(label_a, label_b))
+        images = torch.from_numpy(np.stack(list(reporting(frames, len(one), progress_bar())))).float().div_(255)
         distance = np.abs(one.astype(np.int16) - other)
         lines = [
             Sentence("{0} frames of {1}×{2}", len(one), one.shape[2], one.shape[1]),
@@ -74,9 +75,7 @@ class ABCompare(io.ComfyNode):
             else Sentence("no difference at all"),
         ]
         shown = report("A/B", lines, notes) | player
-        return io.NodeOutput(
-            torch.from_numpy(images).float().div_(255), "\n".join([*lines, *notes]), ui={"difflora": [shown]}
-        )
+        return io.NodeOutput(images, "\n".join([*lines, *notes]), ui={"difflora": [shown]})
 
 
 def _pixels(images: torch.Tensor) -> np.ndarray:

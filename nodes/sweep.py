@@ -422,7 +422,7 @@ class SweepLayout(io.ComfyNode):
         sweep = Plan.of(run)
         clips = [_stored(key) for key in sweep.keys]
         labels = sweep.labels()
-        cells = [clip.cells(sweep.cell_size) for clip in clips]
+        cells = [clip.cells(sweep.cell_size, progress_bar()) for clip in clips]
         key = json.dumps([sweep.keys, cells[0].shape])
         player = player_of_sheet(cells, labels, sweep.fps, key, embedded(cls.hidden), progress_bar())
         height, width = cells[0].shape[1:3]

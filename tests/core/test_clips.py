@@ -172,6 +172,21 @@ class TestStore:
         assert store.get("a") is None
         assert self.add(store, "a").cells(48).shape == (3, 32, 48, 3)
 
+    def test_shrinking_to_another_size_can_be_cancelled_and_leaves_no_half_a_file(self, store):
+        clip = self.add(store, "a")
+        seen = []
+
+        def cancel(done, total):
+            seen.append((done, total))
+            if done == 1:
+                raise KeyboardInterrupt
+
+        before = sorted(clip.folder.iterdir())
+        with pytest.raises(KeyboardInterrupt):
+            clip.cells(24, cancel)
+        assert seen == [(0, 3), (1, 3)] and sorted(clip.folder.iterdir()) == before
+        assert clip.cells(24).shape == (3, 16, 24, 3)
+
     def test_the_longest_unused_goes_first_and_what_is_needed_stays(self, store):
         for age, key in enumerate(("new", "needed", "old", "used")):
             clip = self.add(store, key)

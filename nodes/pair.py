@@ -51,7 +51,8 @@ class LoadLora(io.ComfyNode):
     def fingerprint_inputs(cls, lora_name: str | None = None, **_):
         if lora_name is None:  # it comes from another node, and is not known yet
             return math.nan
-        return str(FileIdentity.of(listed_file("loras", lora_name)))
+        path = listed_file("loras", lora_name)
+        return str([FileIdentity.of(file) for file in (path, path.with_name("adapter_config.json")) if file.exists()])
 
     @classmethod
     def execute(cls, lora_name: str, ignore_unknown: bool = False) -> io.NodeOutput:
@@ -61,11 +62,12 @@ class LoadLora(io.ComfyNode):
 
 def _file_report(lora: FileLora) -> dict:
     alphas = sorted(set(lora.alphas.values()))
-    alpha = " to ".join(f"{value:g}" for value in {alphas[0]: 0, alphas[-1]: 0}) if alphas else ""
+    ends = [f"{value:g}" for value in alphas[:1] + alphas[-1:]]
+    alpha = Sentence("{0} to {1}", *ends) if len(alphas) > 1 else ends[0] if ends else Sentence("none stored (scale 1)")
     matrices, vectors = len(lora.matrices), len(lora) - len(lora.matrices)
     lines = [
         Sentence("{0}, {1} names", lora.base_model or Sentence("Base model not recognised"), lora.dialect),
-        Sentence("rank {0}, alpha {1}", lora.rank_text, alpha or Sentence("none stored (scale 1)")),
+        Sentence("rank {0}, alpha {1}", lora.rank_text, alpha),
         Sentence("{0} modules and {1} biases, norms or modulations", matrices, vectors)
         if vectors
         else Sentence("{0} modules", matrices),

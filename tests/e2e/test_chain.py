@@ -194,3 +194,21 @@ def test_a_difference_of_nothing_is_an_error_on_the_node_that_sees_it_first(comf
     with pytest.raises(NodeFailed, match="zero in every module") as failed:
         comfy.run(prompt)
     assert failed.value.node_id == "small"
+
+
+def test_an_adapter_config_that_appears_beside_a_file_is_looked_at(comfy):
+    folder = comfy.models("loras") / "adapter"
+    folder.mkdir()
+    weights = {"base_model.model.blocks.0.ffn.0.lora_A.weight": torch.randn(4, 256),
+               "base_model.model.blocks.0.ffn.0.lora_B.weight": torch.randn(512, 4)}
+    save_file(weights, folder / "adapter_model.safetensors")
+    prompt = {"a": {"class_type": "DiffLoraLoad", "inputs": {"lora_name": "adapter/adapter_model.safetensors"}},
+              "keep": {"class_type": "TestKeep", "inputs": {"value": ["a", 0]}}}
+    said = [line["text"] for line in message(comfy.run(prompt), "a")["report"]["lines"]]
+    assert "rank 4, alpha none stored (scale 1)" in said
+    assert comfy.run(prompt).executed == []
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8}))
+    result = comfy.run(prompt)
+    assert "a" in result.executed
+    said = [line["text"] for line in message(result, "a")["report"]["lines"]]
+    assert "rank 4, alpha 8" in said

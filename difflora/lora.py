@@ -121,7 +121,7 @@ class Lora(Mapping[str, Delta], ABC):
     @property
     def rank_text(self) -> str:
         ranks = sorted({self.specs[name].rank for name in self.matrices})
-        return "-" if not ranks else str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+        return "-" if not ranks else str(ranks[0]) if len(ranks) == 1 else Sentence("{0} to {1}", ranks[0], ranks[-1])
 
     @functools.cached_property
     def base_model(self) -> str | None:

@@ -11,7 +11,7 @@ from ..difflora.analysis import pair_warnings
 from ..difflora.checkpoints import Moment, Run, common_numbers, compare_runs, find_runs, pair_of_files, to_csv, to_text
 from ..difflora.errors import FileError
 from ..difflora.storage import FileIdentity, shown
-from ..difflora.wording import Sentence
+from ..difflora.wording import Sentence, joined
 from . import plots
 from .inputs import listed_file
 from .messages import report
@@ -95,7 +95,7 @@ class LoadCheckpoints(io.ComfyNode):
         one, other = _run(run_a), _run(run_b)
         steps = common_numbers(one, other)
         a, b = map(_load, pair_of_files(one, other, step, step_b))
-        numbers = ", ".join(str(each or "end") for each in steps)
+        numbers = joined([Sentence("{0}", each) if each else Sentence("the end") for each in steps], ", ")
         lines = [
             f"A: {a.name}",
             f"B: {b.name}",
@@ -137,8 +137,19 @@ class CompareCheckpoints(io.ComfyNode):
         moments = compare_runs(a, b, _load, progress_bar())
         picture = chart(moments, a.unit)
         text = to_text(moments, a.unit)
-        shown = ui.PreviewImage(picture, cls=cls).as_dict() | messages(report(Sentence("Steps"), text.splitlines()))
+        shown = ui.PreviewImage(picture, cls=cls).as_dict() | messages(
+            report(Sentence("Steps"), [_line(moment, a.unit) for moment in moments]))
         return io.NodeOutput(picture, text, to_csv(moments, a.unit), ui=shown)
+
+
+def _line(moment: Moment, unit: str) -> Sentence:
+    when = Sentence("the end")
+    if moment.number:
+        when = Sentence("epoch {0}", moment.number) if unit == "epoch" else Sentence("step {0}", moment.number)
+    sizes = (f"{size:.4g}" for size in (moment.norm_a, moment.norm_b, moment.norm))
+    line = Sentence("{0}: A {1}, B {2}, A − B {3}, cosine {4}, rank 4 keeps {5}", when, *sizes, f"{moment.cosine:.4f}",
+                    f"{moment.energy:.1%}")
+    return line if moment.direction is None else Sentence("{0}, direction {1}", line, f"{moment.direction:.4f}")
 
 
 def chart(moments: list[Moment], unit: str):

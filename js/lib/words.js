@@ -12,6 +12,8 @@ export const ENGLISH = {
   self: "Self",
   cross: "Cross",
   feedForward: "FFN",
+  selfAttention: "self attention",
+  crossAttention: "cross attention",
   early: "Early",
   middle: "Middle",
   late: "Late",

@@ -24,6 +24,13 @@ import { paintable } from "./paint_surface.js";
 
 const LABEL = 34;
 
+/** A group of columns as people call it, as far as there is room. @param {string} group @param {number} columns */
+const groupName = (group, columns) => {
+  if (columns > 2 && group === "self_attn") return say("selfAttention");
+  if (columns > 2 && group === "cross_attn") return say("crossAttention");
+  return group.replace("_attn", "");
+};
+
 /** @param {Host} host */
 export const blockGrid = (host) => {
   let model = Object.keys(MODELS)[0];
@@ -190,7 +197,7 @@ export const blockGrid = (host) => {
     const top = el("div", { role: "row", class: "row" });
     for (const { group, first, count: n } of groups) {
       if (!group) continue;
-      const made = header({ row: -2, column: first }, "columnheader", say("column", group), group.replace("_attn", n > 2 ? " attention" : ""), `grid-row: 1; grid-column: ${lineOf(first)} / span ${n}`);
+      const made = header({ row: -2, column: first }, "columnheader", say("column", group), groupName(group, n), `grid-row: 1; grid-column: ${lineOf(first)} / span ${n}`);
       made.classList.add("group");
       for (let column = first; column < first + n; column++) headers.set(`-2,${column}`, made);
       top.append(made);

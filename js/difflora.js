@@ -413,6 +413,7 @@ const label = (node) => {
   for (const widget of node.widgets ?? []) {
     const text = texts.inputs?.[widget.name]?.name;
     if (text && (!widget.label || widget.label === widget.name)) widget.label = text;
+    if (text && widget.element?.placeholder === widget.name) widget.element.placeholder = text;
   }
   for (const input of node.inputs ?? []) {
     const text = texts.inputs?.[input.name]?.name;

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -175,24 +175,40 @@ def moments_of(frames: int, wanted: int) -> list[int]:
     return sorted({round(last * index / max(1, wanted - 1)) for index in range(wanted)})
 
 
-def measure_clip(clip: StoredClip, moments: int) -> ClipNumbers:
-    """Measure a clip at some moments, spread evenly. Motion is that from each to the next frame."""
+def measure_clip(clip: StoredClip, moments: int, tick: Callable[[], None] = lambda: None) -> ClipNumbers:
+    """Measure a clip at some moments, spread evenly. Motion is that from each to the next frame.
+
+    tick    called between the steps of this; may raise to cancel
+    """
     numbers = moments_of(clip.about.frames, moments)
     needed = {number + step for number in numbers for step in (0, 1) if number + step < clip.about.frames}
-    read = dict(zip(sorted(needed), clip.frames(needed), strict=True))
+    read = {}
+    for number, frame in zip(sorted(needed), clip.frames(needed), strict=True):
+        read[number] = frame
+        tick()
     following = [read[number + 1] for number in numbers if number + 1 in read]
-    return measure_frames(_tensor([read[number] for number in numbers]), _tensor(following) if following else None)
+    return measure_frames(_tensor([read[number] for number in numbers]), _tensor(following) if following else None, tick)
 
 
-def measure_frames(frames: Tensor, following: Tensor | None = None) -> ClipNumbers:
+def measure_frames(
+    frames: Tensor, following: Tensor | None = None, tick: Callable[[], None] = lambda: None
+) -> ClipNumbers:
     """All measures of some frames. following: for each, the one behind it; without them, nothing moves."""
     grey = luma(frames)
     colours = cielab(frames)
     mean = colours.mean((0, 2, 3))
+
+    def mean_of(measure: Callable[[Tensor], float]) -> float:
+        total = 0.0
+        for number in range(len(grey)):
+            tick()
+            total += measure(grey[number : number + 1])
+        return total / len(grey)
+
     values = {
-        "edges": edge_density(grey),
-        "entropy": local_entropy(grey),
-        "sharpness": sharpness(grey),
+        "edges": mean_of(edge_density),
+        "entropy": mean_of(local_entropy),
+        "sharpness": mean_of(sharpness),
         "motion": 0.0 if following is None else motion(grey, luma(following)),
         "brightness": float(mean[0]),
         "saturation": float(colours[:, 1:].square().sum(1).sqrt().mean()),
@@ -309,16 +325,22 @@ def measure_sweeps(sweeps: Sequence[Sweep], moments: int = 12, progress: Progres
         )
     if len(common) < 2:
         raise UnsupportedError("sweep: there is but one strength in all sweeps. Give Strength Sweep more of them.")
+    done = 0
+
+    def tick() -> None:
+        if progress:
+            progress(done, len(sweeps) * len(common))
+
     rows = []
-    for number, sweep in enumerate(sweeps):
+    for sweep in sweeps:
         clips = dict(zip(sweep.strengths, sweep.clips, strict=True))
-        base = measure_clip(clips[baseline], moments)
+        base = measure_clip(clips[baseline], moments, tick)
         row = []
-        for index, strength in enumerate(common):
-            numbers = base if strength == baseline else measure_clip(clips[strength], moments)
+        for strength in common:
+            numbers = base if strength == baseline else measure_clip(clips[strength], moments, tick)
             row.append(numbers.values | compared(numbers, base))
-            if progress:
-                progress(number * len(common) + index + 1, len(sweeps) * len(common))
+            done += 1
+            tick()
         rows.append(row)
     values = {name: np.array([[numbers[name] for numbers in row] for row in rows]) for name in MEASURES}
     everything = set().union(*(sweep.strengths for sweep in sweeps))

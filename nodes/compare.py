@@ -10,6 +10,7 @@ from comfy_api.v0_0_2 import io
 
 from ..difflora.clip_pair import MODES, compared, in_step
 from ..difflora.mosaic import Label
+from ..difflora.storage import Progress
 from ..difflora.wording import Sentence
 from .fonts import font_for
 from .inputs import one_of, within
@@ -61,25 +62,37 @@ class ABCompare(io.ComfyNode):
         one_of("mode", mode, MODES)
         within(1, 64, amplify=amplify)
         within(1, 120, fps=fps)
-        one, other, notes = in_step(_pixels(a), _pixels(b))
+        progress = progress_bar()
+        one, other, notes = in_step(_pixels(a, progress), _pixels(b, progress))
         labels = [Label(label_a), Label(label_b)]
-        key = hashlib.sha256(one.tobytes() + other.tobytes()).hexdigest()
-        player = player_of_sheet([one, other], labels, fps, key + label_a + label_b, embedded(cls.hidden), progress_bar())
+        content = hashlib.sha256(repr(one.shape).encode())
+        for frame in reporting((*one, *other), 2 * len(one), progress):
+            content.update(frame)
+        key = content.hexdigest() + label_a + label_b
+        player = player_of_sheet([one, other], labels, fps, key, embedded(cls.hidden), progress)
         frames = compared(one, other, mode, amplify, (label_a, label_b), font_for(label_a, label_b))
-        images = torch.from_numpy(np.stack(list(reporting(frames, len(one), progress_bar())))).float().div_(255)
-        distance = np.abs(one.astype(np.int16) - other)
+        images = torch.from_numpy(np.stack(list(reporting(frames, len(one), progress)))).float().div_(255)
+        means, most = [], 0
+        for first, second in reporting(zip(one, other, strict=True), len(one), progress):
+            distance = np.abs(first.astype(np.int16) - second)
+            means.append(distance.mean())
+            most = max(most, int(distance.max()))
         lines = [
             Sentence("{0} frames of {1}×{2}", len(one), one.shape[2], one.shape[1]),
-            Sentence("difference: {0} of 255 on average, {1} at most", f"{distance.mean():.2f}", distance.max())
-            if distance.max()
+            Sentence("difference: {0} of 255 on average, {1} at most", f"{np.mean(means):.2f}", most)
+            if most
             else Sentence("no difference at all"),
         ]
         shown = report("A/B", lines, notes) | player
         return io.NodeOutput(images, "\n".join([*lines, *notes]), ui={"difflora": [shown]})
 
 
-def _pixels(images: torch.Tensor) -> np.ndarray:
-    return images[..., :3].mul(255).round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()
+def _pixels(images: torch.Tensor, progress: Progress) -> np.ndarray:
+    """(frames, height, width, 3) uint8."""
+    pixels = np.empty((*images.shape[:3], 3), np.uint8)
+    for number, image in enumerate(reporting(images, len(images), progress)):
+        pixels[number] = image[..., :3].mul(255).round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()
+    return pixels
 
 
 NODES = [ABCompare]

@@ -44,8 +44,11 @@ def player_of_sheet(
     path = _folder() / f"clips-{name}.mp4"
     if not path.exists():
         making = path.with_suffix(f".{os.getpid()}.tmp")
-        write_video(making, reporting(sheet_frames(cells, clips), count, progress), fps, metadata, **PREVIEW)
-        making.replace(path)
+        try:
+            write_video(making, reporting(sheet_frames(cells, clips), count, progress), fps, metadata, **PREVIEW)
+            making.replace(path)
+        finally:  # after a Cancel
+            making.unlink(missing_ok=True)
     boxes = [[*cells.corner(index), cells.width, cells.height] for index in range(len(clips))]
     return _player([path], [(0, box) for box in boxes], labels, fps, count)
 

@@ -128,8 +128,7 @@ _DOTTED_PREFIX = re.compile(f"{_DOTTED}+")
 _FLAT_PREFIX = re.compile(r"lora_unet__?(?:diffusion_model[._])?|lycoris_|lora_transformer_|lora_prior_unet_")
 _TEXT_ENCODER = re.compile(
     r"(?:lora_te[0-9]?_|lora_prior_te_|lycoris_te[0-9]?_"
-    # Behind the name of the diffusion model, it is a part of that.
-    r"|(?:(?:base_model\.model|model|pipe|module|_orig_mod)\.)*"
+    rf"|{_DOTTED}*(?:{_FLAT_PREFIX.pattern})?"
     r"(?:text_encoders?(?:_[0-9])?|te[0-9]?|text_model|cond_stage_model|conditioner\.embedders)\.)"
 )
 

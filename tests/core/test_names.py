@@ -358,10 +358,11 @@ def test_text_encoder_keys_are_set_apart():
     assert list(found.modules) == ["blocks.0.ffn.0"]
 
 
-def test_a_text_model_inside_the_diffusion_model_is_a_part_of_it():
-    """Found by fuzzing: what was read as a module of the model was written, and then taken for a text encoder's."""
-    key = "diffusion_model.text_model.encoder.fc1.lora_up.weight"
-    assert list(read_keys([key, "lora_unet_text_model.encoder.fc1.lora_down.weight"]).modules) == ["text_model.encoder.fc1"]
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "base_model.model.", "lora_unet_", "transformer.", "lycoris_", ""])
+def test_a_text_encoder_is_one_behind_every_prefix(prefix):
+    """Found by fuzzing: what was a module of the model behind one prefix was written behind another, and then left out."""
+    key = f"{prefix}text_model.encoder.fc1.lora_up.weight"
+    assert read_keys([key]).text_encoder == [key]
 
 
 @pytest.mark.parametrize(

@@ -220,13 +220,14 @@ class ComfyPage:
             accepted = self.run("async () => await app.queuePrompt(0, 1)")
         end = time.monotonic() + timeout
         while time.monotonic() < end:
+            running = self.server.running()  # before the history, which then has what ended meanwhile
             new = set(self.server.get("/history")) - before
             if new:
                 result = self.server.wait(new.pop(), timeout)
                 # The page hears of the end a little later than the history does.
                 self.page.wait_for_timeout(200)
                 return result
-            if accepted is False and not self.server.running():
+            if accepted is False and not running:
                 why = [self.run("() => JSON.stringify(app.lastNodeErrors ?? 'no node is to blame')"), *self.errors]
                 raise ComfyError("the page could not queue the prompt: " + "; ".join(why))
             self.page.wait_for_timeout(50)

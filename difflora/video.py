@@ -95,6 +95,23 @@ def read_video(path: Path, only: Collection[int] | None = None, size: tuple[int,
         raise FileError(f"{path.name}: this clip cannot be read ({problem}). Delete it; it is made again.") from problem
 
 
+def at_rate(path: Path, copy: Path, fps: float) -> None:
+    """Copy a clip so that it plays at this many frames a second. Nothing is encoded again."""
+    import av
+
+    with av.open(str(path)) as old, av.open(str(copy), "w", format="mp4", options={"movflags": "faststart"}) as new:
+        source = old.streams.video[0]
+        stream = new.add_stream_from_template(source)
+        slower = float(source.average_rate or fps) / fps
+        for packet in old.demux(source):
+            if packet.dts is None or packet.pts is None:
+                continue  # the end
+            packet.pts, packet.dts = round(packet.pts * slower), round(packet.dts * slower)
+            packet.duration = round((packet.duration or 0) * slower)
+            packet.stream = stream
+            new.mux(packet)
+
+
 def _to_yuv(frame: Any) -> Any:
     return frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
 

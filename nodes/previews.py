@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from ..difflora.clip_store import StoredClip
 from ..difflora.mosaic import Label, sheet_frames, sheet_of
 from ..difflora.storage import Progress
-from ..difflora.video import PREVIEW, Frame, write_video
+from ..difflora.video import PREVIEW, Frame, at_rate, write_video
 
 SUBFOLDER = "differential-lora"
 
@@ -57,9 +56,11 @@ def player_of_clips(clips: Sequence[StoredClip], labels: Sequence[Label], keys: 
     """Clips that have a video each: those that are there while others are still being made."""
     paths = []
     for clip, key in zip(clips, keys, strict=True):
-        paths.append(_folder() / f"clip-{key}.mp4")
+        paths.append(_folder() / f"clip-{key}-{fps:g}.mp4")
         if not paths[-1].exists():
-            shutil.copyfile(clip.video, paths[-1])
+            making = paths[-1].with_suffix(f".{os.getpid()}.tmp")
+            at_rate(clip.video, making, fps)
+            making.replace(paths[-1])
     boxes = [(index, [0, 0, clip.about.width, clip.about.height]) for index, clip in enumerate(clips)]
     return _player(paths, boxes, labels, fps, max(clip.about.frames for clip in clips))
 

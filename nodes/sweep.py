@@ -53,8 +53,7 @@ _PLANS_KEPT = 256  # more than one prompt has grids
 _finished: OrderedDict[str, Plan] = OrderedDict()
 _FINISHED_KEPT = 16
 _lost: list[str] = []
-# What each running prompt is already going to render, by key.
-_under_way: WeakKeyDictionary[Any, dict[str, Link]] = WeakKeyDictionary()
+_under_way: WeakKeyDictionary[Any, Ahead] = WeakKeyDictionary()  # by ComfyUI's object for a running prompt
 
 
 class StrengthSweep(io.ComfyNode):
@@ -173,16 +172,18 @@ class SweepGrid(io.ComfyNode):
         within(1, 120, fps=fps)
         within(-10, 10, baseline=baseline)
         dynprompt = cls.hidden.dynprompt
+        graph = GraphBuilder()  # before anything is awaited: its names come from what ComfyUI is running
         between = Between.find(images, dynprompt.get_node, _files)
         await _fingerprint(between, dynprompt)
         strengths = _strengths(between)
+        keys = between.keys(strengths)
+        ahead = _under_way.setdefault(dynprompt, Ahead())
         run = uuid.uuid4().hex
         plan = Plan(
-            strengths, between.keys(strengths), arrange, cell_size, fps, baseline, text, between.restless, run
+            strengths, keys, arrange, cell_size, fps, baseline, text, between.restless, run, cls.hidden.unique_id, ahead.prompt
         )
         plan.labels()  # what is wrong with the text is said now, not after the first clip
-        graph = GraphBuilder()
-        after = plan.add_cells(graph, between, cls.hidden.unique_id, _under_way.setdefault(dynprompt, {}))
+        after = plan.add_cells(graph, between, ahead)
         layout = graph.node("DiffLoraSweepLayout", "layout", run=plan.remember(), **after)
         layout.set_override_display_id(cls.hidden.unique_id)
         return io.NodeOutput(
@@ -216,6 +217,18 @@ def _strengths(between: Between) -> list[float]:
     )
 
 
+@dataclasses.dataclass(eq=False)
+class Ahead:
+    """What the grids of one running prompt are already going to render: key -> the link of its grid's last cell."""
+
+    prompt: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+    cells: dict[str, Link] = dataclasses.field(default_factory=dict)
+
+
+def _waiting(after: Link | None) -> dict[str, Link]:
+    return {"after": after} if after else {}
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """All that the nodes of one expanded sweep have to know."""
@@ -229,6 +242,8 @@ class Plan:
     text: str
     restless: list[str]
     run: str
+    grid: str
+    prompt: str
 
     def remember(self) -> str:
         """Keep the plan for the inner nodes, and return the name that they find it by."""
@@ -245,29 +260,30 @@ class Plan:
             raise InputError("run is none that Sweep Grid has begun. It puts this node in by itself.")
         return plan
 
-    def add_cells(
-        self, graph: GraphBuilder, between: Between, shown_on: str, under_way: dict[str, Link]
-    ) -> dict[str, Any]:
+    def add_cells(self, graph: GraphBuilder, between: Between, ahead: Ahead) -> dict[str, Any]:
         """Put a gate, a clone and a cell into the graph for each clip that is missing. Returns the last cell's link.
 
-        under_way   keys that another grid of the same prompt has begun to render -> the link of its last cell; it gets this
-                    one's keys, too
+        What another grid of the prompt has begun to render is waited for.
         """
         missing = {key: strength for key, strength in zip(self.keys, self.strengths, strict=True) if not store().get(key)}
-        others = next((under_way[key] for key in missing if key in under_way), None)
-        after: dict[str, Any] = {"after": others} if others else {}
-        missing = {key: strength for key, strength in missing.items() if not others or under_way.get(key) != others}
+        after: Link | None = None
+        for last in dict.fromkeys(tuple(ahead.cells[key]) for key in missing if key in ahead.cells):
+            # A gate that lets the end of one grid pass when another one has ended, too.
+            after = list(last) if after is None else graph.node(
+                "DiffLoraSweepGate", strength=after, run=self.run, after=list(last)).out(0)
+        missing = {key: strength for key, strength in missing.items() if key not in ahead.cells}
         fixed = between.clone_fixed(graph) if missing else {}
         for number, (key, strength) in enumerate(missing.items()):
             # The run is among the inputs: what a clone leaves in ComfyUI's cache is never asked for again.
-            gate = graph.node("DiffLoraSweepGate", f"{number}.gate", strength=strength, run=self.run, **after)
+            gate = graph.node("DiffLoraSweepGate", f"{number}.gate", strength=strength, run=self.run, **_waiting(after))
             pictures = between.clone(graph, str(number), fixed, gate.out(0))
             cell = graph.node("DiffLoraSweepCell", f"{number}.cell", images=pictures, key=key, run=self.run)
             for node in (gate, cell):
-                node.set_override_display_id(shown_on)
-            after = {"after": cell.out(0)}
-        under_way |= dict.fromkeys(missing, after.get("after"))
-        return after
+                node.set_override_display_id(self.grid)
+            after = cell.out(0)
+        if after:
+            ahead.cells |= dict.fromkeys(missing, after)
+        return _waiting(after)
 
     def labels(self) -> list[Label]:
         lines = self.text.splitlines() or [""]
@@ -294,6 +310,13 @@ class Plan:
                 self.fps,
             )
         return self.say(message | self._state(there))
+
+    def show_now(self) -> None:
+        """The same on the page, at once: the cell that has run is another grid's."""
+        context = get_executing_context()
+        told = {"node": self.grid, "display_node": self.grid, "output": {"difflora": [self.message_now()]}}
+        server = PromptServer.instance
+        server.send_sync("executed", told | {"prompt_id": context.prompt_id if context else None}, server.client_id)
 
     def _state(self, there: list[int]) -> dict[str, Any]:
         missing = [signed(strength) for index, strength in enumerate(self.strengths) if index not in there]
@@ -355,8 +378,9 @@ class SweepCell(io.ComfyNode):
             category="Differential LoRA/inner",
             description="A part of Sweep Grid, which puts it in by itself.",
             is_deprecated=True,
+            is_input_list=True,  # ComfyUI would call it once for each of several batches, and keep the last.
             inputs=[
-                io.Image.Input("images", tooltip="The clip."),
+                io.Image.Input("images", tooltip="The clip, in one batch or in several."),
                 io.String.Input("key", tooltip="The name of the clip in the store."),
                 io.String.Input("run", tooltip="Which run of the sweep this is."),
             ],
@@ -364,15 +388,25 @@ class SweepCell(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images: torch.Tensor, key: str, run: str) -> io.NodeOutput:
-        sweep = Plan.of(run)
-        one_of("key", key, sweep.keys)
-        about = About(len(images), images.shape[2], images.shape[1])
-        frames = reporting(map(_pixels, images), len(images), progress_bar())
-        store().add(key, frames, about, sweep.fps, sweep.cell_size)
+    def execute(cls, images: list[torch.Tensor], key: list[str], run: list[str]) -> io.NodeOutput:
+        sweep = Plan.of(run[0])
+        one_of("key", key[0], sweep.keys)
+        sizes = sorted({(batch.shape[2], batch.shape[1]) for batch in images})
+        if len(sizes) > 1:
+            raise UnsupportedError(
+                f"images: pictures of {' and '.join(f'{width}×{height}' for width, height in sizes)} cannot be one clip. "
+                "Give them one size first."
+            )
+        about = About(sum(map(len, images)), *sizes[0])
+        frames = reporting((_pixels(frame) for batch in images for frame in batch), about.frames, progress_bar())
+        store().add(key[0], frames, about, sweep.fps, sweep.cell_size)
         del frames  # It may still hold views of the pictures.
-        _let_go(images)
-        return io.NodeOutput(key, ui={"difflora": [sweep.message_now()]})
+        if len(images) == 1:
+            _let_go(images[0])
+        for other in list(_plans.values()):
+            if other is not sweep and other.prompt == sweep.prompt and key[0] in other.keys:
+                other.show_now()
+        return io.NodeOutput(key[0], ui={"difflora": [sweep.message_now()]})
 
 
 def _let_go(images: torch.Tensor) -> None:
@@ -431,7 +465,8 @@ class SweepLayout(io.ComfyNode):
         _finished[run] = sweep
         while len(_finished) > _FINISHED_KEPT:
             _finished.popitem(last=False)
-        store().prune(keep={key for plan in _finished.values() for key in plan.keys})
+        needed = [*_finished.values(), *(plan for plan in _plans.values() if plan.prompt == sweep.prompt)]
+        store().prune(keep={key for plan in needed for key in plan.keys})
         result = Sweep(tuple(sweep.strengths), tuple(clips), sweep.fps, sweep.baseline)
         return io.NodeOutput(picture, result, ui={"difflora": [sweep.finished(player)]})
 

@@ -23,7 +23,7 @@ from ..difflora.version import __version__
 from .inputs import found
 from .paths import inside
 
-SWEEP = "DiffLoraStrengthSweep"
+SWEEP, GRID = "DiffLoraStrengthSweep", "DiffLoraSweepGrid"
 MAX_NAME = 400  # characters; longer constants are prompts, not names of files
 
 Link = list[Any]
@@ -40,6 +40,8 @@ class WatchedFiles:
 
     def __init__(self) -> None:
         self._first: dict[Path, Facts] = {}
+        # For good: a file that is put back may have been read as the other one meanwhile.
+        self._changed: set[Path] = set()
 
     def look(self, prompt: Mapping[str, Any]) -> None:
         """Remember the files of a prompt: the first run may have no sweep in it, and leave loaders in the cache."""
@@ -49,16 +51,18 @@ class WatchedFiles:
 
     def facts(self, name: str) -> list[tuple[str, Facts, bool]]:
         """Every file that a constant of a prompt may mean, and whether it is no longer what it was."""
-        return [(path.name, facts := self._look(path), facts != self._first[path]) for path in _files_of(name)]
+        return [(path.name, self._look(path), path in self._changed) for path in _files_of(name)]
 
     @property
     def state(self) -> str:
         """Another text whenever a watched file is not as it was; empty as long as all are."""
-        return str(sorted((str(path), facts) for path, first in self._first.items() if (facts := _facts(path)) != first))
+        watched = list(self._first.items())  # while a prompt that arrives may add to it
+        return str(sorted((str(path), facts) for path, first in watched if (facts := _facts(path)) != first))
 
     def _look(self, path: Path) -> Facts:
         facts = _facts(path)
-        self._first.setdefault(path, facts)
+        if self._first.setdefault(path, facts) != facts:
+            self._changed.add(path)
         return facts
 
 
@@ -101,7 +105,7 @@ class Between:
 
     @classmethod
     def find(cls, images: Link, node_of: Callable[[str], Node], files: WatchedFiles) -> Between:
-        """Raises UnsupportedError where the pictures depend on no sweep, or on several."""
+        """Raises UnsupportedError where the pictures depend on no sweep, on several, or on another grid of this one."""
         nodes = _in_order(images[0], node_of)
         sweeps = [name for name, node in nodes.items() if node["class_type"] == SWEEP]
         if len(sweeps) != 1:
@@ -116,6 +120,8 @@ class Between:
         for name, node in nodes.items():
             if any(source in varying or source == sweeps[0] for _, source in _links(node)):
                 varying.add(name)
+        if any(nodes[name]["class_type"] == GRID for name in varying):
+            raise UnsupportedError("images: these pictures are those of another Sweep Grid. Wire it to what that one takes.")
         return cls(nodes, sweeps[0], frozenset(varying), images, files)
 
     def keys(self, strengths: Iterable[float]) -> list[str]:

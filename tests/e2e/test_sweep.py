@@ -287,7 +287,7 @@ class TestWhatIsDoneStaysDone:
         assert times(comfy.run(prompt), "sample") == 2
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("flags", [(), ("--cache-none",), ("--cache-lru", "20"), ("--cache-classic",)], ids=" ".join)
+    @pytest.mark.parametrize("flags", [(), ("--cache-none",), ("--cache-lru", "20"), ("--cache-classic",), ("--cache-ram", "2")], ids=" ".join)
     def test_in_every_cache_mode_after_kill_and_restart_too(self, start_comfy, flags):
         server = start_comfy(*flags)
         first = server.run(breakable("-2, 0", seed=17))
@@ -313,6 +313,88 @@ def breakable(strengths, **more):
     prompt["break"] = node("TestBreak", images=["decode", 0], number=["sweep", 0])
     prompt["grid"]["inputs"]["images"] = ["break", 0]
     return prompt
+
+
+def painted(strengths, frames, **more):
+    """The same without a model: clips of two greys, which may break."""
+    return {
+        "sweep": sweep(strengths),
+        "clip": node("TestClip", strength=["sweep", 0], frames=frames, width=64, height=64),
+        "break": node("TestBreak", images=["clip", 0], number=["sweep", 0]),
+        "grid": grid("break", **more),
+        "keep": node("TestSaveTensor", value=["grid", 0], name="grid"),
+    }
+
+
+def outputs_of_failed(comfy, prompt, at):
+    """What the history has of a prompt that broke at a strength."""
+    file = comfy.base / "output/break.txt"
+    file.write_text(f"raise {at}")
+    prompt_id = comfy.queue(prompt)
+    with pytest.raises(NodeFailed, match="broken at"):
+        comfy.wait(prompt_id)
+    file.unlink()
+    return comfy.get(f"/history/{prompt_id}")[prompt_id]["outputs"]
+
+
+class TestOtherWaysToWireIt:
+    def test_pictures_in_several_batches_are_one_clip(self, comfy):
+        prompt = painted("-1, 0, 1", frames=12)
+        prompt["batches"] = node("RebatchImages", images=["break", 0], batch_size=5)
+        prompt["grid"]["inputs"]["images"] = ["batches", 0]
+        result = comfy.run(prompt)
+        assert times(result, "clip") == 3
+        whole = pictures(comfy)
+        assert whole.shape[0] == 12
+        left = (whole[:, -40, 20] * 255).mean(-1)  # the counting half of the first clip
+        assert (left - (20 + 10 * torch.arange(12))).abs().max() <= 3
+
+    def test_pictures_of_two_sizes_are_no_clip(self, comfy):
+        prompt = painted("0, 1", frames=3)
+        prompt["two"] = node("TestTwoSizes", images=["break", 0])
+        prompt["grid"]["inputs"]["images"] = ["two", 0]
+        with pytest.raises(NodeFailed, match="32×64 and 64×64 cannot be one clip"):
+            comfy.run(prompt)
+
+    def test_grids_whose_strengths_overlap_render_each_once(self, comfy):
+        prompt = painted("1, 2", frames=7, baseline=1.0)
+        for name, strengths in (("b", "3, 4"), ("c", "1, 3, 5")):
+            other = painted(strengths, frames=7, baseline=float(strengths[0]))
+            other["clip"]["inputs"]["strength"] = other["break"]["inputs"]["number"] = [f"sweep {name}", 0]
+            other["break"]["inputs"]["images"] = [f"clip {name}", 0]
+            other["grid"]["inputs"]["images"] = [f"break {name}", 0]
+            prompt |= {f"{kind} {name}": other[kind] for kind in ("sweep", "clip", "break", "grid")}
+        result = comfy.run(prompt)
+        assert sum(name.split(".")[-1].startswith("clip") for name in result.executed) == 5
+        for name, count in (("grid", 2), ("grid b", 2), ("grid c", 3)):
+            raw = result.output(name)["difflora"][0]
+            assert len((json.loads(raw) if isinstance(raw, str) else raw)["player"]["clips"]) == count
+
+    def test_both_grids_of_a_sweep_that_broke_show_what_is_done(self, comfy):
+        prompt = painted("-1, 0, 1, 2", frames=6) | {"row": grid("break", arrange="row")}
+        outputs = outputs_of_failed(comfy, prompt, at=1.0)
+        for name in ("grid", "row"):
+            told = outputs[name]["difflora"][0]
+            assert told["report"]["lines"][0]["text"] == "2 of 4 strengths are there"
+            assert [clip["label"] for clip in told["player"]["clips"]] == ["−1", "0"]
+
+    def test_clips_of_another_speed_play_at_the_speed_that_is_set(self, comfy):
+        comfy.run(painted("-1, 0", frames=13))
+        outputs = outputs_of_failed(comfy, painted("-1, 0, 1, 2", frames=13, fps=8.0), at=2.0)
+        player = outputs["grid"]["difflora"][0]["player"]
+        assert player["fps"] == 8 and len(player["videos"]) == 3
+        for video in player["videos"]:
+            with av.open(str(comfy.base / "temp" / video["subfolder"] / video["filename"])) as file:
+                assert file.streams.video[0].average_rate == 8
+                assert [frame.time for frame in file.decode(video=0)] == pytest.approx([index / 8 for index in range(13)])
+
+    def test_a_grid_behind_a_grid_is_refused(self, comfy):
+        prompt = painted("-1, 0", frames=5)
+        prompt["again"] = node("TestBreak", images=["grid", 0], number=["sweep", 0])
+        prompt["outer"] = grid("again")
+        del prompt["keep"]
+        with pytest.raises(NodeFailed, match="another Sweep Grid"):
+            comfy.run(prompt)
 
 
 class TestErrors:

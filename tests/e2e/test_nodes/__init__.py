@@ -323,6 +323,22 @@ class TestMood:
         return (images,)
 
 
+class TestTwoSizes:
+    """Hands pictures on in two batches, of which the second is cut to half its width."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"images": ("IMAGE",)}}
+
+    RETURN_TYPES = ("IMAGE",)
+    OUTPUT_IS_LIST = (True,)
+    FUNCTION = "hand_on"
+    CATEGORY = "test"
+
+    def hand_on(self, images):
+        return ([images, images[:, :, : images.shape[2] // 2]],)
+
+
 class TestClip:
     """Frames that say what they are: the left half's grey is 20 + 10 · its number, the right half's 128 + 20 · strength."""
 
@@ -353,6 +369,7 @@ NODE_CLASS_MAPPINGS = {
     "TestRecord": TestRecord,
     "TestConditioning": TestConditioning,
     "TestMood": TestMood,
+    "TestTwoSizes": TestTwoSizes,
     "TestHash": TestHash,
     "TestKeep": TestKeep,
     "TestSaveParameters": TestSaveParameters,

@@ -30,6 +30,7 @@ from torch import Tensor
 from .errors import ExistsError, FileError, OutputError, TensorError, UnsupportedError
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+MAX_DIMENSIONS = 32  # the product of a hundred thousand sides takes minutes
 METADATA_KEY = "__metadata__"
 # Windows opens these as devices, whatever their extension and in every folder.
 WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", "CLOCK$"}
@@ -156,6 +157,8 @@ def _parse_header(name: str, raw: bytes, data_size: int, data_start: int) -> tup
             if code not in DTYPES:
                 raise UnsupportedError(f"{name}: {shown(key)} has the dtype {shown(code)}, which cannot be read.")
             dtype = DTYPES[code]
+            if len(shape) > MAX_DIMENSIONS:
+                raise FileError(f"{name}: {shown(key)} has {len(shape):,} dimensions, which no weight has: the file is damaged.")
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"{name}: the header's entry for {shown(key)} is damaged: {shown(value)}.") from error
         if end > data_size or end - begin != math.prod(shape) * dtype.itemsize:

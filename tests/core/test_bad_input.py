@@ -143,6 +143,15 @@ def test_damaged_header(change: Callable, word: str, pair: tuple[Path, Path], tm
     assert any(one in error for one in word.split("|")), error
 
 
+def test_a_shape_of_very_many_dimensions_is_refused_at_once(pair: tuple[Path, Path], tmp_path: Path,
+                                                            refused: Callable[..., str]) -> None:
+    """Their product has millions of digits."""
+    header(pair[0], lambda table: table[KEY].update(shape=[2**63 - 1] * 200_000))
+    started = time.monotonic()
+    assert "has 200,000 dimensions" in refused("inspect", pair[0])
+    assert time.monotonic() - started < 5
+
+
 def test_truncated_anywhere(pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
     raw = pair[0].read_bytes()
     for size in (7, 8, 9, 100, len(raw) // 2, len(raw) - 1):

@@ -212,3 +212,20 @@ def test_an_adapter_config_that_appears_beside_a_file_is_looked_at(comfy):
     assert "a" in result.executed
     said = [line["text"] for line in message(result, "a")["report"]["lines"]]
     assert "rank 4, alpha 8" in said
+
+
+def test_the_empty_text_is_what_comfyuis_own_encoding_of_nothing_is(comfy):
+    prompt = {
+        "encoder": {"class_type": "TestEncoder", "inputs": {}},
+        "empty": {"class_type": "DiffLoraEmptyText", "inputs": {"clip": ["encoder", 0]}},
+        "core": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["encoder", 0], "text": ""}},
+        "words": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["encoder", 0], "text": "words"}},
+    }
+    for kind in ("prompt_embeds", "negative_prompt_embeds"):
+        prompt[kind] = {"class_type": "TestEmbeds", "inputs": {"embeds": ["empty", 1], "kind": kind}}
+    for name in ("empty", "core", "words", "prompt_embeds", "negative_prompt_embeds"):
+        prompt[f"hash {name}"] = {"class_type": "TestHash", "inputs": {"value": [name, 0]}}
+    result = comfy.run(prompt)
+    empty, core, words, *embeds = (json.loads(result.output(name)["text"][0]) for name in prompt if name.startswith("hash"))
+    assert empty == core and embeds == [core, core] and core["finite"]
+    assert words["sha256"] != core["sha256"]

@@ -66,6 +66,49 @@ class TestHash:
         return {"ui": {"text": [json.dumps(facts)]}}
 
 
+class TestEncoder:
+    """A text encoder of ComfyUI's with random weights: SD1's, the one whose tokenizer comes with ComfyUI."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    RETURN_TYPES = ("CLIP",)
+    FUNCTION = "make"
+    CATEGORY = "test"
+
+    def make(self):
+        from comfy import sd, sd1_clip
+
+        class Target:
+            params = {}
+            clip = sd1_clip.SD1ClipModel
+            tokenizer = sd1_clip.SD1Tokenizer
+
+        encoder = sd.CLIP(Target)
+        random = torch.Generator().manual_seed(0)
+        for parameter in encoder.cond_stage_model.parameters():
+            values = torch.randn(parameter.shape, generator=random) * 0.02
+            parameter.data = values.to(parameter.device, parameter.dtype)
+        return (encoder,)
+
+
+class TestEmbeds:
+    """The prompt or the negative prompt of WanVideoWrapper's text embeds, as CONDITIONING."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"embeds": ("WANVIDEOTEXTEMBEDS",), "kind": (["prompt_embeds", "negative_prompt_embeds"],)}}
+
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "convert"
+    CATEGORY = "test"
+
+    def convert(self, embeds, kind):
+        [one] = embeds[kind]
+        return ([[one[None], {}]],)
+
+
 class TestShow:
     """Shows a value that JSON can hold, such as the wrapper's list of LoRAs."""
 
@@ -368,6 +411,8 @@ NODE_CLASS_MAPPINGS = {
     "TestBreak": TestBreak,
     "TestRecord": TestRecord,
     "TestConditioning": TestConditioning,
+    "TestEmbeds": TestEmbeds,
+    "TestEncoder": TestEncoder,
     "TestMood": TestMood,
     "TestTwoSizes": TestTwoSizes,
     "TestHash": TestHash,

@@ -11,8 +11,9 @@ import hashlib
 import json
 import math
 import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -23,7 +24,7 @@ from torch import Tensor
 from . import forms, names
 from .deltas import Delta, Dense, LowRank, Spec, Term, Vector, add, zero
 from .errors import FileError, PairError, TensorError, UnsupportedError
-from .patterns import Pattern, PatternError
+from .patterns import MAX_LENGTH, Pattern, PatternError
 from .selection import Selection
 from .storage import CODES, FLOATS, Header, check_finite, file_sha256, read_header, read_tensors, shown
 from .wording import Sentence
@@ -457,6 +458,7 @@ class _AdapterConfig:
     def __init__(self, config: Mapping[str, Any], name: str = "", beside: bool = False, rivals: int = 0):
         used = self.USED_BY_FORMS if config.get("peft_type") in ("LOHA", "LOKR") else self.USED
         self.config = {key: config[key] for key in used if key in config}
+        self._tables: dict[str, _Patterns] = {}
         self.name = name
         self.beside = beside and bool(self.config)
         self.rivals = rivals
@@ -518,22 +520,12 @@ class _AdapterConfig:
 
     def _pattern(self, name: str, module: str, parts: Mapping[str, str], default: object) -> object:
         """The value for a module whose name ends in a pattern; PEFT's patterns are of the names that the file has."""
-        patterns = self.config.get(name) or {}
-        if isinstance(patterns, str):
-            patterns = _json(patterns, f"{self.name}: {name}")
-        if isinstance(patterns, dict):
-            spellings = {module, *(names.spelled(key) for key in parts.values())}
-            for pattern, value in patterns.items():
-                if any(spelled == pattern or spelled.endswith("." + pattern) for spelled in spellings):
-                    return value
-                try:
-                    regular = Pattern(f"^(.*\\.)?({pattern})$")
-                except PatternError as error:
-                    raise FileError(f"{self.name}: the pattern {shown(pattern)} in {name} cannot be read ({error}), so the "
-                                    "LoRA's scale is unknown.") from error
-                if any(map(regular.found_in, spellings)):
-                    return value
-        return default
+        if name not in self._tables:
+            patterns = self.config.get(name) or {}
+            if isinstance(patterns, str):
+                patterns = _json(patterns, f"{self.name}: {name}")
+            self._tables[name] = _Patterns(patterns if isinstance(patterns, dict) else {}, self.name, name)
+        return self._tables[name].value({module, *(names.spelled(key) for key in parts.values())}, default)
 
     def _number(self, value: object, what: str = "lora_alpha") -> float:
         try:
@@ -543,6 +535,77 @@ class _AdapterConfig:
         if not math.isfinite(number):
             raise FileError(f"{self.name}: {what} is {number}.")
         return number
+
+
+class _Patterns:
+    r"""Values for the modules whose names end in a pattern; the first pattern that fits counts.
+
+    Fits as in PEFT, ``re.match(rf"(.*\.)?({pattern})$", name)``, where a plain name such as ``self_attn.q`` has no other
+    character for its dot. Plain names are looked up; the others are tried one by one, within a limit, because a file may
+    have any number of them and of modules.
+
+    table   pattern -> value
+    file, name   what the table is called in errors
+    """
+
+    MOST = 10_000
+    MOST_REGULAR = 100  # patterns that are no plain names
+    MOST_STEPS = 20_000_000  # characters times states of the patterns tried on them: some seconds
+    PLAIN = re.compile(r"\^?[\w.-]+")
+
+    def __init__(self, table: Mapping[str, object], file: str, name: str):
+        self.table, self.file, self.name = list(table.items()), file, name
+        self.plain: dict[str, int] = {}  # name, with ^ before it if nothing may stand there -> place in the table
+        self.regular: list[int] = []
+        self.compiled: dict[int, Pattern] = {}
+        self.steps = 0
+        for place, pattern in enumerate(table):
+            plain = pattern.removesuffix("$").replace("\\.", ".")
+            if len(pattern) <= MAX_LENGTH:
+                self.plain.setdefault(pattern, place)
+            if len(pattern) <= MAX_LENGTH and self.PLAIN.fullmatch(plain):
+                self.plain.setdefault(plain, place)
+            else:
+                self.regular.append(place)
+        if len(table) > self.MOST or len(self.regular) > self.MOST_REGULAR:
+            raise self._too_many()
+
+    def value(self, spellings: Collection[str], default: object) -> object:
+        """Of a module, by the ways to spell its name."""
+        found = [self.plain[end] for spelled in spellings for end in _ends(spelled) if end in self.plain]
+        place = min(found, default=len(self.table))
+        for other in self.regular:
+            if other > place:
+                break
+            if any(self._fits(other, spelled) for spelled in spellings):
+                place = other
+        return self.table[place][1] if place < len(self.table) else default
+
+    def _fits(self, place: int, spelled: str) -> bool:
+        if place not in self.compiled:
+            pattern = self.table[place][0]
+            try:
+                self.compiled[place] = Pattern(f"^(.*\\.)?({pattern})$")
+            except PatternError as error:
+                raise FileError(f"{self.file}: the pattern {shown(pattern)} in {self.name} cannot be read ({error}), so the "
+                                "LoRA's scale is unknown.") from error
+        self.steps += self.compiled[place].size * (len(spelled) + 1)
+        if self.steps > self.MOST_STEPS:
+            raise self._too_many()
+        return self.compiled[place].found_in(spelled)
+
+    def _too_many(self) -> FileError:
+        return FileError(f"{self.file}: {self.name} has more patterns than can be tried on every module, so the LoRA's scale is "
+                         "unknown.")
+
+
+def _ends(name: str) -> Iterator[str]:
+    """A module's name, and what stands behind each of its dots, as far as a pattern is long."""
+    yield name
+    yield "^" + name
+    at = len(name)
+    while (at := name.rfind(".", 0, at)) >= 0 and len(name) - at - 1 <= MAX_LENGTH:
+        yield name[at + 1 :]
 
 
 def _json(text: str, what: str) -> Any:
@@ -573,9 +636,9 @@ class CombinedLora(Lora):
         if len(loras) == 1:
             self.metadata = loras[0].metadata
         everything = sorted({name: None for lora in loras for name in lora}, key=names.model_order)
-        common = [name for name in everything if all(name in lora for lora in loras)]
-        self.one_sided = {name: tuple(i for i, lora in enumerate(loras) if name in lora)
-                          for name in everything if name not in set(common)}
+        having = {name: tuple(i for i, lora in enumerate(loras) if name in lora) for name in everything}
+        self.one_sided = {name: sides for name, sides in having.items() if len(sides) < len(loras)}
+        common = [name for name in everything if name not in self.one_sided]
         self._check(loras, everything, common)
         self.specs = {name: self._spec(name, loras) for name in (common if unmatched == "drop" else everything)}
 

@@ -199,6 +199,7 @@ class Pattern:
         self.source = source
         self._states: list[_State] = [("end", (), "", 0, 0)]
         self._start = self._build(tree, 0)
+        self.size = len(self._states)
 
     def _add(self, kind: str, then: int, other: int = 0, *, ranges: _Ranges = (), sign: str = "") -> int:
         if len(self._states) >= MAX_STATES:
@@ -229,7 +230,10 @@ class Pattern:
             for _ in range(node.high - node.low):
                 then = self._add("fork", self._build(part, then), end)
         for _ in range(node.low):
-            then = self._build(part, then)
+            first = self._build(part, then)
+            if first == then:  # an empty group: no number of them adds a state
+                break
+            then = first
         return then
 
     def found_in(self, text: str) -> bool:

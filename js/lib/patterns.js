@@ -234,7 +234,11 @@ export class Pattern {
       const end = then;
       for (let n = node.low; n < node.high; n++) then = this.add("fork", this.build(node.part, then), end);
     }
-    for (let n = 0; n < node.low; n++) then = this.build(node.part, then);
+    for (let n = 0; n < node.low; n++) {
+      const first = this.build(node.part, then);
+      if (first === then) break; // an empty group: no number of them adds a state
+      then = first;
+    }
     return then;
   }
 

@@ -2,6 +2,9 @@
 
 import builtins
 import json
+import re
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import difflora
-from difflora.deltas import LowRank, Spec, Term, Vector, add, zero
-from difflora.errors import DiffLoraError, PairError, SelectionError, TensorError
-from difflora.lora import Lora, batches
+from difflora.deltas import Delta, LowRank, Spec, Term, Vector, add, zero
+from difflora.errors import DiffLoraError, FileError, PairError, SelectionError, TensorError
+from difflora.lora import CombinedLora, FileLora, Lora, batches
 from tests.lora_files import FFN, K, Q, dense, factors, kohya, write, write_pair
 
 
@@ -101,6 +104,69 @@ def test_peft_keeps_its_scale_outside_the_tensors(where: str, config: dict, scal
         metadata = {}
     lora = difflora.load(spelled(tmp_path / "adapter_model.safetensors", "peft", **metadata))
     same(values(lora), {Q: scale * dense((UP, DOWN, None))})
+
+
+@pytest.mark.parametrize(("pattern", "fits"), [
+    ("q", True), ("attn.q", False), ("self_attn.q", True), ("self_attn.q$", True), ("^self_attn.q", False), (f"^{Q}", True),
+    (f"^{Q}$", True), (Q.replace(".", "\\."), True), ("self_attn.[qk]", True), ("blocks.[1-9].*", False), ("k|q", True),
+    (r"(blocks\.\d\.)?self_attn\.\w", True), ("", False),
+])
+def test_patterns_fit_as_in_peft(pattern: str, fits: bool, tmp_path: Path) -> None:
+    assert bool(re.match(rf"(.*\.)?({pattern})$", Q)) == fits
+    config = json.dumps({"lora_alpha": 8, "alpha_pattern": {pattern: 4, ".*": 2}})
+    lora = difflora.load(spelled(tmp_path / "a.safetensors", "peft", adapter_config=config))
+    assert lora.scales == {Q: 1.0 if fits else 0.5}
+
+
+def many_modules(path: Path, count: int) -> Path:
+    return write(path, {f"blocks.{place}.self_attn.q": factors(2, 2, 1, alpha=None) for place in range(count)})
+
+
+def load_with_patterns(path: Path, patterns: dict[str, float]) -> Lora:
+    started = time.monotonic()
+    try:
+        return difflora.load(path, adapter_config={"lora_alpha": 8, "alpha_pattern": patterns})
+    finally:
+        assert time.monotonic() - started < 30
+
+
+def test_a_thousand_patterns_take_no_time(tmp_path: Path) -> None:
+    path = many_modules(tmp_path / "a.safetensors", 400)
+    started = time.monotonic()
+    lora = load_with_patterns(path, {f"blocks\\.{place}.self_attn.q": place + 1 for place in range(100, 1100)})
+    assert time.monotonic() - started < 3
+    assert [lora.scales[f"blocks.{place}.self_attn.q"] for place in (0, 99, 100, 399)] == [8, 8, 101, 400]
+
+
+@pytest.mark.parametrize("patterns", [
+    {f"x{place}": 1 for place in range(10_001)},
+    {f"x{place}|y": 1 for place in range(101)},
+    {"(x?){150}" + "|y" * place: 1 for place in range(100)},
+], ids=["many", "regular", "slow"])
+def test_more_patterns_than_can_be_tried_are_refused_soon(patterns: dict[str, float], tmp_path: Path) -> None:
+    path = many_modules(tmp_path / "a.safetensors", 400)
+    with pytest.raises(FileError, match="alpha_pattern has more patterns than can be tried"):
+        load_with_patterns(path, patterns)
+
+
+def test_counts_of_nothing_take_no_time(tmp_path: Path) -> None:
+    assert load_with_patterns(many_modules(tmp_path / "a.safetensors", 1), {"((((){999}){999}){999}){999}q": 4})
+
+
+def test_a_sum_of_many_modules_takes_no_time() -> None:
+    class Many(Lora):
+        specs = {f"x.{place}": Spec((2, 2), (1,)) for place in range(20_000)}  # noqa: RUF012
+        parents = ()
+
+        def read(self, modules: Sequence[str]) -> dict[str, Delta]:
+            raise NotImplementedError
+
+        def describe(self, sha256: Callable[[FileLora], str]) -> dict[str, object]:
+            raise NotImplementedError
+
+    started = time.monotonic()
+    assert not CombinedLora([(1.0, Many()), (-1.0, Many())]).one_sided
+    assert time.monotonic() - started < 3
 
 
 def test_a_configuration_in_a_folder_of_many_loras_is_somebody_elses(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -19,62 +19,96 @@ from .deltas import Delta, Dense, LowRank, Spec, Term, Vector
 from .errors import FileError, PairError
 from .forms import thin
 from .lora import LARGEST_WEIGHT, SMALL_SIDE, FileLora, Lora, Recipe
-from .names import model_order
+from .names import model_order, read_keys
 from .storage import CODES, FLOATS, Header, file_sha256, read_header, read_tensors, shown
 from .wording import Sentence
 
-_PREFIX = re.compile(r"^(?:model\.)?diffusion_model\.|^model\.(?=blocks\.|double_blocks\.|transformer_blocks\.)")
+_MODEL = re.compile(r"^(?:model\.)?diffusion_model\.")
+# What a quantised checkpoint holds beside a weight: no weights of the model themselves.
+_SCALE = re.compile(r"(?:^|\.)(?:scale_weight|weight_scale|weight_scale_2|scale_input|input_scale|scaled_fp8)$")
 
 
 class Checkpoint:
-    """The weights of a model, by their names without a prefix, in one file or in shards.
+    """The weights of a model, in one file or in shards, by the names that a LoRA's modules have.
 
-    raises  FileError if there is no such file, or two shards have the same weight
+    In a full checkpoint, which has a VAE and a text encoder too, those of the diffusion model count.
+
+    name     what to call it in messages and recipes
+    ignored  keys of weights that are not the diffusion model's
+    whole    keys of weights that are stored as whole numbers, which cannot be read here
+    raises   FileError if there is no such file, or two shards have the same weight
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
-        files = sorted(self.path.glob("*.safetensors")) if self.path.is_dir() else [self.path]
-        if not files:
-            raise FileError(f"{self.path}: no .safetensors file in this folder.")
+    def __init__(self, files: Sequence[Path], name: str):
+        self.name = name
         self.headers: list[Header] = [read_header(file) for file in files]
-        self._at: dict[str, tuple[Header, str]] = {}
+        self._header_of: dict[str, Header] = {}
         for header in self.headers:
             for key, entry in header.entries.items():
-                name = _PREFIX.sub("", key)
-                if CODES[entry.dtype] not in FLOATS:
-                    continue
-                if name in self._at:
-                    raise FileError(f"{self.path.name}: {shown(key)} is in {self._at[name][0].path.name} and in "
+                if key in self._header_of and not _SCALE.search(key):
+                    raise FileError(f"{self.name}: {shown(key)} is in {self._header_of[key].path.name} and in "
                                     f"{header.path.name}. Is this the folder of one model?")
                 if math.prod(entry.shape) > LARGEST_WEIGHT:
-                    raise FileError(f"{self.path.name}: {shown(key)} has the shape {entry.shape}: no model has such a large "
+                    raise FileError(f"{self.name}: {shown(key)} has the shape {entry.shape}: no model has such a large "
                                     "weight, so the file is damaged.")
-                self._at[name] = header, key
+                self._header_of[key] = header
+        weights = [key for key in self._header_of if not _SCALE.search(key)]
+        model = [key for key in weights if _MODEL.match(key)] or weights
+        floats = [key for key in model if self._dtype(key) in FLOATS]
+        spelled = {_as_in_a_lora(key): key for key in floats}
+        self.keys = {module + ".bias" * (part == "bias"): spelled[key]
+                     for module, parts in read_keys(spelled).modules.items() for part, key in parts.items()}
+        known = set(self.keys.values())
+        self.ignored = [key for key in weights if self._dtype(key) in FLOATS and key not in known]
+        self.whole = [key for key in model if self._dtype(key) not in FLOATS and key.endswith(".weight")]
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._at
+    @classmethod
+    def at(cls, path: str | os.PathLike[str]) -> Checkpoint:
+        """One file, or all files of a folder."""
+        path = Path(os.path.abspath(path))
+        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        if not files:
+            raise FileError(f"{path}: no .safetensors file in this folder.")
+        return cls(files, path.name)
 
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: header.entries[key].shape for name, (header, key) in self._at.items()}
+    def _dtype(self, key: str) -> str:
+        return CODES[self._header_of[key].entries[key].dtype]
 
-    def read(self, name: str) -> Tensor:
+    def shape(self, module: str) -> tuple[int, ...]:
+        key = self.keys[module]
+        return self._header_of[key].entries[key].shape
+
+    def read(self, module: str) -> Tensor:
         """A weight as float32, with the scale of a scaled fp8 checkpoint in it."""
-        header, key = self._at[name]
-        tensor = read_tensors(header, [key])[key].float()
-        for scale in (name.removesuffix(".weight") + ".scale_weight", name + "_scale"):
-            if name.endswith(".weight") and scale in self:
-                factor = self.read(scale)
+        key = self.keys[module]
+        tensor = self._tensor(key)
+        for scale in (key.removesuffix(".weight") + ".scale_weight", key + "_scale"):
+            if key.endswith(".weight") and scale in self._header_of:
+                factor = self._tensor(scale)
                 if factor.numel() not in (1, *tensor.shape[:1]):
-                    raise FileError(f"{self.path.name}: {shown(name)} of shape {tuple(tensor.shape)} has a scale of shape "
+                    raise FileError(f"{self.name}: {shown(key)} of shape {tuple(tensor.shape)} has a scale of shape "
                                     f"{tuple(factor.shape)}: one for all or one for each row was expected.")
                 tensor = tensor * factor.reshape(-1, *(1 for _ in tensor.shape[1:]))
         return tensor
 
+    def _tensor(self, key: str) -> Tensor:
+        return read_tensors(self._header_of[key], [key])[key].float()
+
+    @property
+    def paths(self) -> list[Path]:
+        return [header.path for header in self.headers]
+
     @property
     def sha256(self) -> list[str]:
         return [file_sha256(header.identity) for header in self.headers]
+
+
+def _as_in_a_lora(key: str) -> str:
+    """The key that a LoRA file would have for the change of this weight."""
+    for ending, part in ((".weight", ".diff"), (".bias", ".diff_b")):
+        if key.endswith(ending):
+            return key.removesuffix(ending) + part
+    return key + ".diff"
 
 
 class CheckpointDifference(Lora):
@@ -86,22 +120,23 @@ class CheckpointDifference(Lora):
 
     def __init__(self, base: Checkpoint, tuned: Checkpoint):
         self.base, self.tuned = base, tuned
-        before, after = base.shapes, tuned.shapes
-        both = [name for name in after if name in before and "scale_weight" not in name
-                and not name.endswith((".weight_scale", "scaled_fp8"))]
-        for name in both:
-            if before[name] != after[name]:
-                raise PairError(f"{shown(name)} has shape {before[name]} in {base.path.name} but {after[name]} in "
-                                f"{tuned.path.name}: one is not a fine-tune of the other.")
+        both = sorted(base.keys.keys() & tuned.keys.keys(), key=model_order)
+        for module in both:
+            if base.shape(module) != tuned.shape(module):
+                raise PairError(f"{shown(tuned.keys[module])} has shape {base.shape(module)} in {base.name} but "
+                                f"{tuned.shape(module)} in {tuned.name}: one is not a fine-tune of the other.")
         if not both:
-            raise PairError(f"{base.path.name} and {tuned.path.name} have no weight in common: different models.")
-        only = [name for name in after if name not in before]
-        if only:
-            self.warnings = (Sentence("{0} weights are in {1} only and were left out: {2} …", len(only), tuned.path.name,
-                                      shown(only[0])),)
-        self._weights = {name.removesuffix(".weight"): name for name in both}
-        self.specs = {module: _spec(after[self._weights[module]], module)
-                      for module in sorted(self._weights, key=model_order)}
+            if whole := next((model.name for model in (tuned, base) if model.whole), None):
+                raise PairError(f"{whole}: its weights are stored as whole numbers, which cannot be read. Use a float or fp8 "
+                                "checkpoint.")
+            raise PairError(f"{base.name} and {tuned.name} have no weight in common: different models.")
+        self.warnings = tuple(_left_out(base, tuned))
+        self.specs = {module: _spec(tuned.shape(module), module) for module in both}
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files of both."""
+        return [*self.base.paths, *self.tuned.paths]
 
     @property
     def parents(self) -> tuple[Lora, ...]:
@@ -109,14 +144,14 @@ class CheckpointDifference(Lora):
 
     def describe(self, sha256: Callable[[FileLora], str]) -> Recipe:
         sides = (("base", self.base), ("tuned", self.tuned))
-        return {"op": "extract"} | {side: {"file": model.path.name, "sha256": model.sha256} for side, model in sides}
+        return {"op": "extract"} | {side: {"file": model.name, "sha256": model.sha256} for side, model in sides}
 
     def read(self, modules: Sequence[str]) -> dict[str, Delta]:
         return {module: self._read(module) for module in modules}
 
     def _read(self, module: str) -> Delta:
-        name, spec = self._weights[module], self.specs[module]
-        change = self.tuned.read(name) - self.base.read(name)
+        spec = self.specs[module]
+        change = self.tuned.read(module) - self.base.read(module)
         if spec.is_vector:
             return Vector(change)
         if spec.dense:
@@ -126,8 +161,21 @@ class CheckpointDifference(Lora):
 
     def check_finite(self, module: str) -> None:
         for model in (self.base, self.tuned):
-            if not bool(torch.isfinite(model.read(self._weights[module])).all()):
-                raise FileError(f"{model.path.name}: {self._weights[module]} holds NaN or infinite values.")
+            if not bool(torch.isfinite(model.read(module)).all()):
+                raise FileError(f"{model.name}: {shown(model.keys[module])} holds NaN or infinite values.")
+
+
+def _left_out(base: Checkpoint, tuned: Checkpoint) -> Iterator[Sentence]:
+    for model, other in ((tuned, base), (base, tuned)):
+        only = [key for module, key in model.keys.items() if module not in other.keys]
+        if only:
+            yield Sentence("{0} weights are in {1} only and were left out: {2} …", len(only), model.name, shown(only[0]))
+        if model.whole:
+            yield Sentence("{0}: {1} weights are stored as whole numbers and were left out: {2} …", model.name,
+                           len(model.whole), shown(model.whole[0]))
+    if tuned.ignored:
+        yield Sentence("{0}: {1} keys were ignored, the first is {2}.", tuned.name, len(tuned.ignored),
+                       shown(min(tuned.ignored)))
 
 
 def _spec(shape: tuple[int, ...], module: str) -> Spec:
@@ -143,4 +191,4 @@ def extract(base: str | os.PathLike[str], tuned: str | os.PathLike[str]) -> Chec
 
     raises  FileError or PairError if they cannot be read or do not fit together
     """
-    return CheckpointDifference(Checkpoint(base), Checkpoint(tuned))
+    return CheckpointDifference(Checkpoint.at(base), Checkpoint.at(tuned))

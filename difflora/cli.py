@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -26,6 +27,7 @@ from .algebra import subtract
 from .analysis import Analysis, ModuleNumbers, analyze_pair
 from .comparison import ComparedLora
 from .errors import DiffLoraError, ExistsError, OutputError, PairError, RecipeError
+from .extract import CheckpointDifference, extract
 from .lora import CombinedLora, FileLora, Lora, SelectedLora, load
 from .output import ENERGY_KEY, save
 from .rerank import Energy, FixedRank, Knee, RankRule, Ratio, RerankedLora, rerank
@@ -34,6 +36,7 @@ from .storage import CODES, OUTPUT_DTYPES, Progress, check_target, read_header, 
 from .version import __version__
 
 DEFAULT_RANK = 4
+EXTRACT_RANK = 32  # a whole fine-tune takes more than what is left between two LoRAs
 Report = dict[str, Any]
 
 
@@ -130,7 +133,18 @@ def _parser() -> argparse.ArgumentParser:
                               "out (drop), or stop (error)")
     _add_output(command)
     _add_old_flags(command)
+    _add_ignore_unknown(command)
     command.set_defaults(run=run_subtract)
+
+    command = commands.add_parser("extract", help="write what a fine-tuned model changed about its base as a LoRA",
+                                  description="Writes the difference of two checkpoints as a LoRA. Each may be one "
+                                              ".safetensors file or a folder of shards.")
+    command.add_argument("base", metavar="BASE", help="the model that the other one was made from")
+    command.add_argument("tuned", metavar="TUNED", help="the fine-tuned model")
+    _add_rank_rules(command, EXTRACT_RANK)
+    _add_selection(command)
+    _add_output(command)
+    command.set_defaults(run=run_extract)
 
     command = commands.add_parser("rerank", help="write a LoRA at another rank",
                                   description="Writes the best approximation of a LoRA at a smaller rank.")
@@ -138,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_rank_rules(command)
     _add_selection(command)
     _add_output(command)
+    _add_ignore_unknown(command)
     command.set_defaults(run=run_rerank)
 
     command = commands.add_parser("convert", help="write a LoRA in another dialect or dtype",
@@ -146,12 +161,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("file")
     _add_selection(command)
     _add_output(command)
+    _add_ignore_unknown(command)
     command.set_defaults(run=run_convert)
 
     command = commands.add_parser("inspect", help="say what is in a LoRA file",
                                   description="Says what is in a LoRA file; reads no weights except to hash them.")
     command.add_argument("file")
-    _add_reading(command)
+    _add_ignore_unknown(command)
+    _add_json(command)
     command.set_defaults(run=run_inspect)
 
     command = commands.add_parser("analyze", help="compare two LoRAs, module by module",
@@ -165,7 +182,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--by", choices=("component", "block", "module"), default="component",
                          help="what a line of the table stands for (default component)")
     command.add_argument("--csv", action="store_true", help="print all modules for a spreadsheet")
-    _add_reading(command)
+    _add_ignore_unknown(command)
+    _add_json(command)
     command.set_defaults(run=run_analyze)
 
     command = commands.add_parser("rebuild", help="make a file again from the recipe inside it",
@@ -174,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("file", help="a file that difflora wrote")
     command.add_argument("--inputs", required=True, metavar="DIR", help="where to look for the input files")
     _add_place(command)
+    _add_ignore_unknown(command)
     command.set_defaults(run=run_rebuild)
 
     training.add_recipe_command(commands)
@@ -190,9 +209,9 @@ def _finite(text: str) -> float:
     return number
 
 
-def _add_rank_rules(command: argparse.ArgumentParser) -> None:
+def _add_rank_rules(command: argparse.ArgumentParser, default: int = DEFAULT_RANK) -> None:
     rule = command.add_argument_group("how much to keep").add_mutually_exclusive_group()
-    rule.add_argument("--rank", type=int, metavar="R", help=f"this rank in every module (default {DEFAULT_RANK})")
+    rule.add_argument("--rank", type=int, metavar="R", help=f"this rank in every module (default {default})")
     rule.add_argument("--energy", type=_finite, metavar="P", help="the smallest rank that keeps this share, such as 0.95")
     rule.add_argument("--ratio", type=_finite, metavar="P", help="singular values above the largest one / P")
     rule.add_argument("--knee", action="store_true", help="singular values before the knee of the spectrum")
@@ -216,11 +235,14 @@ def _add_output(command: argparse.ArgumentParser) -> None:
 def _add_place(command: argparse.ArgumentParser) -> None:
     command.add_argument("-o", "--output", required=True, metavar="OUT", help="the .safetensors file to write")
     command.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
-    _add_reading(command)
+    _add_json(command)
 
 
-def _add_reading(command: argparse.ArgumentParser) -> None:
+def _add_ignore_unknown(command: argparse.ArgumentParser) -> None:
     command.add_argument("--ignore-unknown", action="store_true", help="go on if keys of a file are not understood")
+
+
+def _add_json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
@@ -310,13 +332,21 @@ def run_subtract(given: argparse.Namespace) -> int:
     return _finish(given, report, started)
 
 
+def run_extract(given: argparse.Namespace) -> int:
+    """``difflora extract``: a LoRA out of two checkpoints."""
+    return _run_at_rank(time.perf_counter(), extract(given.base, given.tuned), given, EXTRACT_RANK)
+
+
 def run_rerank(given: argparse.Namespace) -> int:
     """``difflora rerank``: another rank for one LoRA."""
-    started = time.perf_counter()
-    file = _load(given.file, given)
-    output = _output(given, file)
-    chosen = _chosen(file, given)
-    rule = _rule(given, DEFAULT_RANK)
+    return _run_at_rank(time.perf_counter(), _load(given.file, given), given, DEFAULT_RANK)
+
+
+def _run_at_rank(started: float, lora: Lora, given: argparse.Namespace, default_rank: int) -> int:
+    """Selection, rank, file."""
+    output = _output(given, lora)
+    chosen = _chosen(lora, given)
+    rule = _rule(given, default_rank)
     result = chosen if rule is None else rerank(chosen, rule, given.max_rank)
     report: Report = {"output": str(output), "notes": [], "scale": _scale(given) or 1.0}
     _save(result, output, given, report)
@@ -324,7 +354,7 @@ def run_rerank(given: argparse.Namespace) -> int:
         report["retained_energy"] = result.retained_energy
         report["by_qr"] = result.factorisation.slow
         report["stored_in_full"] = _certificates(result)
-    report |= {"skipped": _not_selected(file, chosen, given.nullify), "warnings": list(result.warnings)}
+    report |= {"skipped": _not_selected(lora, chosen, given.nullify), "warnings": list(result.warnings)}
     return _finish(given, report, started)
 
 
@@ -347,7 +377,7 @@ def run_rebuild(given: argparse.Namespace) -> int:
     header = read_header(given.file)
     saved = recipes.SavedRecipe.of_file(given.file)
     lora = recipes.from_recipe(saved.of, recipes.find_in(given.inputs))
-    output = _output(given, *lora.files)
+    output = _output(given, lora)
     report: Report = {"output": str(output), "notes": [], "recipe": recipes.told(saved.of)}
     given.dtype, given.dialect = saved.dtype, saved.dialect
     _save(lora, output, given, report)
@@ -462,15 +492,25 @@ def _pair_of_paths(given: argparse.Namespace) -> tuple[str, str]:
     return paths[0], paths[1]
 
 
-def _output(given: argparse.Namespace, *inputs: FileLora) -> Path:
+def _output(given: argparse.Namespace, *inputs: Lora) -> Path:
     """The path to write, checked before any work is done."""
     output = Path(given.output)
     check_target(output, given.overwrite)
-    for file in inputs:
-        if output.exists() and os.path.samefile(output, file.path):
+    for path in itertools.chain.from_iterable(map(_input_paths, inputs)):
+        if output.exists() and os.path.samefile(output, path):
             raise OutputError(f"{output}: this is one of the inputs, which the result's recipe has to find again. "
                               "Choose another name.")
     return output
+
+
+def _input_paths(lora: Lora) -> Iterator[Path]:
+    """Every file that a LoRA is made of: LoRAs, and shards of checkpoints."""
+    if isinstance(lora, CheckpointDifference):
+        yield from lora.paths
+    if isinstance(lora, FileLora):
+        yield lora.path
+    for parent in lora.parents:
+        yield from _input_paths(parent)
 
 
 def _expression(given: argparse.Namespace) -> str | None:

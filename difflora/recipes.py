@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RecipeError
+from .extract import Checkpoint, CheckpointDifference
 from .lora import CombinedLora, Lora, Recipe, load
 from .output import RECIPE_KEY
 from .rerank import rerank, rule_from_recipe
@@ -74,6 +75,10 @@ def from_recipe(recipe: Recipe, find: Find) -> Lora:
             made[key] = operate(node)
         return made[key]
 
+    def checkpoint(node: Any) -> Checkpoint:
+        name = _text(node["file"])
+        return Checkpoint([find(name, _text(sha256)) for sha256 in node["sha256"]], name)
+
     def operate(node: Any) -> Lora:
         match node["op"]:
             case "load":
@@ -86,6 +91,8 @@ def from_recipe(recipe: Recipe, find: Find) -> Lora:
                 return make(node["of"]).select(_text(node["expression"]), bool(node["nullify"]))
             case "rerank":
                 return rerank(make(node["of"]), rule_from_recipe(node["rule"]), node["max_rank"])
+            case "extract":
+                return CheckpointDifference(checkpoint(node["base"]), checkpoint(node["tuned"]))
             case operation:
                 raise RecipeError(f"The recipe has the operation {shown(operation)}, which this version does not know.")
 
@@ -138,6 +145,8 @@ def _told(recipe: Mapping[str, Any]) -> str:
             words = " ".join(shown(value) for value in recipe["rule"].values())
             limit = f", at most {shown(recipe['max_rank'])}" if recipe["max_rank"] else ""
             return f"rank {words}{limit} of ({_told(recipe['of'])})"
+        case "extract":
+            return f"model {shown(recipe['tuned']['file'])} - model {shown(recipe['base']['file'])}"
     return shown(recipe)
 
 
@@ -148,6 +157,8 @@ def _told_sum(terms: list[Mapping[str, Any]]) -> str:
         sign = "-" if weight < 0 else "" if place == 0 else "+"
         factor = "" if abs(weight) == 1 else f"{abs(weight):g} × "
         of = _told(term["of"])
+        if term["of"]["op"] in ("combine", "extract"):
+            of = f"({of})"
         parts.append(f"{sign} {factor}{of}".strip() if place else f"{sign}{factor}{of}")
     return " ".join(parts)
 

@@ -1,11 +1,14 @@
 """A LoRA out of two checkpoints."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import difflora
+from difflora.cli import main
 from difflora.errors import FileError, PairError
 from difflora.extract import extract
 
@@ -69,3 +72,110 @@ def test_what_cannot_be_a_fine_tune_is_said(models, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileError, match="no .safetensors"):
         extract(base, tmp_path / "empty")
+
+
+# On the command line
+
+
+def run(capsys, *arguments):
+    code = main([*map(str, arguments)])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return out
+
+
+def test_the_command_writes_and_reports(models, tmp_path, capsys):
+    base, tuned, change = models
+    out = tmp_path / "out.safetensors"
+    told = json.loads(run(capsys, "extract", base, tuned, "-o", out, "--rank", "3", "--select", "blocks", "--json"))
+    got = difflora.load(out)[Q].dense(torch.float64).numpy()
+    assert np.linalg.norm(got - change) < 1e-4 * np.linalg.norm(change)
+    assert 0.999 < told["retained_energy"] <= 1
+    assert set(told["stored_in_full"]) == {f"blocks.{b}.self_attn.{p}" for b in range(2) for p in "qk"}
+    assert all(excess <= 1e-3 for excess in told["stored_in_full"].values())
+    assert told["skipped"] == [{"why": "not selected", "modules": ["patch_embedding"]}]
+    text = run(capsys, "extract", base, tuned, "-o", tmp_path / "table.safetensors", "--energy", "0.9")
+    assert "stored in full" in text and "retained energy" in text
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_no_input_is_overwritten(models, capsys, which):
+    base, tuned, _ = models
+    path = [base, *sorted(tuned.iterdir())][which]
+    before = path.read_bytes()
+    assert main(["extract", str(base), str(tuned), "-o", str(path), "--overwrite"]) == 2
+    assert "one of the inputs" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_inspect_and_rebuild_know_an_extract(models, tmp_path, capsys):
+    base, tuned, _ = models
+    out, again = tmp_path / "out.safetensors", tmp_path / "again.safetensors"
+    run(capsys, "extract", base, tuned, "-o", out, "--rank", "2", "--scale", "0.5", "--dtype", "bfloat16")
+    assert "rank fixed 2 of (0.5 × (model tuned - model base.safetensors))" in run(capsys, "inspect", out)
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    base.rename(moved / "b.safetensors")
+    for place, shard in enumerate(sorted(tuned.iterdir(), reverse=True)):
+        shard.rename(moved / f"{place}.safetensors")
+    told = json.loads(run(capsys, "rebuild", out, "--inputs", moved, "-o", again, "--json"))
+    assert told["identical"]
+    assert all(torch.equal(value, load_file(again)[key]) for key, value in load_file(out).items())
+    assert main(["rebuild", str(out), "--inputs", str(moved), "-o", str(moved / "0.safetensors"), "--overwrite"]) == 2
+    assert "one of the inputs" in capsys.readouterr().err
+    (moved / "0.safetensors").unlink()
+    assert main(["rebuild", str(out), "--inputs", str(moved), "-o", str(tmp_path / "third.safetensors")]) == 2
+    assert "tuned (SHA-256" in capsys.readouterr().err
+
+
+# What is taken of a checkpoint
+
+
+def test_what_is_left_out_is_said(tmp_path):
+    shared = {"blocks.0.ffn.0.weight": torch.zeros(4, 4)}
+    save_file(shared | {"blocks.0.ffn.2.weight": torch.zeros(4, 4), "blocks.1.ffn.0.weight": torch.zeros(4, 4)},
+              tmp_path / "base.safetensors")
+    save_file({"blocks.0.ffn.0.weight": torch.ones(4, 4), "blocks.0.ffn.2.weight": torch.ones(4, 4, dtype=torch.int8),
+               "blocks.2.ffn.0.weight": torch.ones(4, 4)}, tmp_path / "tuned.safetensors")
+    change = extract(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors")
+    assert list(change) == ["blocks.0.ffn.0"]
+    text = "\n".join(change.warnings)
+    assert "1 weights are in tuned.safetensors only and were left out: blocks.2.ffn.0.weight" in text
+    assert "2 weights are in base.safetensors only" in text
+    assert "tuned.safetensors: 1 weights are stored as whole numbers and were left out: blocks.0.ffn.2.weight" in text
+
+
+def test_two_checkpoints_of_whole_numbers_are_said_to_be_such(tmp_path):
+    save_file({"blocks.0.ffn.0.weight": torch.zeros(4, 4, dtype=torch.int8)}, tmp_path / "base.safetensors")
+    save_file({"blocks.0.ffn.0.weight": torch.ones(4, 4)}, tmp_path / "tuned.safetensors")
+    with pytest.raises(PairError, match="whole numbers"):
+        extract(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors")
+
+
+def test_of_a_full_checkpoint_only_the_diffusion_model_counts(tmp_path):
+    def checkpoint(value):
+        return {"model.diffusion_model.input_blocks.1.0.emb_layers.1.weight": torch.full((4, 4), value),
+                "first_stage_model.encoder.conv_in.weight": torch.full((4, 4, 3, 3), value),
+                "cond_stage_model.transformer.text_model.final_layer_norm.weight": torch.full((4,), value)}
+
+    save_file(checkpoint(0.0), tmp_path / "base.safetensors")
+    save_file(checkpoint(1.0), tmp_path / "tuned.safetensors")
+    change = extract(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors")
+    assert list(change) == ["input_blocks.1.0.emb_layers.1"]
+    assert any("2 keys were ignored" in line for line in change.warnings)
+
+
+def test_diffusers_names_become_the_models_own(tmp_path):
+    theirs = {"blocks.0.attn1.to_q.weight": torch.ones(8, 8), "blocks.0.attn1.to_q.bias": torch.full((8,), 2.0),
+              "blocks.0.scale_shift_table": torch.full((1, 6, 8), 3.0), "scale_shift_table": torch.full((1, 2, 8), 4.0),
+              "blocks.0.norm2.weight": torch.full((8,), 5.0), "proj_out.weight": torch.full((8, 8), 6.0)}
+    ours = {"self_attn.q.weight": (8, 8), "self_attn.q.bias": (8,), "modulation": (1, 6, 8), "norm3.weight": (8,)}
+    base = {f"model.diffusion_model.blocks.0.{name}": torch.zeros(shape) for name, shape in ours.items()}
+    base |= {"model.diffusion_model.head.modulation": torch.zeros(1, 2, 8),
+             "model.diffusion_model.head.head.weight": torch.zeros(8, 8)}
+    save_file(base, tmp_path / "base.safetensors")
+    save_file(theirs, tmp_path / "tuned.safetensors")
+    change = extract(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors")
+    assert {name: float(delta.dense().max()) for name, delta in change.items()} == {
+        Q: 1, f"{Q}.bias": 2, "blocks.0.norm3": 5, "blocks.0.modulation": 3, "head.head": 6, "head.modulation": 4}
+    assert change.warnings == ()

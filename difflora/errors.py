@@ -1,8 +1,24 @@
 """Every error that a user can cause. All say what, where, what was found and what to do, in one line."""
 
 
+LONGEST = 1000  # characters of a message
+
+
 class DiffLoraError(Exception):
-    """Base of all errors with a message meant for the user."""
+    """Base of all errors with a message meant for the user.
+
+    Names in it may come from a file that somebody else made, so what cannot be printed is escaped, and of what is too
+    long the middle is left out: the page knows an error by its beginning and its end.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        printable = (one if one.isprintable() else one.encode("unicode_escape").decode() for one in _cut(message))
+        super().__init__(_cut("".join(printable)))
+
+
+def _cut(text: str) -> str:
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else text[:half] + "…" + text[1 - half :]
 
 
 class FileError(DiffLoraError):

@@ -202,10 +202,10 @@ class FileLora(Lora):
             if not all(sizes):
                 raise TensorError(f"{self.name}: {shown(source.keys[sizes.index(0)])} holds no values: the file is damaged.")
             if max(*sizes, math.prod(source.spec.shape)) > LARGEST_WEIGHT:
-                raise TensorError(f"{self.name}: {module} would change a weight of shape {source.spec.shape}: no model has "
+                raise TensorError(f"{self.name}: {shown(module)} would change a weight of shape {source.spec.shape}: no model has "
                                   "such a large one, so the file is damaged.")
             if not abs(source.scale) < LARGEST_SCALE:
-                raise TensorError(f"{self.name}: the scale of {module} (alpha / rank) is {source.scale:.3g}: the file is damaged.")
+                raise TensorError(f"{self.name}: the scale of {shown(module)} (alpha / rank) is {source.scale:.3g}: the file is damaged.")
         if not self._sources:
             raise FileError(f"{self.name}: no LoRA weights in this file ({len(header.entries)} other tensors).")
         self.specs = {name: source.spec for name, source in self._sources.items()}
@@ -318,7 +318,7 @@ class FileLora(Lora):
             left -= {"down", "up", "alpha"}
             if not ("down" in parts and "up" in parts):
                 have, lack = ("down", "up") if "down" in parts else ("up", "down")
-                raise TensorError(f"{self.name}: {module} has {shown(parts[have])}, but nothing for its {lack} side: "
+                raise TensorError(f"{self.name}: {shown(module)} has {shown(parts[have])}, but nothing for its {lack} side: "
                                   "the file is damaged.")
             up, down = entries[parts["up"]].shape, entries[parts["down"]].shape
             shape, rank = self._low_rank_shape(module, parts, up, down)
@@ -341,10 +341,10 @@ class FileLora(Lora):
                 yield module + ".bias", _Source((parts[part],), Spec(entries[parts[part]].shape), factor)
         if left == {"alpha"}:
             raise TensorError(f"{self.name}: {shown(parts['alpha'])} is there, but nothing that it scales: the factors of "
-                              f"{module} are missing, so the file is incomplete.")
+                              f"{shown(module)} are missing, so the file is incomplete.")
         if left:
             part = sorted(left)[0]
-            raise UnsupportedError(f"{self.name}: {shown(parts[part])}: {module} holds this beside "
+            raise UnsupportedError(f"{self.name}: {shown(parts[part])}: {shown(module)} holds this beside "
                                    f"{shown(next((parts[p] for p in parts if p not in left), 'nothing else'))}. What the two "
                                    "do together is not known, so the file cannot be subtracted.")
 
@@ -358,7 +358,7 @@ class FileLora(Lora):
                 raise ValueError
         except (KeyError, ValueError, IndexError) as error:
             listed = ", ".join(f"{shown(parts[part])} {size}" for part, size in shapes.items())
-            raise TensorError(f"{self.name}: the parts of {module} do not fit together ({listed}): the file is damaged or "
+            raise TensorError(f"{self.name}: the parts of {shown(module)} do not fit together ({listed}): the file is damaged or "
                               "from an unknown trainer.") from error
         return shape, rank, divisor
 
@@ -369,7 +369,7 @@ class FileLora(Lora):
         if len(up) < 2 or len(down) < 2 or kernel_on_up != 1 or 0 in up + down or up[1] != down[0]:
             why = "the ranks differ" if len(up) > 1 and len(down) > 1 and up[1] != down[0] else "they do not fit"
             raise TensorError(
-                f"{self.name}: {module} has {shown(parts['down'])} of shape {down} but {shown(parts['up'])} of shape "
+                f"{self.name}: {shown(module)} has {shown(parts['down'])} of shape {down} but {shown(parts['up'])} of shape "
                 f"{up}: {why}, so the file is damaged or from an unknown trainer."
             )
         kernel = down[2:] if any(size != 1 for size in down[2:]) else ()
@@ -649,16 +649,16 @@ class CombinedLora(Lora):
             if any(math.prod(shape) != math.prod(shapes[0]) or shape[:1] != shapes[0][:1] for shape in shapes):
                 listed = " and ".join(f"{label(lora)}{_model(lora)}: {shape}"
                                       for lora, shape in zip(having, shapes, strict=True))
-                raise PairError(f"{name} has different shapes ({listed}): these LoRAs were trained on different base "
+                raise PairError(f"{shown(name)} has different shapes ({listed}): these LoRAs were trained on different base "
                                 "models.")
             if len({lora.specs[name].is_vector for lora in having}) > 1:
-                raise PairError(f"{name} is a matrix in one LoRA and a vector in another: they do not fit together.")
+                raise PairError(f"{shown(name)} is a matrix in one LoRA and a vector in another: they do not fit together.")
         if not common:
             examples = "; ".join(f"{label(lora)}{_model(lora)} has {shown(next(iter(lora)))} …" for lora in loras)
             raise PairError(f"These LoRAs have no module in common: {examples}")
         if self.unmatched == "error" and self.one_sided:
             name, sides = next(iter(self.one_sided.items()))
-            raise PairError(f"{len(self.one_sided)} modules are in one LoRA only, the first is {name} "
+            raise PairError(f"{len(self.one_sided)} modules are in one LoRA only, the first is {shown(name)} "
                             f'(in {label(loras[sides[0]])}). Use "keep" to count them as zero on the other side, or '
                             '"drop".')
 

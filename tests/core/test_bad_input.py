@@ -704,3 +704,27 @@ def test_two_spellings_of_one_module(tmp_path: Path, refused: Callable[..., str]
     save_file(both, tmp_path / "a.safetensors")
     error = refused("inspect", tmp_path / "a.safetensors")
     assert "a.safetensors: " in error and "two LoRAs at once" in error
+
+
+# Messages
+
+
+HOSTILE = "x\x1b[31m\n\u202e<b>" + "y" * 5000
+
+
+def test_names_in_a_message_are_printable_and_short(tmp_path: Path) -> None:
+    up, down, _ = factors()
+    for stored in ({f"{HOSTILE}.lora_up.weight": up}, {f"{HOSTILE}.lora_up.weight": up, f"{HOSTILE}.lora_down.weight": down.T.contiguous()},
+                   {f"{HOSTILE}.diff": up, f"{HOSTILE}.hada_w1_a": down}, {HOSTILE: up},
+                   {f"{prefix}{HOSTILE}.diff": up.clone() for prefix in ("diffusion_model.", "transformer.")}):
+        save_file(stored, tmp_path / "a.safetensors")
+        with pytest.raises(DiffLoraError) as caught:
+            difflora.load(tmp_path / "a.safetensors")
+        assert str(caught.value).isprintable() and len(str(caught.value)) <= 1000
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end() -> None:
+    text = str(FileError("a.safetensors: \x1b" + "\n" * 5000 + " has no end."))
+    assert text.startswith("a.safetensors: \\x1b\\n\\n") and text.endswith("\\n has no end.") and "…" in text
+    assert len(text) == 1000 and str(FileError(text)) == text
+    assert str(FileError("a: 重みがありません. ü")) == "a: 重みがありません. ü"

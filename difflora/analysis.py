@@ -7,6 +7,7 @@ the factorisation makes anyway.
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import math
 from collections.abc import Iterator
@@ -146,14 +147,23 @@ def analyze_pair(lora: Lora, progress: Progress | None = None) -> Analysis:
         raise ValueError("not a difference of two LoRAs")
     measured = lora.of if isinstance(lora, RerankedLora) else lora
     factorisation = factorisation_of(measured)
-    factorisation.run(progress=progress)
+    progress = progress or (lambda done, total: None)
+    total = len(measured.matrices)
+    factorisation.run(progress=functools.partial(_of_all, progress, total))
     modules = dict(_numbers(measured, pair, factorisation))
-    for name in measured.dense:
-        approximation = factorisation.approximation(name, FixedRank(DENSE_VALUES), DENSE_VALUES)
+    for done, name in enumerate(measured.dense, total - len(measured.dense)):
+        tick = functools.partial(progress, done, total)
+        approximation = factorisation.approximation(name, FixedRank(DENSE_VALUES), DENSE_VALUES, tick)
+        tick()
         modules[name] = _dense_numbers(pair, name, approximation)
+        progress(done + 1, total)
     modules = {name: modules[name] for name in measured.matrices if name in modules}
     sides = {side: tuple(name for name, where in pair.one_sided.items() if where == (side,)) for side in (0, 1)}
     return Analysis(modules, sides[0], sides[1], factorisation.slow, pair.parts[0][0], -pair.parts[1][0])
+
+
+def _of_all(progress: Progress, total: int, done: int, _: int) -> None:
+    progress(done, total)
 
 
 def pair_warnings(a: Lora, b: Lora) -> list[Sentence]:

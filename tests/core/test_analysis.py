@@ -192,6 +192,16 @@ def test_progress(pair: tuple[Lora, Lora]) -> None:
     assert calls[-1] == (3, 3)
 
 
+def test_progress_inside_a_module_stored_in_full(tmp_path: Path) -> None:
+    for seed, name in enumerate("ab"):
+        full = torch.randn(600, 520, generator=torch.Generator().manual_seed(seed))
+        save_file({f"diffusion_model.{FFN}.diff": full}, tmp_path / f"{name}.safetensors")
+    calls: list[tuple[int, int]] = []
+    difflora.analyze(*(difflora.load(tmp_path / f"{name}.safetensors") for name in "ab"),
+                     progress=lambda done, total: calls.append((done, total)))
+    assert calls.count((0, 1)) > 2 and calls[-1] == (1, 1)
+
+
 @given(st.lists(st.lists(st.floats(0, 100), min_size=1, max_size=6), min_size=1, max_size=5))
 def test_average_spectrum_keeps_the_energy(spectra: list[list[float]]) -> None:
     average = average_spectrum([torch.tensor(sorted(one, reverse=True), dtype=torch.float64) for one in spectra])

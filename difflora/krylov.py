@@ -19,6 +19,7 @@ from .deltas import LowRank, Term
 OVERSAMPLING = 8  # columns beyond the rank
 TOLERANCE = 1e-3  # how far above the smallest possible error the result may be, as a share of it
 MAX_STEPS = 24
+MOST_EXACT = 8192  # the smaller side of matrices that may be decomposed whole where the iteration is of no use
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Approximation:
     error: float
     excess: float
     steps: int
+    _squares: Tensor
+    _residuals: Tensor
 
     @property
     def complete(self) -> bool:
@@ -52,6 +55,12 @@ class Approximation:
 
     def without_vectors(self) -> Approximation:
         return replace(self, left=self.left[:0], right=self.right[:, :0])
+
+    def cut(self, rank: int) -> Approximation:
+        """The same at a smaller rank, with the error and the certificate of that one."""
+        error, excess = _certified(self._squares, self._residuals, rank, self.energy)
+        return replace(self, left=self.left[:, :rank], values=self.values[:rank], right=self.right[:rank], error=error,
+                       excess=excess)
 
     def at(self, rank: int, shape: tuple[int, ...]) -> LowRank:
         """The best `rank` of these, the singular values split evenly; the largest entry of each row is positive."""
@@ -76,6 +85,8 @@ def approximate(matrix: Tensor, rank: int, tick: Callable[[], None] = lambda: No
     basis = block
     best: Approximation | None = None
     for steps in range(1, MAX_STEPS + 1):
+        if basis.shape[1] + width > min(matrix.shape):
+            break  # no more directions: another block would not be orthogonal to these
         tick()
         block = (matrix @ (matrix.mT @ block.to(matrix.dtype))).double()
         for _ in range(2):  # twice is enough (Kahan)
@@ -84,11 +95,14 @@ def approximate(matrix: Tensor, rank: int, tick: Callable[[], None] = lambda: No
         basis = torch.cat([basis, block], dim=1)
         if steps % 2 == 0 or basis.shape[1] + width > min(matrix.shape):
             best = _project(matrix, basis, rank, energy, steps, tick)
-            full = basis.shape[1] + width > min(matrix.shape)
-            if best.excess <= TOLERANCE or full:
-                break
-    assert best is not None
-    return best
+            if best.excess <= TOLERANCE:
+                return best
+    if best is not None and min(matrix.shape) > MOST_EXACT:
+        return best
+    # Too many values for so small a side, or none that stand out: all of them, then.
+    tick()
+    whole = torch.eye(len(matrix), dtype=torch.float64) if len(matrix) <= matrix.shape[1] else _orthonormal(matrix.double())
+    return _project(matrix, whole, rank, energy, best.steps if best else 0, tick)
 
 
 def _project(
@@ -107,12 +121,18 @@ def _project(
     residuals = torch.linalg.vector_norm(exact @ unscaled.mT - left * squares, dim=0)
     values = squares[:rank].sqrt()
     left, right = left[:, :rank], unscaled[:rank] / torch.where(values > 0, values, torch.inf)[:, None]
+    error, excess = _certified(squares, residuals, rank, energy)
+    return Approximation(left, values, right, energy, error, excess, steps, squares, residuals)
+
+
+def _certified(squares: Tensor, residuals: Tensor, rank: int, energy: float) -> tuple[float, float]:
+    """The error at a rank, and by what share it can be above the smallest possible one."""
     missed = max(0.0, energy - float(squares[:rank].sum()))
     floor = max(0.0, missed - _may_be_more(squares, residuals, rank))
     # What is left is the rounding of the float32 weights themselves: there is nothing to gain.
     rounding = (4 * torch.finfo(torch.float32).eps) ** 2 * energy
     excess = 0.0 if missed <= rounding else math.sqrt(missed / floor) - 1 if floor > 0 else math.inf
-    return Approximation(left, values, right, energy, math.sqrt(missed), excess, steps)
+    return math.sqrt(missed), excess
 
 
 def _may_be_more(squares: Tensor, residuals: Tensor, rank: int) -> float:

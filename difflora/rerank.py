@@ -39,7 +39,7 @@ from .storage import Progress
 EPSILON = torch.finfo(torch.float64).eps
 GRAM_TOLERANCE = 4e-7  # largest error of a singular value, as a share of the largest one, that the fast path may make
 MAX_WORKERS = 8
-MOST_OF_DENSE = 256  # singular values of a module stored in full, for the rules that do not say how many
+MOST_OF_DENSE = 256  # singular values of a module stored in full, for the knee
 MIX_BUDGET = 192_000_000  # bytes of mixing columns kept between runs
 # Energy that rounding leaves of equal products of different float32 factors, as a share of what was added up.
 ROUNDING = (4 * torch.finfo(torch.float32).eps) ** 2
@@ -500,7 +500,7 @@ class RerankedLora(Lora):
 
     def _approximation(self, name: str, tick: Callable[[], None] = lambda: None) -> Approximation:
         spec = self.of.specs[name]
-        most = min(spec.rank, self.max_rank or (spec.rank if isinstance(self.rule, FixedRank) else MOST_OF_DENSE))
+        most = min(spec.rank, self.max_rank or (MOST_OF_DENSE if isinstance(self.rule, Knee) else spec.rank))
         if isinstance(self.rule, FixedRank):
             most = min(most, self.rule.rank)
         return self.factorisation.approximation(name, self.rule, most, tick)
@@ -575,7 +575,7 @@ class RerankedLora(Lora):
     @property
     def certificates(self) -> dict[str, Approximation]:
         """For modules that are stored in full: the error, and how far above the smallest possible it can be."""
-        return {name: self._approximation(name) for name in self.dense}
+        return {name: self._approximation(name).cut(self.specs[name].rank) for name in self.dense}
 
     def spectrum(self, module: str) -> Tensor:
         """The module's singular values before the cut, from large to small, float64.

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 MODULES = ["blocks.0.self_attn.q", "blocks.1.ffn.0", "patch_embedding", "x", "blocks.0.norm3", "blocks.0.modulation",
            "blocks.39.cross_attn.k_img", "head.head", "vace_blocks.1.ffn.2", "double_blocks.0.img_attn.qkv",
-           "down_blocks.1.attentions.0.proj_in", "text_model.encoder.layers.0.mlp.fc1"]  # fmt: skip
+           "down_blocks.1.attentions.0.proj_in", "text_model.encoder.layers.0.mlp.fc1",
+           "x\x1b[31m\n\u202e<b>", "x\x1b\n" + "y" * 5000, "a." * 300 + "q"]  # fmt: skip
 PREFIXES = ["diffusion_model.", "lora_unet_", "", "base_model.model.", "transformer.", "lycoris_", "model.diffusion_model.",
             "lora_te1_", "lora_unet__", "pipe.dit."]  # fmt: skip
 DTYPES = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "U8": 1, "BOOL": 1}
@@ -21,6 +22,9 @@ METADATA = ["ss_network_dim", "ss_base_model_version", "adapter_config", "lora_a
 VALUES = ["", "nan", "1e999", "-1", "4", "[[[[", "{}", "null", "[]", "\u202e<b>&\x00\n", "x" * 5000, "{" * 3000,
           '{"lora_alpha": "nan", "r": 4}', '{"lora_alpha": {}}', '{"lora_alpha": 8, "r": 4, "use_rslora": true}',
           '{"lora_alpha": 2, "alpha_pattern": {"q": "x"}}', '{"lora_alpha": 2, "alpha_pattern": [1]}',
+          json.dumps({"lora_alpha": 2, "alpha_pattern": {f"x{place}.q": 1 for place in range(300)}}),
+          json.dumps({"lora_alpha": 2, "alpha_pattern": {f"(.?){{200}}x{place}": 1 for place in range(90)}}),
+          json.dumps({"lora_alpha": 2, "alpha_pattern": {f".*x{place}": 1 for place in range(101)}}),
           '{"version": 1, "of": {}, "dtype": "float32", "dialect": "native"}', '{"version": 2}', '{"version": {}}',
           '{"version": 1, "of": {"op": "load", "file": "a", "sha256": "b"}, "dtype": "float32", "dialect": "native"}',
           '{"version": 1, "of": {"op": "combine", "unmatched": 1, "terms": [{"weight": "x", "of": 3}]}, "dtype": "", "dialect": ""}',
@@ -140,7 +144,7 @@ def _damage(choose: Choices, entries: list[tuple[str, Any]], end: int) -> int:
         case 2 if isinstance(entry, dict):
             entry["dtype"] = choose.PickValueInList([*DTYPES, "F4", "C64", "", None, 1, []])
         case 3 if isinstance(entry, dict):
-            entry["shape"] = choose.PickValueInList([*STRANGE, [1], [0, 4], [4, 0], [2, 2, 2, 2, 2, 2]])
+            entry["shape"] = choose.PickValueInList([*STRANGE, [1], [0, 4], [4, 0], [2, 2, 2, 2, 2, 2], [1] * 33, [2**63 - 1] * 3000])
         case 4 if isinstance(entry, dict):
             entry["data_offsets"] = [end + choose.ConsumeIntInRange(-9, 9), end + choose.ConsumeIntInRange(-9, 9)]
         case 5 if isinstance(entry, dict):

@@ -15,7 +15,7 @@ from ..difflora.wording import Sentence
 from .fonts import font_for
 from .inputs import one_of, within
 from .messages import report
-from .previews import embedded, player_of_sheet, reporting
+from .previews import embedded, pixels_of, player_of_sheet, reporting
 from .progress import progress_bar
 
 
@@ -91,7 +91,7 @@ def _pixels(images: torch.Tensor, progress: Progress) -> np.ndarray:
     """(frames, height, width, 3) uint8."""
     pixels = np.empty((*images.shape[:3], 3), np.uint8)
     for number, image in enumerate(reporting(images, len(images), progress)):
-        pixels[number] = image[..., :3].mul(255).round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()
+        pixels[number] = pixels_of(image)
     return pixels
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import folder_paths
 import numpy as np
+import torch
 
 from ..difflora.clip_store import StoredClip
 from ..difflora.mosaic import Label, sheet_frames, sheet_of
@@ -85,6 +86,11 @@ def _player(
             "frames": frames,
         }
     }
+
+
+def pixels_of(image: torch.Tensor) -> Frame:
+    """One picture of an IMAGE, (height, width, 3 or more) in 0…1, as (height, width, 3) uint8."""
+    return image[..., :3].mul(255).round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()
 
 
 def reporting(frames, count: int, progress: Progress):

@@ -18,7 +18,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import folder_paths
-import numpy as np
 import torch
 from comfy_api.v0_0_2 import io
 from comfy_execution.graph_utils import GraphBuilder, is_link
@@ -35,7 +34,7 @@ from ..difflora.wording import Sentence
 from .fonts import font_for
 from .inputs import one_of, within
 from .messages import report
-from .previews import embedded, player_of_clips, player_of_sheet, reporting
+from .previews import embedded, pixels_of, player_of_clips, player_of_sheet, reporting
 from .progress import progress_bar
 from .sweep_plan import Between, Link, WatchedFiles
 from .types import SweepClips
@@ -398,7 +397,7 @@ class SweepCell(io.ComfyNode):
                 "Give them one size first."
             )
         about = About(sum(map(len, images)), *sizes[0])
-        frames = reporting((_pixels(frame) for batch in images for frame in batch), about.frames, progress_bar())
+        frames = reporting((pixels_of(frame) for batch in images for frame in batch), about.frames, progress_bar())
         store().add(key[0], frames, about, sweep.fps, sweep.cell_size)
         del frames  # It may still hold views of the pictures.
         if len(images) == 1:
@@ -476,10 +475,6 @@ def _stored(key: str) -> StoredClip:
     if clip is None:
         raise UnsupportedError("A finished clip has been deleted while the sweep was running. Run it again.")
     return clip
-
-
-def _pixels(image: torch.Tensor) -> np.ndarray:
-    return image[..., :3].mul(255).round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()
 
 
 def store() -> ClipStore:

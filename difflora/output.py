@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 from collections.abc import Generator, Mapping
@@ -163,7 +164,7 @@ class _Writer:
         else:
             parts = {"bias" if module.endswith(".bias") else "diff": delta.value}
         for tensor in parts.values():
-            if not bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
+            if not math.isfinite(tensor.sum(dtype=torch.float32)):
                 self.lora.check_finite(module)
                 raise OutputError(f"{module}: its values do not fit into {self.dtype}. Write float32 or bfloat16.")
         return parts

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -175,7 +175,7 @@ class Factored:
     """One module's spectrum, and the columns that mix its stored factors into singular vectors.
 
     singular_values  (min(k, out, in),) float64, from large to small; what rounding cannot tell from zero is zero
-    mix_up           (k, kept): up = stacked up @ mix_up; None for a module that is done
+    mix_up           (k, kept): up = stacked up @ mix_up, where the stacked factors are as stored and the scales in here
     mix_down         (kept, k): down = mix_down @ stacked down
     products         (terms, terms): inner products of the stacked terms, ⟨ΔW_s, ΔW_t⟩
     by_qr            whether the slow path was taken
@@ -193,21 +193,22 @@ class Factored:
         return float(self.singular_values.square().sum())
 
 
-def factor(up: Tensor, down: Tensor, ranks: Sequence[int]) -> list[Factored]:
-    """Factor a batch of modules of one shape.
+def factor(up: Tensor, down: Tensor, scales: Tensor, ranks: Sequence[int]) -> list[Factored]:
+    """Factor a batch of modules of one shape: ``up · diag(scales) · down``.
 
-    up (batch, out, k) float64, down (batch, k, in) float64, ranks: how the k columns divide into terms.
+    up (batch, out, k), down (batch, k, in), scales (batch, k), all float64; ranks: how the k columns divide into terms.
     A NaN or Inf in a factor, or a square too large for float64, comes out as a NaN spectrum.
     """
     most = min(up.shape[1], up.shape[2], down.shape[2])
-    gram_up, gram_down = _gram(up), _gram(down.mT)
+    gram_up, gram_down = _gram(up).mul_(scales[:, :, None]).mul_(scales[:, None, :]), _gram(down.mT)
     products = _block_sums(gram_up * gram_down, ranks)
-    largest = torch.linalg.matrix_norm(gram_up) * torch.linalg.matrix_norm(gram_down)
+    largest = torch.linalg.vector_norm(gram_up, dim=(1, 2)) * torch.linalg.vector_norm(gram_down, dim=(1, 2))
     bound = 4 * EPSILON * largest
-    usable = torch.isfinite(largest)  # the core is no larger
-    root = _root(torch.where(usable[:, None, None], gram_up, torch.eye(gram_up.shape[-1], dtype=gram_up.dtype)))
+    usable = torch.isfinite(largest)
+    if not usable.all():  # LAPACK would refuse
+        gram_up, gram_down = (torch.where(usable[:, None, None], gram, 0.0) for gram in (gram_up, gram_down))
+    root = _root(gram_up)
     core = root @ gram_down @ root.mT
-    core = torch.where(usable[:, None, None], core, 0.0)
     squares, vectors = _decomposed(torch.linalg.eigh, (core + core.mT) / 2)
     squares, vectors = squares.flip(-1)[:, :most], vectors.flip(-1)[:, :, :most]
     # A value whose square is within the error of the Gram matrices is not told from zero.
@@ -215,19 +216,16 @@ def factor(up: Tensor, down: Tensor, ranks: Sequence[int]) -> list[Factored]:
     values = squares.sqrt()
     inverse = torch.where(values > 0, values, torch.inf).rsqrt()
     mix_down = (inverse[:, :, None] * vectors.mT) @ root
-    mix_up = gram_down @ (mix_down.mT * inverse[:, None, :] ** 2)
+    mix_up = scales[:, :, None] * (gram_down @ (mix_down.mT * inverse[:, None, :] ** 2))
 
     error = torch.minimum(bound.sqrt(), bound / squares[:, -1].sqrt())
-    exact_enough = error <= GRAM_TOLERANCE * values[:, 0]
-    results = []
-    for i in range(len(up)):
-        if not usable[i]:
-            results.append(Factored(values[i] * torch.nan, mix_up[i], mix_down[i], products[i], False))
-        elif not bool(exact_enough[i]) and bool(bound[i] > 0):
-            results.append(_factor_by_qr(up[i], down[i], products[i]))
-        else:
-            results.append(Factored(values[i], mix_up[i], mix_down[i], products[i], False))
-    return results
+    exact_enough = (error <= GRAM_TOLERANCE * values[:, 0]) | (bound == 0) | ~usable
+    values[~usable] = torch.nan
+    return [
+        Factored(values[i], mix_up[i], mix_down[i], products[i], False)
+        if fast else _factor_by_qr(up[i], down[i], scales[i], products[i])
+        for i, fast in enumerate(exact_enough.tolist())
+    ]
 
 
 def _decomposed(decompose: Callable[[Tensor], Any], matrix: Tensor) -> Any:
@@ -265,16 +263,16 @@ def _root(gram: Tensor) -> Tensor:
     return root
 
 
-def _factor_by_qr(up: Tensor, down: Tensor, products: Tensor) -> Factored:
+def _factor_by_qr(up: Tensor, down: Tensor, scales: Tensor, products: Tensor) -> Factored:
     most = min(up.shape[0], up.shape[1], down.shape[1])
-    root_up, root_down = torch.linalg.qr(up, mode="r").R, torch.linalg.qr(down.mT, mode="r").R
+    root_up, root_down = torch.linalg.qr(up, mode="r").R * scales, torch.linalg.qr(down.mT, mode="r").R
     left, values, right = _decomposed(_thin_svd, root_up @ root_down.mT)
     # Householder's backward error. Equal factors with opposite signs leave this much, and it means nothing.
-    floor = 64 * EPSILON * torch.linalg.matrix_norm(up) * torch.linalg.matrix_norm(down)
+    floor = 64 * EPSILON * torch.linalg.matrix_norm(root_up) * torch.linalg.matrix_norm(root_down)
     values = torch.where(values > floor, values, 0.0)[:most]
     inverse = torch.where(values > 0, values, torch.inf).rsqrt()
     mix_down = inverse[:, None] * (left[:, :most].mT @ root_up)
-    mix_up = (root_down.mT @ right[:most].mT) * inverse
+    mix_up = scales[:, None] * (root_down.mT @ right[:most].mT) * inverse
     return Factored(values, mix_up, mix_down, products, True)
 
 
@@ -283,9 +281,8 @@ def _thin_svd(matrix: Tensor) -> Any:
 
 
 def _block_sums(matrix: Tensor, ranks: Sequence[int]) -> Tensor:
-    sizes = list(ranks)
-    rows = torch.stack([part.sum(1) for part in torch.split(matrix, sizes, dim=1)], dim=1)
-    return torch.stack([part.sum(2) for part in torch.split(rows, sizes, dim=2)], dim=2)
+    terms = torch.repeat_interleave(torch.eye(len(ranks), dtype=matrix.dtype), torch.tensor(ranks), dim=1)
+    return terms @ matrix @ terms.mT
 
 
 class Factorisation:
@@ -358,10 +355,10 @@ class Factorisation:
         """The modules at their new ranks, factored on the way if need be: one pass through the files."""
 
         def work(group: Sequence[str], workspace: _Workspace) -> tuple[list[Factored] | None, list[LowRank]]:
-            up, down = self._stack(group, workspace)
+            up, down, scales = self._stack(group, workspace)
             known = [one for name in group if (one := self._known.get(name))
                      and one.mix_up.shape[1] >= specs[name].rank]
-            factored = None if len(known) == len(group) else factor(up, down, self.lora.specs[group[0]].ranks)
+            factored = None if len(known) == len(group) else factor(up, down, scales, self.lora.specs[group[0]].ranks)
             return factored, _mix(up, down, factored or known, [specs[name] for name in group])
 
         with closing(_in_parallel(work, self._groups(modules))) as results:
@@ -379,34 +376,41 @@ class Factorisation:
     def _factor(self, group: Sequence[str], workspace: _Workspace) -> list[Factored]:
         return factor(*self._stack(group, workspace), self.lora.specs[group[0]].ranks)
 
-    def _stack(self, group: Sequence[str], workspace: _Workspace) -> tuple[Tensor, Tensor]:
-        """Read modules of one shape and stack their factors: up (n, out, k) and down (n, k, in) in float64."""
+    def _stack(self, group: Sequence[str], workspace: _Workspace) -> tuple[Tensor, Tensor, Tensor]:
+        """Read modules of one shape and stack their factors as stored: up (n, out, k), down (n, k, in), scales (n, k)."""
         spec = self.lora.specs[group[0]]
         deltas = self.lora.read(group)
         up = workspace.take(0, (len(group), spec.out_features, spec.rank))
         down = workspace.take(1, (len(group), spec.rank, spec.in_features))
+        scales = []
         for i, name in enumerate(group):
+            terms = deltas.pop(name).terms  # type: ignore[union-attr]
+            # Side by side first, in the dtype of the file: rows of a few numbers are slow to convert.
+            up[i] = torch.cat([_addable(term.up) for term in terms], dim=1)
             start = 0
-            for term in deltas.pop(name).terms:  # type: ignore[union-attr]
-                columns = slice(start, start := start + term.rank)
-                up[i, :, columns] = term.up
-                if term.scale != 1.0:
-                    up[i, :, columns] *= term.scale
-                down[i, columns] = term.down
-        return up, down
+            for term in terms:
+                down[i, start : (start := start + term.rank)] = term.down
+            scales.append([term.scale for term in terms for _ in range(term.rank)])
+        return up, down, torch.tensor(scales, dtype=torch.float64)
 
     def _keep(self, group: Sequence[str], factored: Sequence[Factored]) -> None:
         kept = max(1, MIX_BUDGET // (16 * self._columns))
         for name, one in zip(group, factored, strict=True):
             self._check_size(name, one.singular_values[0])
-            self._known[name] = Factored(one.singular_values.clone(), one.mix_up[:, :kept].clone(),
-                                         one.mix_down[:kept].clone(), one.products.clone(), one.by_qr)
+            if kept < one.mix_up.shape[1]:
+                one = replace(one, mix_up=one.mix_up[:, :kept].clone(), mix_down=one.mix_down[:kept].clone())
+            self._known[name] = one
 
     def _check_size(self, module: str, value: Tensor) -> None:
         """`value` is the module's largest, or NaN where a factor is not finite."""
         if not float(value) < LARGEST:
             self.lora.check_finite(module)
             raise TensorError(f"{module}: its values reach {float(value):.1g}, which no training makes: a file is damaged.")
+
+
+def _addable(factor: Tensor) -> Tensor:
+    """A dtype that torch promotes to another; it does not with those of one byte."""
+    return factor.float() if factor.dtype.itemsize == 1 else factor
 
 
 class _Workspace:
@@ -450,7 +454,7 @@ def _in_parallel(
             pending: deque[tuple[list[str], Future[Result]]] = deque()
             for group in groups:
                 pending.append((group, pool.submit(run, group)))
-                if len(pending) > workers:
+                if len(pending) > 2 * workers:  # so that nobody waits while a result is written
                     group, future = pending.popleft()
                     yield group, future.result()
             while pending:
@@ -464,11 +468,12 @@ def _mix(up: Tensor, down: Tensor, factored: Sequence[Factored], specs: Sequence
     """Modules of one shape at their new ranks, which may differ."""
     rank = max(spec.rank for spec in specs)
     # Both as a few long rows: matrix libraries take three times as long for a few long columns.
-    ups = (torch.stack([one.mix_up[:, :rank].mT for one in factored]) @ up.mT).float()
     downs = (torch.stack([one.mix_down[:rank] for one in factored]) @ down).float()
     # A singular vector's sign is arbitrary: the largest entry of each row of `down` is positive.
-    sign = torch.where(-downs.amin(2, keepdim=True) > downs.amax(2, keepdim=True), -1.0, 1.0)
-    ups, downs = ups.mul_(sign), downs.mul_(sign)
+    least, largest = torch.aminmax(downs, dim=2, keepdim=True)
+    sign = torch.where(-least > largest, -1.0, 1.0)
+    ups = (torch.stack([one.mix_up[:, :rank].mT for one in factored]).mul_(sign) @ up.mT).float()
+    downs.mul_(sign)
     return [LowRank((Term(ups[i, : spec.rank].mT, downs[i, : spec.rank]),), spec.shape) for i, spec in enumerate(specs)]
 
 

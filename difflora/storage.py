@@ -19,7 +19,7 @@ import shutil
 import struct
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,6 +30,7 @@ from torch import Tensor
 from .errors import ExistsError, FileError, OutputError, TensorError, UnsupportedError
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+SYNC_AFTER = 24_000_000  # bytes
 MAX_DIMENSIONS = 32  # the product of a hundred thousand sides takes minutes
 METADATA_KEY = "__metadata__"
 # Windows opens these as devices, whatever their extension and in every folder.
@@ -228,10 +229,11 @@ def file_sha256(identity: FileIdentity, stop: threading.Event | None = None) -> 
     if identity not in _hashes:
         digest = hashlib.sha256()
         with _readable(identity.path) as file:
-            while chunk := file.read(1 << 22):
+            buffer = memoryview(bytearray(1 << 20))  # stays in the processor's cache
+            while length := file.readinto(buffer):  # type: ignore[attr-defined]
                 if stop and stop.is_set():
                     raise CancelledError
-                digest.update(chunk)
+                digest.update(buffer[:length])
             _check_unchanged(identity)
         while len(_hashes) >= 256:
             _hashes.pop(next(iter(_hashes)), None)
@@ -297,16 +299,21 @@ def write_file(
     with _said_as_output_error(path):
         temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(8)}.tmp")
         try:
-            with open(temporary, "x+b") as file:
+            # What is written goes to the disk while the rest is worked out.
+            with open(temporary, "x+b") as file, ThreadPoolExecutor(1) as disk:
+                syncs: list[Future[None]] = []
                 file.write(head)
-                digest = hashlib.sha256()
+                digest, unsynced = hashlib.sha256(), 0
                 for (key, dtype, shape), (produced, tensor) in zip(plan.tensors, produce, strict=True):
                     if produced != key or tensor.dtype != dtype or tuple(tensor.shape) != shape:
                         raise AssertionError(f"planned {key} {dtype} {shape}, got {produced} {tensor.shape}")
                     if tensor.numel():
                         data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
                         digest.update(data)
-                        file.write(data)
+                        unsynced += file.write(data)
+                        if unsynced > SYNC_AFTER and (not syncs or syncs[-1].done()):
+                            unsynced = 0
+                            syncs.append(disk.submit(os.fsync, file.fileno()))
                 metadata = describe()
                 hashes = {
                     "sshs_model_hash": digest.hexdigest(),
@@ -319,6 +326,8 @@ def write_file(
                 file.write(final)
                 file.flush()
                 os.fsync(file.fileno())
+                for sync in syncs:
+                    sync.result()  # the system tells of a failed write once
             _publish(temporary, path, overwrite)
         except BaseException:
             produce.close()

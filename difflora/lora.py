@@ -385,9 +385,8 @@ class _Source:
     def delta(self, tensors: Sequence[Any]) -> Delta:
         if self.spec.is_vector:
             return Vector(tensors[0].float() * self.scale if self.scale != 1.0 else tensors[0].float())
-        up, down = tensors
-        return LowRank((Term(up.reshape(up.shape[0], -1), down.reshape(down.shape[0], -1), self.scale),),
-                       self.spec.shape)
+        up, down = (tensor if tensor.ndim == 2 else tensor.flatten(1) for tensor in tensors)
+        return LowRank((Term(up, down, self.scale),), self.spec.shape)
 
 
 @dataclass(frozen=True)

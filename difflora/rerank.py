@@ -221,10 +221,10 @@ def factor(up: Tensor, down: Tensor, scales: Tensor, ranks: Sequence[int]) -> li
     error = torch.minimum(bound.sqrt(), bound / squares[:, -1].sqrt())
     exact_enough = (error <= GRAM_TOLERANCE * values[:, 0]) | (bound == 0) | ~usable
     values[~usable] = torch.nan
+    found = zip(values.unbind(), mix_up.unbind(), mix_down.unbind(), products.unbind(), strict=True)
     return [
-        Factored(values[i], mix_up[i], mix_down[i], products[i], False)
-        if fast else _factor_by_qr(up[i], down[i], scales[i], products[i])
-        for i, fast in enumerate(exact_enough.tolist())
+        Factored(*parts, by_qr=False) if fast else _factor_by_qr(up[i], down[i], scales[i], products[i])
+        for i, (parts, fast) in enumerate(zip(found, exact_enough.tolist(), strict=True))
     ]
 
 
@@ -380,17 +380,13 @@ class Factorisation:
         """Read modules of one shape and stack their factors as stored: up (n, out, k), down (n, k, in), scales (n, k)."""
         spec = self.lora.specs[group[0]]
         deltas = self.lora.read(group)
+        terms = [deltas.pop(name).terms for name in group]  # type: ignore[union-attr]
         up = workspace.take(0, (len(group), spec.out_features, spec.rank))
         down = workspace.take(1, (len(group), spec.rank, spec.in_features))
-        scales = []
-        for i, name in enumerate(group):
-            terms = deltas.pop(name).terms  # type: ignore[union-attr]
-            # Side by side first, in the dtype of the file: rows of a few numbers are slow to convert.
-            up[i] = torch.cat([_addable(term.up) for term in terms], dim=1)
-            start = 0
-            for term in terms:
-                down[i, start : (start := start + term.rank)] = term.down
-            scales.append([term.scale for term in terms for _ in range(term.rank)])
+        # Side by side first, in the dtype of the file: rows of a few numbers are slow to convert.
+        up.flatten(0, 1).copy_(torch.cat([torch.cat([_addable(term.up) for term in module], dim=1) for module in terms]))
+        down.flatten(0, 1).copy_(torch.cat([_addable(term.down) for module in terms for term in module]))
+        scales = [[term.scale for term in module for _ in range(term.rank)] for module in terms]
         return up, down, torch.tensor(scales, dtype=torch.float64)
 
     def _keep(self, group: Sequence[str], factored: Sequence[Factored]) -> None:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -179,24 +180,41 @@ def _parse_header(name: str, raw: bytes, data_size: int, data_start: int) -> tup
 
 
 def read_tensors(header: Header, keys: Sequence[str]) -> dict[str, Tensor]:
-    """Read tensors in their stored dtype, in one pass through the file.
+    """Read tensors in their stored dtype, in one pass through the file. Neighbours share the memory they were read into.
 
     raises  FileError if the file is gone, cut off, or no longer the one whose header was read
     """
     tensors: dict[str, Tensor] = {}
     with _readable(header.path) as file:
         _check_unchanged(header.identity)
-        for key in sorted(keys, key=lambda key: header.entries[key].start):
-            entry = header.entries[key]
-            tensor = torch.empty(entry.shape, dtype=entry.dtype)
-            if entry.size:
-                file.seek(entry.start)
-                buffer = tensor.view(-1).view(torch.uint8).numpy()
-                if file.readinto(buffer) != entry.size:  # type: ignore[attr-defined]
-                    raise FileError(f"{header.path.name}: the file got shorter while it was read.")
-            tensors[key] = tensor
+        for run in _neighbours(header.entries, keys):
+            first, last = header.entries[run[0]], header.entries[run[-1]]
+            buffer = np.empty(last.start + last.size - first.start, dtype=np.uint8)
+            file.seek(first.start)
+            if file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]
+                raise FileError(f"{header.path.name}: the file got shorter while it was read.")
+            for key in run:
+                entry = header.entries[key]
+                count, offset = entry.size // entry.dtype.itemsize, entry.start - first.start
+                tensors[key] = (torch.frombuffer(buffer, dtype=entry.dtype, count=count, offset=offset).view(entry.shape)
+                                if count else torch.empty(entry.shape, dtype=entry.dtype))
         _check_unchanged(header.identity)
     return tensors
+
+
+def _neighbours(entries: Mapping[str, Entry], keys: Sequence[str]) -> Iterator[list[str]]:
+    """Cut keys, in the order of the file, into runs of tensors that lie side by side."""
+    run: list[str] = []
+    end = -1
+    for key in sorted(keys, key=lambda key: entries[key].start):
+        entry = entries[key]
+        if run and entry.start != end:
+            yield run
+            run = []
+        run.append(key)
+        end = entry.start + entry.size
+    if run:
+        yield run
 
 
 def _check_unchanged(identity: FileIdentity) -> None:

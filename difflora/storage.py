@@ -275,15 +275,30 @@ class Plan:
         return struct.pack("<Q", len(text)) + text
 
 
-def write_file(
+@dataclass(frozen=True)
+class Draft:
+    """A complete file that still has a temporary name, beside the one that it is to get."""
+
+    temporary: Path
+    path: Path
+    overwrite: bool
+
+    @property
+    def previous(self) -> Path:
+        """Where the file that has the name so far waits while several drafts are published."""
+        return self.temporary.with_suffix(".old")
+
+
+@contextlib.contextmanager
+def draft_file(
     path: str | os.PathLike[str],
     plan: Plan,
     produce: Generator[tuple[str, Tensor], None, None],
     placeholder: Mapping[str, str],
     describe: Callable[[], Mapping[str, str]],
     overwrite: bool = False,
-) -> Path:
-    """Write a safetensors file that appears under its name only when it is complete.
+) -> Iterator[Draft]:
+    """Write a safetensors file under a temporary name. `publish` gives it its own; without that, it is gone on leaving.
 
     produce   yields the planned tensors in the planned order, so that the whole result never has to be in memory
     describe  gives the metadata once everything is written; `placeholder` must have the same keys and lengths.
@@ -294,37 +309,102 @@ def write_file(
     path = Path(path)
     check_target(path, overwrite, plan.data_size)
     head = plan.header({**placeholder, "sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8})
-    with _said_as_output_error(path):
-        temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(8)}.tmp")
+    try:
+        with _said_as_output_error(path), open(temporary, "x+b") as file:
+            file.write(head)
+            digest = hashlib.sha256()
+            for (key, dtype, shape), (produced, tensor) in zip(plan.tensors, produce, strict=True):
+                if produced != key or tensor.dtype != dtype or tuple(tensor.shape) != shape:
+                    raise AssertionError(f"planned {key} {dtype} {shape}, got {produced} {tensor.shape}")
+                if tensor.numel():
+                    data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+                    digest.update(data)
+                    file.write(data)
+            metadata = describe()
+            hashes = {
+                "sshs_model_hash": digest.hexdigest(),
+                "sshs_legacy_hash": _legacy_hash(file, len(head), plan, metadata),
+            }
+            final = plan.header({**metadata, **hashes})
+            if len(final) != len(head):
+                raise AssertionError("the metadata's length changed while the file was written")
+            file.seek(0)
+            file.write(final)
+            file.flush()
+            os.fsync(file.fileno())
+        yield Draft(temporary, path, overwrite)
+    finally:
+        produce.close()
+        if temporary.exists():  # a read-only disk refuses even to remove what is not there
+            temporary.unlink()
+
+
+def publish(drafts: Sequence[Draft]) -> None:
+    """Give files their names: all of them, or none, and then what had a name before has it again.
+
+    raises  ExistsError if somebody made a file of that name meanwhile, OutputError if one cannot be replaced
+    """
+    *first, last = drafts
+    try:
+        for draft in first:
+            with _said_as_output_error(draft.path):
+                _keep_previous(draft)
+                _publish(draft)
+        with _said_as_output_error(last.path):
+            _publish(last)
+    except BaseException:
+        if last.temporary.exists():
+            for draft in drafts:
+                _withdraw(draft)
+        else:  # stopped after the last one got its name
+            _forget_previous(first)
+        raise
+    _forget_previous(first)
+
+
+def _keep_previous(draft: Draft) -> None:
+    if not (draft.overwrite and os.path.lexists(draft.path)):
+        return
+    try:
+        os.link(draft.path, draft.previous)
+    except OSError:  # a file system without hard links
+        os.rename(draft.path, draft.previous)
+
+
+def _publish(draft: Draft) -> None:
+    temporary, path = draft.temporary, draft.path
+    if draft.overwrite:
+        os.replace(temporary, path)
+        return
+    try:
+        os.link(temporary, path)  # fails if somebody made the file meanwhile; a rename would replace it
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: claim the name, then fill it
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
         try:
-            with open(temporary, "x+b") as file:
-                file.write(head)
-                digest = hashlib.sha256()
-                for (key, dtype, shape), (produced, tensor) in zip(plan.tensors, produce, strict=True):
-                    if produced != key or tensor.dtype != dtype or tuple(tensor.shape) != shape:
-                        raise AssertionError(f"planned {key} {dtype} {shape}, got {produced} {tensor.shape}")
-                    if tensor.numel():
-                        data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
-                        digest.update(data)
-                        file.write(data)
-                metadata = describe()
-                hashes = {
-                    "sshs_model_hash": digest.hexdigest(),
-                    "sshs_legacy_hash": _legacy_hash(file, len(head), plan, metadata),
-                }
-                final = plan.header({**metadata, **hashes})
-                if len(final) != len(head):
-                    raise AssertionError("the metadata's length changed while the file was written")
-                file.seek(0)
-                file.write(final)
-                file.flush()
-                os.fsync(file.fileno())
-            _publish(temporary, path, overwrite)
+            os.replace(temporary, path)
         except BaseException:
-            produce.close()
-            temporary.unlink(missing_ok=True)
+            if temporary.exists():  # else it is done
+                path.unlink()
             raise
-    return path
+    else:
+        temporary.unlink()
+
+
+def _withdraw(draft: Draft) -> None:
+    """Undo `_publish`, wherever it stopped."""
+    if os.path.lexists(draft.previous):
+        os.replace(draft.previous, draft.path)
+        draft.previous.unlink(missing_ok=True)  # where both names are links to one file, nothing was replaced
+    elif not draft.temporary.exists() or (draft.path.exists() and os.path.samefile(draft.temporary, draft.path)):
+        draft.path.unlink(missing_ok=True)
+
+
+def _forget_previous(drafts: Sequence[Draft]) -> None:
+    for draft in drafts:
+        draft.previous.unlink(missing_ok=True)
 
 
 def _legacy_hash(file: BinaryIO, data_start: int, plan: Plan, metadata: Mapping[str, str]) -> str:
@@ -335,21 +415,6 @@ def _legacy_hash(file: BinaryIO, data_start: int, plan: Plan, metadata: Mapping[
     file.seek(data_start + max(0, begin - len(head)))
     window += file.read(max(0, end - max(begin, len(head))))
     return hashlib.sha256(window).hexdigest()[:8]
-
-
-def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
-    if overwrite:
-        os.replace(temporary, path)
-        return
-    try:
-        os.link(temporary, path)  # fails if somebody made the file meanwhile; a rename would replace it
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links: claim the name, then fill it
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
-        os.replace(temporary, path)
-    else:
-        temporary.unlink()
 
 
 def check_target(path: Path, overwrite: bool, size: int = 0) -> None:

@@ -22,21 +22,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import names, old_script, recipes, training
+from . import names, old_script, recipes, training, twins
 from .algebra import subtract
 from .analysis import Analysis, ModuleNumbers, analyze_pair
 from .comparison import ComparedLora
 from .errors import DiffLoraError, ExistsError, OutputError, PairError, RecipeError
 from .extract import CheckpointDifference, extract
 from .lora import CombinedLora, FileLora, Lora, SelectedLora, load
-from .output import ENERGY_KEY, save
+from .output import ENERGY_KEY, drafted
 from .rerank import Energy, FixedRank, Knee, RankRule, Ratio, RerankedLora, rerank
 from .selection import stack_of, summary
-from .storage import CODES, OUTPUT_DTYPES, Progress, check_target, read_header, shown
+from .storage import CODES, OUTPUT_DTYPES, Draft, Progress, check_target, publish, read_header, shown
 from .version import __version__
 
 DEFAULT_RANK = 4
 EXTRACT_RANK = 32  # a whole fine-tune takes more than what is left between two LoRAs
+OLD_FLAGS = ("lora_a", "lora_b", "target_blocks", "target_indices", "alpha", "target_norm", "magnitude_threshold",
+             "auto_threshold_percentile", "exclude_non_targeted", "analyze_blocks", "device", "fast_svd")
 Report = dict[str, Any]
 
 
@@ -122,8 +124,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     command = commands.add_parser("subtract", help="write A - B as a small LoRA: the slider",
-                                  description="Writes the exact difference of two LoRAs, at the best small rank.")
+                                  description="Writes the exact difference of two LoRAs, at the best small rank. For the "
+                                              "two models of Wan2.2-A14B, --high and --low write two files in one go.")
     command.add_argument("pair", nargs="*", metavar="A B", help="the LoRA with more of the property, the one with less")
+    for noise in twins.NOISES:
+        command.add_argument(f"--{noise}", nargs=2, metavar=("A", "B"),
+                             help=f"instead of A B: the pair of Wan2.2's {noise}-noise model; writes OUT_{noise}.safetensors")
     _add_rank_rules(command)
     _add_selection(command)
     command.add_argument("--weight-a", type=_finite, default=1.0, metavar="W", help="factor of A (default 1)")
@@ -190,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
                                   description="Reads the recipe in a file's metadata, finds the inputs by their "
                                               "SHA-256 and makes the file again, bit for bit the same tensors.")
     command.add_argument("file", help="a file that difflora wrote")
+    command.add_argument("--twin", action="store_true", help="make the file's twin of the other noise instead")
     command.add_argument("--inputs", required=True, metavar="DIR", help="where to look for the input files")
     _add_place(command)
     _add_ignore_unknown(command)
@@ -254,82 +261,111 @@ def _add_old_flags(command: argparse.ArgumentParser) -> None:
     )
     old.add_argument("--lora-a", metavar="A")
     old.add_argument("--lora-b", metavar="B")
-    old.add_argument("--target-blocks", nargs="+", default=[], metavar="WORD", help="attn, ffn, self_attn, …, all")
-    old.add_argument("--target-indices", nargs="+", default=[], metavar="N", help="block numbers")
+    old.add_argument("--target-blocks", nargs="+", metavar="WORD", help="attn, ffn, self_attn, …, all")
+    old.add_argument("--target-indices", nargs="+", metavar="N", help="block numbers")
     old.add_argument("--alpha", type=_finite, metavar="S", help="multiplies the difference; another name of --scale")
     old.add_argument("--target-norm", type=_finite, metavar="N", help="without --alpha: the mean norm of the modules")
     small = old.add_mutually_exclusive_group()
     small.add_argument("--magnitude-threshold", type=_finite, metavar="N", help="leave out modules of a smaller norm")
     small.add_argument("--auto-threshold-percentile", type=_finite, metavar="P", help="the same, the norm as a percentile")
-    old.add_argument("--exclude-non-targeted", action="store_true", help="leave out what is not targeted")
-    old.add_argument("--analyze-blocks", action="store_true", help="print the norms block by block")
+    old.add_argument("--exclude-non-targeted", action="store_true", default=None, help="leave out what is not targeted")
+    old.add_argument("--analyze-blocks", action="store_true", default=None, help="print the norms block by block")
     old.add_argument("--device", help="answered: the CPU is enough")
-    old.add_argument("--fast-svd", action="store_true", help="answered: the exact way is faster")
+    old.add_argument("--fast-svd", action="store_true", default=None, help="answered: the exact way is faster")
 
 
 # Commands
 
 
 def run_subtract(given: argparse.Namespace) -> int:
-    """``difflora subtract``: difference, selection, rank, file."""
+    """``difflora subtract``: difference, selection, rank, file; for Wan2.2 twice, and both files or none."""
     started = time.perf_counter()
-    path_a, path_b = _pair_of_paths(given)
-    old = given.lora_a is not None
-    a, b = _load(path_a, given), _load(path_b, given)
-    output = _output(given, a, b)
-    expression = _expression(given)
-    nullify = given.nullify or (old and not given.exclude_non_targeted)
-    scale = _scale(given)
-    normalise = scale is None and (old or given.target_norm is not None)
-    weight = 1.0 if scale is None else scale
+    pairs = {noise: (_load(a, given), _load(b, given)) for noise, (a, b) in _paths(given).items()}
+    inputs = list(itertools.chain.from_iterable(pairs.values()))
+    made = {}
+    for noise, (a, b) in pairs.items():
+        output = twins.path_of(Path(given.output), noise) if noise else Path(given.output)
+        with _side_named(noise):
+            made[noise] = _Subtraction(a, b, _free(output, given, *inputs), given)
+    with contextlib.ExitStack() as kept:
+        drafts = []
+        for noise, one in made.items():
+            with _side_named(noise):
+                drafts.append(one.draft(kept, _twin_of(noise, made)))
+        mix_ups = list(twins.mix_ups(pairs)) if "" not in pairs else []
+        publish(drafts)
+    reports = {noise: one.report for noise, one in made.items()}
+    if "" in reports:
+        return _finish(given, reports[""], started)
+    return _finish_twins(given, reports, mix_ups, started)
 
-    difference = subtract(a, b, given.weight_a * weight, given.weight_b * weight,
-                          given.unmatched or ("drop" if old else "keep"))
-    chosen: Lora = difference if expression is None else difference.select(expression, nullify)
-    rule = _rule(given, old_script.DEFAULT_RANK if old else DEFAULT_RANK)
-    result = measured = chosen if rule is None else rerank(chosen, rule, given.max_rank)
-    report: Report = {"output": str(output), "notes": _answers(given), "scale": weight}
 
-    cut = old_script.Cut(given.magnitude_threshold, given.auto_threshold_percentile)
-    targeted = [name for name in chosen.matrices if _weight(chosen, name) != 0]
-    small: list[str] = []
-    numbers: Analysis | None = None
-    if (cut or normalise or given.analyze_blocks) and targeted:
-        with _bar("measuring") as progress:
-            numbers = analyze_pair(chosen, progress)
-        norms = {name: numbers.modules[name].norm for name in targeted}
-        small = cut.small({name: norm / abs(weight) for name, norm in norms.items()})
-        kept = {name: norm for name, norm in norms.items() if name not in set(small)}
-        if small:
-            result = result.select(", ".join(["all", *(f'!"{name}"' for name in small)]), nullify)
-        if normalise:
-            target = old_script.DEFAULT_TARGET_NORM if given.target_norm is None else given.target_norm
-            report["scale"] = old_script.factor_for(kept.values(), target)
-            result = result.scaled(report["scale"])
-    written = [name for name in targeted if name not in set(small)]
-    if old and written:
-        report["notes"].append(old_script.strength_note(a, b, written, normalise))
+class _Subtraction:
+    """One pair on its way to a file. Making it checks all that can be checked without arithmetic."""
 
-    compared: Analysis | ComparedLora
-    if rule is None and numbers is None:
-        compared = ComparedLora(chosen, difference)
-        _save(compared, output, given, report, old)
-    else:
-        _save(result, output, given, report, old, None if result is measured else _energy(measured, written))
-        compared = numbers = numbers or analyze_pair(measured)
-        report["retained_energy"] = _energy(measured, written)
-        report["by_qr"] = numbers.slow
-        report["stored_in_full"] = _certificates(measured)
-        if given.analyze_blocks:
-            report["blocks"] = _grouped(numbers, "block")
-    report |= {
-        "cosine": compared.cosine,
-        "cancelled": compared.cancelled,
-        "skipped": _skipped(difference, chosen, small, nullify),
-        "kept_from_one_side": _one_sided(difference) if difference.unmatched == "keep" else [],
-        "warnings": [*measured.warnings, *compared.warnings],
-    }
-    return _finish(given, report, started)
+    def __init__(self, a: FileLora, b: FileLora, output: Path, given: argparse.Namespace):
+        self.a, self.b, self.output, self.given = a, b, output, given
+        self.old = given.lora_a is not None
+        expression = _expression(given)
+        self.nullify = given.nullify or (self.old and not given.exclude_non_targeted)
+        scale = _scale(given)
+        self.normalise = scale is None and (self.old or given.target_norm is not None)
+        self.weight = 1.0 if scale is None else scale
+        self.difference = subtract(a, b, given.weight_a * self.weight, given.weight_b * self.weight,
+                                   given.unmatched or ("drop" if self.old else "keep"))
+        self.chosen: Lora = self.difference if expression is None else self.difference.select(expression, self.nullify)
+        self.rule = _rule(given, old_script.DEFAULT_RANK if self.old else DEFAULT_RANK)
+        self.result = self.chosen if self.rule is None else rerank(self.chosen, self.rule, given.max_rank)
+        self.report: Report = {"output": str(output), "notes": _answers(given), "scale": self.weight}
+
+    def draft(self, kept: contextlib.ExitStack, metadata: Mapping[str, str]) -> Draft:
+        """Compute and write it, under a temporary name for as long as `kept` is open, and complete the report."""
+        started = time.perf_counter()
+        given, report, chosen = self.given, self.report, self.chosen
+        result = measured = self.result
+        cut = old_script.Cut(given.magnitude_threshold, given.auto_threshold_percentile)
+        targeted = [name for name in chosen.matrices if _weight(chosen, name) != 0]
+        small: list[str] = []
+        numbers: Analysis | None = None
+        if (cut or self.normalise or given.analyze_blocks) and targeted:
+            with _bar("measuring") as progress:
+                numbers = analyze_pair(chosen, progress)
+            norms = {name: numbers.modules[name].norm for name in targeted}
+            small = cut.small({name: norm / abs(self.weight) for name, norm in norms.items()})
+            kept_norms = [norm for name, norm in norms.items() if name not in set(small)]
+            if small:
+                result = result.select(", ".join(["all", *(f'!"{name}"' for name in small)]), self.nullify)
+            if self.normalise:
+                target = old_script.DEFAULT_TARGET_NORM if given.target_norm is None else given.target_norm
+                report["scale"] = old_script.factor_for(kept_norms, target)
+                result = result.scaled(report["scale"])
+        written = [name for name in targeted if name not in set(small)]
+        if self.old and written:
+            report["notes"].append(old_script.strength_note(self.a, self.b, written, self.normalise))
+
+        compared: Analysis | ComparedLora
+        if self.rule is None and numbers is None:
+            compared = ComparedLora(chosen, self.difference)
+            draft = _draft(kept, compared, self.output, given, report, metadata, self.old)
+        else:
+            if result is not measured:
+                metadata = {**metadata, ENERGY_KEY: f"{_energy(measured, written):.6f}"}
+            draft = _draft(kept, result, self.output, given, report, metadata, self.old)
+            compared = numbers = numbers or analyze_pair(measured)
+            report["retained_energy"] = _energy(measured, written)
+            report["by_qr"] = numbers.slow
+            report["stored_in_full"] = _certificates(measured)
+            if given.analyze_blocks:
+                report["blocks"] = _grouped(numbers, "block")
+        report |= {
+            "cosine": compared.cosine,
+            "cancelled": compared.cancelled,
+            "skipped": _skipped(self.difference, chosen, small, self.nullify),
+            "kept_from_one_side": _one_sided(self.difference) if self.difference.unmatched == "keep" else [],
+            "warnings": [*measured.warnings, *compared.warnings],
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        return draft
 
 
 def run_extract(given: argparse.Namespace) -> int:
@@ -376,13 +412,20 @@ def run_rebuild(given: argparse.Namespace) -> int:
     started = time.perf_counter()
     header = read_header(given.file)
     saved = recipes.SavedRecipe.of_file(given.file)
-    lora = recipes.from_recipe(saved.of, recipes.find_in(given.inputs))
+    of, twin = saved.of, twins.Twin.of_header(header)
+    if given.twin:
+        if twin is None:
+            raise RecipeError(f"{header.path.name}: this file has no twin; it was made alone.")
+        of, twin = twin.of, twins.Twin(twins.other_noise(twin.noise), header.path.name, saved.of)
+    lora = recipes.from_recipe(of, recipes.find_in(given.inputs))
     output = _output(given, lora)
-    report: Report = {"output": str(output), "notes": [], "recipe": recipes.told(saved.of)}
+    report: Report = {"output": str(output), "notes": [], "recipe": recipes.told(of)}
     given.dtype, given.dialect = saved.dtype, saved.dialect
-    _save(lora, output, given, report)
-    report["identical"] = report["sshs_model_hash"] == header.metadata.get("sshs_model_hash")
+    _save(lora, output, given, report, twin.metadata() if twin else {})
     report["warnings"] = list(lora.warnings)
+    if given.twin:
+        return _finish(given, report, started)
+    report["identical"] = report["sshs_model_hash"] == header.metadata.get("sshs_model_hash")
     if not report["identical"]:
         report["warnings"].append(
             f"The tensors differ from {header.path.name}, which was made by {shown(saved.made_by)}: rounding differs "
@@ -410,11 +453,14 @@ def run_inspect(given: argparse.Namespace) -> int:
         "dtypes": dict(Counter(CODES[entry.dtype] for entry in entries)),
         "contents": summary(file),
         "recipe": None,
+        "twin": None,
         "metadata": dict(file.metadata),
         "warnings": list(file.warnings),
     }
     with contextlib.suppress(RecipeError):
         report["recipe"] = recipes.told(recipes.SavedRecipe.of_file(file.path).of)
+        if twin := twins.Twin.of_header(file.header):
+            report["twin"] = {"noise": twin.noise, "other": twin.other}
     if given.json:
         report["modules"] = {name: {"shape": list(spec.shape), "rank": spec.rank} for name, spec in file.specs.items()}
         _print_json(report)
@@ -434,6 +480,8 @@ def run_inspect(given: argparse.Namespace) -> int:
         ("dtypes", ", ".join(f"{code} ({count})" for code, count in report["dtypes"].items())),
         *((key, shown(file.metadata[key])) for key in shown_keys if key in file.metadata),
         *([("recipe", shown(report["recipe"], 400))] if report["recipe"] else []),
+        *([("twin", f"for {report['twin']['noise']} noise; the other is {shown(report['twin']['other'])}")]
+          if report["twin"] else []),
     ])
     _warn(report["warnings"])
     return 0
@@ -485,16 +533,49 @@ def _load(path: str, given: argparse.Namespace) -> FileLora:
     return load(path, given.ignore_unknown)
 
 
-def _pair_of_paths(given: argparse.Namespace) -> tuple[str, str]:
-    paths = [*given.pair, *(path for path in (given.lora_a, given.lora_b) if path is not None)]
-    if len(paths) != 2 or (given.lora_a is None) != (given.lora_b is None):
-        raise UsageError(f"subtract needs two files, A and B, but got {len(paths)} (see difflora subtract --help)")
-    return paths[0], paths[1]
+def _paths(given: argparse.Namespace) -> dict[str, tuple[str, str]]:
+    """The files A and B: of each noise, or under no name where there is one pair."""
+    if given.high is None and given.low is None:
+        paths = [*given.pair, *(path for path in (given.lora_a, given.lora_b) if path is not None)]
+        if len(paths) != 2 or (given.lora_a is None) != (given.lora_b is None):
+            raise UsageError(f"subtract needs two files, A and B, but got {len(paths)} (see difflora subtract --help)")
+        return {"": (paths[0], paths[1])}
+    if given.high is None or given.low is None:
+        there, lacks = ("--high", "--low") if given.low is None else ("--low", "--high")
+        raise UsageError(f"{there} is given without {lacks}; give both, each with two files, or one pair alone: subtract A B")
+    if given.pair:
+        raise UsageError(f"--high and --low bring both pairs, so there is no place for {shown(given.pair[0])}; leave it out")
+    if old := [f"--{flag}" for flag in OLD_FLAGS if getattr(given, flag) is not None]:
+        raise UsageError(f"{', '.join(old)}: the old script's flags do not go with --high and --low; use --select, --scale "
+                         "and the others of this program")
+    return {"high": (given.high[0], given.high[1]), "low": (given.low[0], given.low[1])}
+
+
+@contextlib.contextmanager
+def _side_named(noise: str) -> Iterator[None]:
+    """Errors in here say which of the two pairs they are about."""
+    try:
+        yield
+    except DiffLoraError as error:
+        if noise:
+            raise type(error)(f"{noise} noise: {error}") from error
+        raise
+
+
+def _twin_of(noise: str, made: Mapping[str, _Subtraction]) -> dict[str, str]:
+    """What the file of this noise is to say about the other one."""
+    if not noise:
+        return {}
+    other = made[twins.other_noise(noise)]
+    return twins.Twin(noise, other.output.name, other.result.recipe).metadata()
 
 
 def _output(given: argparse.Namespace, *inputs: Lora) -> Path:
+    return _free(Path(given.output), given, *inputs)
+
+
+def _free(output: Path, given: argparse.Namespace, *inputs: Lora) -> Path:
     """The path to write, checked before any work is done."""
-    output = Path(given.output)
     check_target(output, given.overwrite)
     for path in itertools.chain.from_iterable(map(_input_paths, inputs)):
         if output.exists() and os.path.samefile(output, path):
@@ -518,7 +599,7 @@ def _expression(given: argparse.Namespace) -> str | None:
         raise UsageError("--select and --target-blocks or --target-indices say the same thing twice; give one")
     if given.select is not None:
         return str(given.select)
-    return old_script.selection(given.target_blocks, given.target_indices)
+    return old_script.selection(given.target_blocks or (), given.target_indices or ())
 
 
 def _scale(given: argparse.Namespace) -> float | None:
@@ -594,22 +675,30 @@ def _certificates(lora: Lora) -> dict[str, float]:
 
 
 def _save(
-    lora: Lora, output: Path, given: argparse.Namespace, report: Report, old: bool = False, energy: float | None = None
+    lora: Lora, output: Path, given: argparse.Namespace, report: Report, metadata: Mapping[str, str] | None = None
 ) -> None:
+    with contextlib.ExitStack() as kept:
+        publish([_draft(kept, lora, output, given, report, metadata or {})])
+
+
+def _draft(
+    kept: contextlib.ExitStack, lora: Lora, output: Path, given: argparse.Namespace, report: Report,
+    metadata: Mapping[str, str], old: bool = False,
+) -> Draft:
     dtype = given.dtype or (old_script.DEFAULT_DTYPE if old else "float32")
-    extra = {ENERGY_KEY: f"{energy:.6f}"} if energy is not None else None
     with _bar("writing") as progress:
-        save(lora, output, dtype, given.dialect, given.overwrite, extra, progress)
+        draft = kept.enter_context(drafted(lora, output, dtype, given.dialect, given.overwrite, metadata, progress))
     matrices = len(lora.matrices)
     report |= {
-        "bytes": output.stat().st_size,
+        "bytes": draft.temporary.stat().st_size,
         "dtype": dtype,
         "dialect": given.dialect,
         "matrices": matrices,
         "vectors": len(lora) - matrices,
         "rank": lora.rank_text,
-        "sshs_model_hash": read_header(output).metadata["sshs_model_hash"],
+        "sshs_model_hash": read_header(draft.temporary).metadata["sshs_model_hash"],
     }
+    return draft
 
 
 def _one_sided(difference: CombinedLora) -> list[dict[str, Any]]:
@@ -692,6 +781,26 @@ def _finish(given: argparse.Namespace, report: Report, started: float) -> int:
     if given.json:
         _print_json(report)
         return 0
+    _print_report(report)
+    for note in report["notes"]:
+        sys.stderr.write(f"difflora: note: {note}\n")
+    _warn(report["warnings"])
+    return 0
+
+
+def _finish_twins(given: argparse.Namespace, reports: dict[str, Report], mix_ups: list[str], started: float) -> int:
+    if given.json:
+        _print_json({**reports, "warnings": mix_ups, "seconds": round(time.perf_counter() - started, 3)})
+    else:
+        for report in reports.values():
+            _print_report(report)
+        _warn(mix_ups)
+    for noise, report in reports.items():
+        _warn(f"{noise} noise: {line}" for line in report["warnings"])
+    return 0
+
+
+def _print_report(report: Report) -> None:
     sys.stdout.write(f"wrote {shown(report['output'], 400)}  ({_bytes(report['bytes'])}, {report['seconds']:.1f} s)\n")
     written = f"{report['matrices']} at rank {report['rank']}, {report['dtype']}, {report['dialect']} key names"
     if report["vectors"]:
@@ -720,10 +829,6 @@ def _finish(given: argparse.Namespace, report: Report, started: float) -> int:
     _print_table(rows)
     if "blocks" in report:
         _print_groups(report["blocks"], "block")
-    for note in report["notes"]:
-        sys.stderr.write(f"difflora: note: {note}\n")
-    _warn(report["warnings"])
-    return 0
 
 
 def _print_json(report: Mapping[str, Any]) -> None:

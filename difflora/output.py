@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -20,12 +21,14 @@ from .lora import Lora
 from .rerank import RerankedLora, check_something_left
 from .storage import (
     OUTPUT_DTYPES,
+    Draft,
     Plan,
     Progress,
     check_target,
+    draft_file,
     file_sha256,
     now,
-    write_file,
+    publish,
 )
 from .version import __version__
 
@@ -53,6 +56,25 @@ def save(
     raises     OutputError if it cannot be written, TensorError if an input holds NaN or Inf, PairError if a sum of
                LoRAs is zero in every module
     """
+    with drafted(lora, path, dtype, dialect, overwrite, metadata, progress) as draft:
+        publish([draft])
+    return draft.path
+
+
+@contextlib.contextmanager
+def drafted(
+    lora: Lora,
+    path: str | os.PathLike[str],
+    dtype: str | torch.dtype = "float32",
+    dialect: str = names.NATIVE,
+    overwrite: bool = False,
+    metadata: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Draft]:
+    """As `save`, but the file has a temporary name until `storage.publish` gives it its own, alone or with others.
+
+    Without that, nothing is left of it on leaving.
+    """
     path = Path(path)
     torch_dtype = _dtype(dtype)
     if dialect not in names.OUTPUT_DIALECTS:
@@ -62,24 +84,27 @@ def save(
         lora.prepare(_part(progress, 0, 2))
         progress = _part(progress, 1, 2)
     no_more = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        # Hashing the inputs needs neither Python nor the maths library: it runs beside the algebra.
-        hashes = [pool.submit(file_sha256, file.header.identity, no_more) for file in lora.files]
+    with contextlib.ExitStack() as kept:
+        with ThreadPoolExecutor(1) as pool:
+            # Hashing the inputs needs neither Python nor the maths library: it runs beside the algebra.
+            hashes = [pool.submit(file_sha256, file.header.identity, no_more) for file in lora.files]
 
-        def described() -> Mapping[str, str]:
-            check_something_left(lora)  # not before: the spectra are known now
-            wait(hashes)
-            return _metadata(lora, path.stem, torch_dtype, dialect) | dict(metadata or {})
+            def described() -> Mapping[str, str]:
+                check_something_left(lora)  # not before: the spectra are known now
+                wait(hashes)
+                return _metadata(lora, path.stem, torch_dtype, dialect) | dict(metadata or {})
 
-        try:
-            writer = _Writer(lora, torch_dtype, dialect)
-            placeholder = _metadata(lora, path.stem, torch_dtype, dialect, known=False) | dict(metadata or {})
-            return write_file(path, writer.plan, writer.tensors(progress), placeholder, described, overwrite)
-        finally:
-            # After an error or a cancel, nobody waits for the hash of a checkpoint.
-            no_more.set()
-            for future in hashes:
-                future.cancel()
+            try:
+                writer = _Writer(lora, torch_dtype, dialect)
+                placeholder = _metadata(lora, path.stem, torch_dtype, dialect, known=False) | dict(metadata or {})
+                draft = kept.enter_context(
+                    draft_file(path, writer.plan, writer.tensors(progress), placeholder, described, overwrite))
+            finally:
+                # After an error or a cancel, nobody waits for the hash of a checkpoint.
+                no_more.set()
+                for future in hashes:
+                    future.cancel()
+        yield draft
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:

@@ -10,14 +10,18 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import glob
 import hashlib
 import json
 import math
 import os
+import platform
 import secrets
 import shutil
 import struct
+import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +33,9 @@ import torch
 from torch import Tensor
 
 from .errors import ExistsError, FileError, OutputError, TensorError, UnsupportedError
+
+if sys.platform != "win32":
+    import fcntl
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 SYNC_AFTER = 24_000_000  # bytes
@@ -85,8 +92,9 @@ class FileIdentity:
     inode: int
 
     @classmethod
-    def of(cls, path: Path) -> FileIdentity:
-        status = path.stat()
+    def of(cls, path: Path, file: BinaryIO | None = None) -> FileIdentity:
+        """Of an open `file`, if it is given: under its path there may be another one by now."""
+        status = os.fstat(file.fileno()) if file else path.stat()
         return cls(path, status.st_size, status.st_mtime_ns, status.st_ino)
 
 
@@ -110,7 +118,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     """
     path = Path(path)
     with _readable(path) as file:
-        identity = FileIdentity.of(path)
+        identity = FileIdentity.of(path, file)
         prefix = file.read(8)
         (length,) = struct.unpack("<Q", prefix) if len(prefix) == 8 else (0,)
         if len(prefix) < 8 or length > MAX_HEADER or 8 + length > identity.size:
@@ -295,15 +303,30 @@ class Plan:
         return struct.pack("<Q", len(text)) + text
 
 
-def write_file(
+@dataclass(frozen=True)
+class Draft:
+    """A complete file that still has a temporary name, beside the one that it is to get."""
+
+    temporary: Path
+    path: Path
+    overwrite: bool
+
+    @property
+    def previous(self) -> Path:
+        """Where the file that has the name so far waits while several drafts are published."""
+        return self.temporary.with_suffix(".old")
+
+
+@contextlib.contextmanager
+def draft_file(
     path: str | os.PathLike[str],
     plan: Plan,
     produce: Generator[tuple[str, Tensor], None, None],
     placeholder: Mapping[str, str],
     describe: Callable[[], Mapping[str, str]],
     overwrite: bool = False,
-) -> Path:
-    """Write a safetensors file that appears under its name only when it is complete.
+) -> Iterator[Draft]:
+    """Write a safetensors file under a temporary name. `publish` gives it its own; without that, it is gone on leaving.
 
     produce   yields the planned tensors in the planned order, so that the whole result never has to be in memory
     describe  gives the metadata once everything is written; `placeholder` must have the same keys and lengths.
@@ -315,43 +338,179 @@ def write_file(
     check_target(path, overwrite, plan.data_size)
     head = plan.header({**placeholder, "sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8})
     with _said_as_output_error(path):
-        temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(8)}.tmp")
+        _remove_abandoned(path)
+        temporary, file = _open_temporary(path)
+    try:
+        with file:
+            with _said_as_output_error(path):
+                try:
+                    _write(file, head, plan, produce, describe)
+                except BaseException:
+                    file.close()  # which may fail like the writing, and is told like it
+                    raise
+            if sys.platform == "win32":
+                file.close()  # Windows renames no open file; elsewhere it stays locked until it has its name
+            yield Draft(temporary, path, overwrite)
+    finally:
+        produce.close()
+        if temporary.exists():  # a read-only disk refuses even to remove what is not there
+            temporary.unlink()
+
+
+def _write(
+    file: BinaryIO,
+    head: bytes,
+    plan: Plan,
+    produce: Iterator[tuple[str, Tensor]],
+    describe: Callable[[], Mapping[str, str]],
+) -> None:
+    """Everything that `draft_file` puts into its file. `head` is the header with placeholders, as long as the final one."""
+    # What is written goes to the disk while the rest is worked out.
+    with ThreadPoolExecutor(1) as disk:
+        syncs: list[Future[None]] = []
+        file.write(head)
+        digest, unsynced = hashlib.sha256(), 0
+        for (key, dtype, shape), (produced, tensor) in zip(plan.tensors, produce, strict=True):
+            if produced != key or tensor.dtype != dtype or tuple(tensor.shape) != shape:
+                raise AssertionError(f"planned {key} {dtype} {shape}, got {produced} {tensor.shape}")
+            if tensor.numel():
+                data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+                digest.update(data)
+                unsynced += file.write(data)
+                if unsynced > SYNC_AFTER and (not syncs or syncs[-1].done()):
+                    unsynced = 0
+                    syncs.append(disk.submit(os.fsync, file.fileno()))
+        metadata = describe()
+        hashes = {
+            "sshs_model_hash": digest.hexdigest(),
+            "sshs_legacy_hash": _legacy_hash(file, len(head), plan, metadata),
+        }
+        final = plan.header({**metadata, **hashes})
+        if len(final) != len(head):
+            raise AssertionError("the metadata's length changed while the file was written")
+        file.seek(0)
+        file.write(final)
+        file.flush()
+        os.fsync(file.fileno())
+        for sync in syncs:
+            sync.result()  # the system tells of a failed write once
+
+
+def _prefix(path: Path) -> str:
+    """How the temporary files of saves to `path` begin: each machine has its own, and removes only those.
+
+    Locks show what other processes of this machine do; on a network share, not always what other machines do.
+    """
+    mark = hashlib.sha256(f"{platform.node()}\0{path.name}".encode(errors="replace")).hexdigest()
+    return f".{path.stem[:40]}.{mark[:12]}."
+
+
+def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
+    """A new hidden file beside `path`, open, and locked for as long as it is open."""
+    while True:
+        temporary = path.with_name(f"{_prefix(path)}{secrets.token_hex(8)}.tmp")
+        file = open(temporary, "x+b")
+        if sys.platform != "win32":
+            with contextlib.suppress(OSError):  # a file system without locks: nobody removes anything there
+                fcntl.flock(file, fcntl.LOCK_EX)
+        if temporary.exists():
+            return temporary, file
+        file.close()  # another save found it before it was locked
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what killed saves to `path` have left. What cannot be removed does no harm, so errors are not told."""
+    with contextlib.suppress(OSError):
+        for temporary in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
+            with contextlib.suppress(OSError):
+                _remove_unless_in_use(temporary)
+
+
+if sys.platform == "win32":
+
+    def _remove_unless_in_use(temporary: Path) -> None:
+        # One that is open cannot be deleted. Between closing and renaming it is not open, but new.
+        if time.time() - temporary.stat().st_mtime > 600:
+            temporary.unlink()
+
+else:
+
+    def _remove_unless_in_use(temporary: Path) -> None:
+        with open(temporary, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            temporary.unlink()
+
+
+def publish(drafts: Sequence[Draft]) -> None:
+    """Give files their names: all of them, or none, and then what had a name before has it again.
+
+    raises  ExistsError if somebody made a file of that name meanwhile, OutputError if one cannot be replaced
+    """
+    *first, last = drafts
+    try:
+        for draft in first:
+            with _said_as_output_error(draft.path):
+                _keep_previous(draft)
+                _publish(draft)
+        with _said_as_output_error(last.path):
+            _publish(last)
+    except BaseException:
+        if last.temporary.exists():
+            for draft in drafts:
+                _withdraw(draft)
+        else:  # stopped after the last one got its name
+            _forget_previous(first)
+        raise
+    _forget_previous(first)
+
+
+def _keep_previous(draft: Draft) -> None:
+    if not (draft.overwrite and os.path.lexists(draft.path)):
+        return
+    try:
+        os.link(draft.path, draft.previous)
+    except OSError:  # a file system without hard links
+        os.rename(draft.path, draft.previous)
+
+
+def _publish(draft: Draft) -> None:
+    temporary, path = draft.temporary, draft.path
+    if draft.overwrite:
+        os.replace(temporary, path)
+        return
+    # A file that somebody made meanwhile must make this fail, and a rename would replace it, but on Windows.
+    if sys.platform == "win32":
+        os.rename(temporary, path)
+        return
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        # Killed between these two, a save leaves an empty file: not torn, and no reader takes it for a LoRA.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
         try:
-            # What is written goes to the disk while the rest is worked out.
-            with open(temporary, "x+b") as file, ThreadPoolExecutor(1) as disk:
-                syncs: list[Future[None]] = []
-                file.write(head)
-                digest, unsynced = hashlib.sha256(), 0
-                for (key, dtype, shape), (produced, tensor) in zip(plan.tensors, produce, strict=True):
-                    if produced != key or tensor.dtype != dtype or tuple(tensor.shape) != shape:
-                        raise AssertionError(f"planned {key} {dtype} {shape}, got {produced} {tensor.shape}")
-                    if tensor.numel():
-                        data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
-                        digest.update(data)
-                        unsynced += file.write(data)
-                        if unsynced > SYNC_AFTER and (not syncs or syncs[-1].done()):
-                            unsynced = 0
-                            syncs.append(disk.submit(os.fsync, file.fileno()))
-                metadata = describe()
-                hashes = {
-                    "sshs_model_hash": digest.hexdigest(),
-                    "sshs_legacy_hash": _legacy_hash(file, len(head), plan, metadata),
-                }
-                final = plan.header({**metadata, **hashes})
-                if len(final) != len(head):
-                    raise AssertionError("the metadata's length changed while the file was written")
-                file.seek(0)
-                file.write(final)
-                file.flush()
-                os.fsync(file.fileno())
-                for sync in syncs:
-                    sync.result()  # the system tells of a failed write once
-            _publish(temporary, path, overwrite)
+            os.replace(temporary, path)
         except BaseException:
-            produce.close()
-            temporary.unlink(missing_ok=True)
+            if temporary.exists():  # else it is done
+                path.unlink()
             raise
-    return path
+    else:
+        temporary.unlink()
+
+
+def _withdraw(draft: Draft) -> None:
+    """Undo `_publish`, wherever it stopped."""
+    if os.path.lexists(draft.previous):
+        os.replace(draft.previous, draft.path)
+        draft.previous.unlink(missing_ok=True)  # where both names are links to one file, nothing was replaced
+    elif not draft.temporary.exists() or (draft.path.exists() and os.path.samefile(draft.temporary, draft.path)):
+        draft.path.unlink(missing_ok=True)
+
+
+def _forget_previous(drafts: Sequence[Draft]) -> None:
+    for draft in drafts:
+        draft.previous.unlink(missing_ok=True)
 
 
 def _legacy_hash(file: BinaryIO, data_start: int, plan: Plan, metadata: Mapping[str, str]) -> str:
@@ -362,21 +521,6 @@ def _legacy_hash(file: BinaryIO, data_start: int, plan: Plan, metadata: Mapping[
     file.seek(data_start + max(0, begin - len(head)))
     window += file.read(max(0, end - max(begin, len(head))))
     return hashlib.sha256(window).hexdigest()[:8]
-
-
-def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
-    if overwrite:
-        os.replace(temporary, path)
-        return
-    try:
-        os.link(temporary, path)  # fails if somebody made the file meanwhile; a rename would replace it
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links: claim the name, then fill it
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
-        os.replace(temporary, path)
-    else:
-        temporary.unlink()
 
 
 def check_target(path: Path, overwrite: bool, size: int = 0) -> None:

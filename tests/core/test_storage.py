@@ -1,10 +1,12 @@
 """Files: what is written is what the safetensors library and kohya's tools would have written, and reads back the same."""
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from difflora.errors import DiffLoraError, FileError, OutputError
 from difflora.lora import Lora
 from difflora.names import OUTPUT_DIALECTS
 from difflora.output import ENERGY_KEY, RECIPE_KEY
-from difflora.storage import Plan, read_header, read_tensors, write_file
+from difflora.storage import Draft, Plan, draft_file, read_header, read_tensors
 from tests.lora_files import FFN, K, Q, dense, factors, kohya, write, write_pair
 
 BIAS, NORM, MODULATION = f"{K}.bias", "blocks.0.norm3", "blocks.0.modulation"
@@ -320,7 +322,85 @@ def test_a_plan_that_is_not_kept_leaves_nothing(tmp_path: Path) -> None:
     for tensors in ([], [("a", torch.zeros(2))], [("b", torch.zeros(3)), ("a", torch.zeros(2))],
                     [("a", torch.zeros(2)), ("b", torch.zeros(3, dtype=torch.float64))]):
         with pytest.raises((AssertionError, ValueError)):
-            write_file(tmp_path / "out.safetensors", plan, (pair for pair in tensors), {}, dict)
+            with draft_file(tmp_path / "out.safetensors", plan, (pair for pair in tensors), {}, dict):
+                pass
+    assert list(tmp_path.iterdir()) == []
+
+
+# Publishing several files at once
+
+
+def draft_of(path: Path, value: float, overwrite: bool) -> contextlib.AbstractContextManager[Draft]:
+    plan = Plan.of({"x": (torch.float32, (2,))})
+    return draft_file(path, plan, (pair for pair in [("x", torch.full((2,), float(value)))]), {}, dict, overwrite)
+
+
+@pytest.fixture(params=["links", "no links"])
+def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the file system has hard links."""
+    if request.param == "links":
+        return True
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    return False
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, PermissionError(13, "Permission denied")])
+@pytest.mark.parametrize("call", range(6))
+def test_two_files_get_their_names_together_or_not_at_all(
+    call: int, error: BaseException | type[BaseException], after: bool, overwrite: bool, links: bool, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whichever call to the system is the one that fails, or that Ctrl-C comes before or after."""
+    high, low = tmp_path / "high.safetensors", tmp_path / "low.safetensors"
+    if overwrite:
+        high.write_bytes(b"precious")  # low is new
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    calls = 0
+
+    def failing(real: Callable[..., object]) -> Callable[..., object]:
+        def call_it(*arguments: object) -> object:
+            nonlocal calls
+            if str(arguments[0]).endswith(".old") and len(arguments) == 1:  # all is done, and this one is not needed any more
+                return real(*arguments)
+            calls += 1
+            if calls - 1 == call:
+                if after:
+                    real(*arguments)
+                raise error
+            return real(*arguments)
+
+        return call_it
+
+    with contextlib.suppress(KeyboardInterrupt, OutputError), draft_of(high, 1, overwrite) as first, \
+            draft_of(low, 2, overwrite) as second, monkeypatch.context() as patched:
+        for name in ("link", "replace", "rename", "unlink"):
+            if links or name != "link":
+                patched.setattr(os, name, failing(getattr(os, name)))
+        storage.publish([first, second])
+    there = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    if there != before:
+        assert set(there) == {"high.safetensors", "low.safetensors"}
+        assert [float(load_file(path)["x"][0]) for path in (high, low)] == [1, 2]
+
+
+def test_a_name_taken_meanwhile_takes_the_other_file_back(links: bool, tmp_path: Path) -> None:
+    high, low = tmp_path / "high.safetensors", tmp_path / "low.safetensors"
+    with pytest.raises(OutputError, match="low.safetensors: the file exists"):
+        with draft_of(high, 1, False) as first, draft_of(low, 2, False) as second:
+            low.write_bytes(b"somebody else's")
+            storage.publish([first, second])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"low.safetensors": b"somebody else's"}
+
+
+def test_a_draft_that_is_not_published_leaves_nothing(tmp_path: Path) -> None:
+    with draft_of(tmp_path / "out.safetensors", 1, False) as draft:
+        assert float(load_file(draft.temporary)["x"][0]) == 1
     assert list(tmp_path.iterdir()) == []
 
 

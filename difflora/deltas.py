@@ -8,6 +8,7 @@ they are read. What is stored in full, and has no small side, is `Dense`.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -166,20 +167,26 @@ def zero(spec: Spec) -> Delta:
     return LowRank((Term(up, down),), spec.shape)
 
 
+def sum_shape(shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of a sum whose parts differ in how the kernel of a convolution is flattened: the one that says most."""
+    return max(shapes, key=len)
+
+
 def add(deltas: list[Delta]) -> Delta:
-    """Their exact sum: terms are stacked, vectors added (in float64, rounded once). All shapes must be equal."""
+    """Their exact sum: terms are stacked, vectors added (in float64, rounded once). All must have the same values."""
     first = deltas[0]
     if len(deltas) == 1:
         return first
+    shape = sum_shape(delta.shape for delta in deltas)
     if isinstance(first, Vector):
-        total = torch.zeros(first.shape, dtype=torch.float64)
+        total = torch.zeros(shape, dtype=torch.float64)
         for delta in deltas:
-            total += delta.dense(torch.float64)
+            total += delta.dense(torch.float64).view(shape)
         return Vector(total.float())
     matrices = [delta for delta in deltas if not isinstance(delta, Vector)]
     terms = tuple(term for delta in matrices for term in delta.terms)
     fulls = tuple(full for delta in matrices if isinstance(delta, Dense) for full in delta.fulls)
-    return Dense(fulls, terms, first.shape) if fulls else LowRank(terms, first.shape)
+    return Dense(fulls, terms, shape) if fulls else LowRank(terms, shape)
 
 
 def tensors_of(delta: Delta) -> list[Tensor]:

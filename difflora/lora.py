@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from . import forms, names
-from .deltas import Delta, Dense, LowRank, Spec, Term, Vector, add, zero
+from .deltas import Delta, Dense, LowRank, Spec, Term, Vector, add, sum_shape, zero
 from .errors import FileError, PairError, TensorError, UnsupportedError
 from .patterns import MAX_LENGTH, Pattern, PatternError
 from .selection import Selection
@@ -687,7 +687,7 @@ class CombinedLora(Lora):
     def _spec(name: str, loras: Sequence[Lora]) -> Spec:
         specs = [lora.specs[name] for lora in loras if name in lora]
         ranks = tuple(rank for spec in specs for rank in spec.ranks)
-        return Spec(specs[0].shape, ranks, any(spec.dense for spec in specs))
+        return Spec(sum_shape(spec.shape for spec in specs), ranks, any(spec.dense for spec in specs))
 
     @property
     def parents(self) -> tuple[Lora, ...]:

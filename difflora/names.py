@@ -8,6 +8,7 @@ from any spelling, exactly. Modules of other models keep the name that the file 
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -93,6 +94,8 @@ _AFTER_BLOCKS = {
 _OUTSIDE = _BEFORE_BLOCKS | _AFTER_BLOCKS
 _RANK_IN_BLOCK = {name: i for i, name in enumerate(_IN_BLOCK)}
 _RANK_OUTSIDE = {name: i for i, name in enumerate(_OUTSIDE)}
+# The convolutions among them. Some trainers store a change of these with the kernel flattened, or without its dimension of 1.
+_KERNELS = {"patch_embedding": (1, 2, 2), "vace_patch_embedding": (1, 2, 2), "ref_conv": (2, 2)}
 # Parameters that are not the weight of a layer: only the dotted name reaches them in ComfyUI.
 _BARE_PARAMETERS = ("modulation", "emb_pos")
 
@@ -318,6 +321,18 @@ def _other_name(module: str, dialect: str, base: str | None) -> str:
         return f"transformer.{module}"
     # A name without a dot may be a flat one, and ComfyUI takes every such name in the flat form.
     return f"diffusion_model.{module}" if "." in module else f"lora_unet_{module}"
+
+
+def with_kernel(module: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape (out, in, *kernel) of a Wan convolution's weight, from that of a change with fewer dimensions.
+
+    Every reader but ComfyUI's wants the layer's own dimensions. Shapes of other modules stay as they are.
+    """
+    kernel = _KERNELS.get(module, ())
+    columns, size = math.prod(shape[1:]), math.prod(kernel)
+    if 2 <= len(shape) < 2 + len(kernel) and columns % size == 0:
+        return (shape[0], columns // size, *kernel)
+    return shape
 
 
 def _is_norm(module: str) -> bool:

@@ -140,12 +140,12 @@ class _Writer:
                 if dialect not in (names.NATIVE, names.KOHYA):
                     raise OutputError(f"{module} is stored in full, and the {dialect} dialect has only small factors. "
                                       "Re-rank it first, or write the native dialect.")
-                name, tensors = module, {"diff": (dtype, spec.shape)}
+                name, tensors = module, {"diff": (dtype, names.with_kernel(module, spec.shape))}
             else:
-                name, kernel = module, spec.shape[2:]
+                name, shape = module, names.with_kernel(module, spec.shape)
                 tensors = {
-                    "up": (dtype, (spec.out_features, spec.rank, *(1 for _ in kernel))),
-                    "down": (dtype, (spec.rank, *spec.shape[1:])),
+                    "up": (dtype, (shape[0], spec.rank, *(1 for _ in shape[2:]))),
+                    "down": (dtype, (spec.rank, *shape[1:])),
                     "alpha": (torch.float32, ()),
                 }
                 if dialect not in _WITH_ALPHA or (dialect == names.NATIVE and names.is_outside_blocks(name)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import comfy.lora
@@ -18,12 +19,13 @@ class Targets:
     """The match between a LoRA and a model.
 
     keys      module name -> parameter name in the model's state dict
+    shapes    module name -> shape of that parameter: a LoRA may hold a convolution's kernel flattened, as ComfyUI does
     warnings  what the model cannot take, when that is no fault
-    shapes    False to compare names only
+    check     False to compare names only
     raises    PairError if nothing fits, an attention or feed-forward module is missing, or a shape differs
     """
 
-    def __init__(self, patcher, lora: Lora, shapes: bool = True):
+    def __init__(self, patcher, lora: Lora, check: bool = True):
         # The parameters themselves: in a state dict, other packs' quantised weights have the shape of their bytes.
         weights = dict(patcher.model.named_parameters(remove_duplicate=False))
         found = {name: _own_key(name, weights) for name in lora}
@@ -34,11 +36,12 @@ class Targets:
         self.warnings: list[Sentence] = []
         missing = [name for name, key in found.items() if not key]
         self._refuse(lora, missing)
-        for name, key in self.keys.items():
-            if shapes and tuple(weights[key].shape) != tuple(lora.specs[name].shape):
+        self.shapes = {name: tuple(weights[key].shape) for name, key in self.keys.items()}
+        for name, shape in self.shapes.items():
+            if check and not _fits(lora.specs[name].shape, shape):
                 raise PairError(
                     f"{name}: {label(lora)} changes a weight of shape {tuple(lora.specs[name].shape)}"
-                    f"{_of(lora.base_model)}, but the model's has shape {tuple(weights[key].shape)}: it was trained on "
+                    f"{_of(lora.base_model)}, but the model's has shape {shape}: it was trained on "
                     "another base model."
                 )
         self.is_quantised = any(_is_quantised(weights[self.keys[name]]) for name in lora.matrices if name in self.keys)
@@ -67,6 +70,11 @@ class Targets:
             self.warnings.append(
                 Sentence("{0} modules were left out, this model does not have them: {1}.", len(others), some)
             )
+
+
+def _fits(shape: tuple[int, ...], weight: tuple[int, ...]) -> bool:
+    """Whether a change of this shape is one of a weight, apart from how its columns are laid out."""
+    return shape[:1] == weight[:1] and math.prod(shape) == math.prod(weight)
 
 
 def _own_key(name: str, weights: Mapping[str, torch.Tensor]) -> str | None:

@@ -10,7 +10,7 @@ from comfy_api.v0_0_2 import io
 from torch import nn
 
 from ..difflora import Lora
-from ..difflora.deltas import Delta, LowRank, Spec
+from ..difflora.deltas import Delta, LowRank
 from ..difflora.lora import label
 from ..difflora.wording import Sentence
 from .bypass import put_beside
@@ -72,7 +72,7 @@ class SliderModel(io.ComfyNode):
             line = Sentence("strength 0: the base model, unchanged")
         else:
             if bypass and targets.is_quantised:
-                patched = sum(not _is_linear(model, key, lora.specs[name]) for name, key in targets.keys.items())
+                patched = sum(not _is_linear(model, lora, targets, name) for name in targets.keys)
                 if patched:
                     warnings.append(Sentence("{0} of them are no small factors and went into the weights, which round them.", patched))
             model = applied(model, lora, targets, strength, bypass)
@@ -86,14 +86,14 @@ def applied(model, lora: Lora, targets: Targets, strength: float, bypass: bool):
     beside: dict[str, LowRank] = {}
     patches: list[dict] = [{} for _ in range(max(len(spec.ranks) or 1 for spec in lora.specs.values()))]
     for name, key in targets.keys.items():
-        if bypass and _is_linear(model, key, lora.specs[name]):
+        if bypass and _is_linear(model, lora, targets, name):
             beside[key.removesuffix(".weight")] = deltas[name]
         elif _is_passed_over(model, key):
             old = model.get_model_object(key)
-            new = old.float() + strength * deltas[name].dense().to(old.device)
+            new = old.float() + strength * deltas[name].dense().view(old.shape).to(old.device)
             model.add_object_patch(key, nn.Parameter(new, requires_grad=False))
         else:
-            for patch, term in zip(patches, _patches(deltas[name]), strict=False):
+            for patch, term in zip(patches, _patches(deltas[name], targets.shapes[name]), strict=False):
                 patch[key] = term
     for patch in patches:
         if patch:
@@ -109,18 +109,22 @@ def _is_passed_over(model, key: str) -> bool:
     return any("." in name for name, _ in owner.named_parameters())
 
 
-def _patches(delta: Delta):
-    """ComfyUI's own patches for a delta, one a term: its adapters keep other packs' patchers working."""
+def _patches(delta: Delta, shape: tuple[int, ...]):
+    """ComfyUI's own patches for a delta, one a term: its adapters keep other packs' patchers working.
+
+    shape  of the weight; ComfyUI reshapes the product of factors, and leaves out a full change of another shape
+    """
     if isinstance(delta, LowRank):
         for term in delta.terms:
             yield LoRAAdapter(set(), (term.up, term.down, term.scale * term.rank, None, None, None))
     else:
-        yield ("diff", (delta.dense(),))
+        yield ("diff", (delta.dense().view(shape),))
 
 
-def _is_linear(model, key: str, spec: Spec) -> bool:
+def _is_linear(model, lora: Lora, targets: Targets, name: str) -> bool:
     """By the weight's shape: the layers of quantised models are not `nn.Linear`."""
-    if spec.is_vector or spec.dense or len(spec.shape) != 2 or not key.endswith(".weight"):
+    key, spec = targets.keys[name], lora.specs[name]
+    if spec.is_vector or spec.dense or len(targets.shapes[name]) != 2 or not key.endswith(".weight"):
         return False
     return not isinstance(comfy.utils.get_attr(model.model, key.removesuffix(".weight")), nn.Embedding)
 

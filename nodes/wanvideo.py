@@ -47,6 +47,9 @@ class TempFiles:
 
 _files = TempFiles()
 
+# WanVideoWrapper applies LoRAs on the fly in linear layers: not in convolutions, nor in the head, which it keeps as it is.
+NOT_ON_THE_FLY = ("head", "patch_embedding", "ref_conv")
+
 
 class SliderWanVideo(io.ComfyNode):
     """Adds an entry to the wrapper's list of LoRAs. Strength 0 adds none, as in the wrapper's own LoRA Select."""
@@ -111,7 +114,7 @@ class SliderWanVideo(io.ComfyNode):
         if model is not None:
             check_unmerged(model.model_options["transformer_options"])
             # Not the shapes: once it has sampled, the wrapper leaves other tensors in place of the weights.
-            warnings = Targets(model, lora, shapes=False).warnings
+            warnings = Targets(model, lora, check=False).warnings
             check_width(model.model.diffusion_model.dim, {name: lora.specs[name].shape for name in lora.matrices})
         entry = lora_entry(str(_files.file_of(lora)), strength, label(lora), merge_loras, low_mem_load)
         return io.NodeOutput(chained(prev_lora, entry), ui=ui(_report(lora, merge_loras, warnings), strength_range(lora)))
@@ -120,7 +123,7 @@ class SliderWanVideo(io.ComfyNode):
 def _report(lora: Lora, merge_loras: bool, warnings: Sequence[Sentence]) -> dict:
     vectors = [name for name in lora if lora.specs[name].is_vector]
     modulations = [name for name in vectors if name.endswith("modulation")]
-    passed_over = [name for name in lora.matrices if "head" in name or len(lora.specs[name].shape) > 2]
+    passed_over = [name for name in lora.matrices if any(layer in name for layer in NOT_ON_THE_FLY)]
     warnings = [*warnings]
     if passed_over and not merge_loras:
         some = ", ".join(passed_over[:3]) + (" …" if len(passed_over) > 3 else "")

@@ -1,6 +1,7 @@
 """A LoRA as a lazy mapping: what files mean, and what operations on them do, against numpy in float64."""
 
 import builtins
+import itertools
 import json
 import re
 import time
@@ -393,14 +394,37 @@ def test_matrix_against_vector_is_refused(tmp_path: Path) -> None:
         difflora.subtract(a, b)
 
 
-def test_kernel_may_be_flattened_on_one_side(tmp_path: Path) -> None:
+def test_kernel_may_be_flattened_on_either_side(tmp_path: Path) -> None:
     up, down = torch.randn(8, 2), torch.randn(2, 3, 1, 2, 2)
     name = "patch_embedding"
-    a = difflora.load(write(tmp_path / "a.safetensors", {name: (up.view(8, 2, 1, 1, 1), down, None)}))
-    b = difflora.load(write(tmp_path / "b.safetensors", {name: (2 * up, down.view(2, 12), None)}))
-    difference = difflora.subtract(a, b)
-    assert difference.specs[name].shape == (8, 3, 1, 2, 2)
-    np.testing.assert_allclose(values(difference)[name].reshape(8, 12), -dense((up, down, None)), atol=1e-6)
+    factored = write(tmp_path / "factored.safetensors", {name: (up.view(8, 2, 1, 1, 1), down, None)})
+    flat = write(tmp_path / "flat.safetensors", {name: (2 * up, down.view(2, 12), None)})
+    full = tmp_path / "full.safetensors"
+    save_file({f"diffusion_model.{name}.diff": torch.einsum("or,ri...->oi...", 4 * up, down)}, full)
+    for (a, times), (b, other) in itertools.permutations([(factored, 1), (flat, 2), (full, 4)], 2):
+        difference = difflora.subtract(difflora.load(a), difflora.load(b))
+        written = difflora.load(difflora.save(difference, tmp_path / "out.safetensors", overwrite=True))
+        for lora in (difference, written):
+            assert lora.specs[name].shape == lora[name].shape == (8, 3, 1, 2, 2)
+            np.testing.assert_allclose(values(lora)[name].reshape(8, 12), (times - other) * dense((up, down, None)), atol=1e-5)
+
+
+@pytest.mark.parametrize(("module", "stored", "shape"), [
+    ("patch_embedding", (6, 2, 2), (6, 1, 2, 2)), ("patch_embedding", (24,), (6, 1, 2, 2)), ("ref_conv", (24,), (6, 2, 2)),
+    ("patch_embedding", (600,), (150, 1, 2, 2)), ("patch_embedding", (6, 1, 2, 2), (6, 1, 2, 2)),
+    ("patch_embedding", (7,), (7,)), ("head.head", (24,), (24,)),
+])  # fmt: skip
+@pytest.mark.parametrize("full", [False, True])
+def test_a_flat_kernel_is_written_as_wans_layer_has_it(
+    tmp_path: Path, module: str, stored: tuple[int, ...], shape: tuple[int, ...], full: bool
+) -> None:
+    tensors = {"diff": torch.randn(600, *stored)} if full else {
+        "lora_up.weight": torch.randn(600, 2, *(1 for _ in stored[1:])), "lora_down.weight": torch.randn(2, *stored)}
+    save_file({f"diffusion_model.{module}.{part}": value for part, value in tensors.items()}, tmp_path / "a.safetensors")
+    lora = difflora.load(tmp_path / "a.safetensors")
+    written = difflora.load(difflora.save(lora, tmp_path / "b.safetensors"))
+    assert written.specs[module].shape == (600, *shape)
+    np.testing.assert_allclose(values(written)[module].ravel(), values(lora)[module].ravel(), atol=1e-6)
 
 
 def test_selection_weighs_leaves_out_and_nullifies(pair: tuple[Lora, Lora]) -> None:

@@ -10,14 +10,18 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import glob
 import hashlib
 import json
 import math
 import os
+import platform
 import secrets
 import shutil
 import struct
+import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
@@ -28,6 +32,9 @@ import torch
 from torch import Tensor
 
 from .errors import ExistsError, FileError, OutputError, TensorError, UnsupportedError
+
+if sys.platform != "win32":
+    import fcntl
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 MAX_DIMENSIONS = 32  # the product of a hundred thousand sides takes minutes
@@ -83,8 +90,9 @@ class FileIdentity:
     inode: int
 
     @classmethod
-    def of(cls, path: Path) -> FileIdentity:
-        status = path.stat()
+    def of(cls, path: Path, file: BinaryIO | None = None) -> FileIdentity:
+        """Of an open `file`, if it is given: under its path there may be another one by now."""
+        status = os.fstat(file.fileno()) if file else path.stat()
         return cls(path, status.st_size, status.st_mtime_ns, status.st_ino)
 
 
@@ -108,7 +116,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     """
     path = Path(path)
     with _readable(path) as file:
-        identity = FileIdentity.of(path)
+        identity = FileIdentity.of(path, file)
         prefix = file.read(8)
         (length,) = struct.unpack("<Q", prefix) if len(prefix) == 8 else (0,)
         if len(prefix) < 8 or length > MAX_HEADER or 8 + length > identity.size:
@@ -295,9 +303,10 @@ def write_file(
     check_target(path, overwrite, plan.data_size)
     head = plan.header({**placeholder, "sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8})
     with _said_as_output_error(path):
-        temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(8)}.tmp")
+        _remove_abandoned(path)
+        temporary, file = _open_temporary(path)
         try:
-            with open(temporary, "x+b") as file:
+            with file:
                 file.write(head)
                 digest = hashlib.sha256()
                 for (key, dtype, shape), (produced, tensor) in zip(plan.tensors, produce, strict=True):
@@ -319,12 +328,59 @@ def write_file(
                 file.write(final)
                 file.flush()
                 os.fsync(file.fileno())
-            _publish(temporary, path, overwrite)
+                if sys.platform == "win32":
+                    file.close()  # Windows renames no open file; elsewhere it stays locked until it has its name
+                _publish(temporary, path, overwrite)
         except BaseException:
             produce.close()
             temporary.unlink(missing_ok=True)
             raise
     return path
+
+
+def _prefix(path: Path) -> str:
+    """How the temporary files of saves to `path` begin: each machine has its own, and removes only those.
+
+    Locks show what other processes of this machine do; on a network share, not always what other machines do.
+    """
+    mark = hashlib.sha256(f"{platform.node()}\0{path.name}".encode(errors="replace")).hexdigest()
+    return f".{path.stem[:40]}.{mark[:12]}."
+
+
+def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
+    """A new hidden file beside `path`, open, and locked for as long as it is open."""
+    while True:
+        temporary = path.with_name(f"{_prefix(path)}{secrets.token_hex(8)}.tmp")
+        file = open(temporary, "x+b")
+        if sys.platform != "win32":
+            with contextlib.suppress(OSError):  # a file system without locks: nobody removes anything there
+                fcntl.flock(file, fcntl.LOCK_EX)
+        if temporary.exists():
+            return temporary, file
+        file.close()  # another save found it before it was locked
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what killed saves to `path` have left. What cannot be removed does no harm, so errors are not told."""
+    with contextlib.suppress(OSError):
+        for temporary in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
+            with contextlib.suppress(OSError):
+                _remove_unless_in_use(temporary)
+
+
+if sys.platform == "win32":
+
+    def _remove_unless_in_use(temporary: Path) -> None:
+        # One that is open cannot be deleted. Between closing and renaming it is not open, but new.
+        if time.time() - temporary.stat().st_mtime > 600:
+            temporary.unlink()
+
+else:
+
+    def _remove_unless_in_use(temporary: Path) -> None:
+        with open(temporary, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            temporary.unlink()
 
 
 def _legacy_hash(file: BinaryIO, data_start: int, plan: Plan, metadata: Mapping[str, str]) -> str:
@@ -341,13 +397,22 @@ def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
     if overwrite:
         os.replace(temporary, path)
         return
+    # A file that somebody made meanwhile must make this fail, and a rename would replace it, but on Windows.
+    if sys.platform == "win32":
+        os.rename(temporary, path)
+        return
     try:
-        os.link(temporary, path)  # fails if somebody made the file meanwhile; a rename would replace it
+        os.link(temporary, path)
     except FileExistsError:
         raise
-    except OSError:  # a file system without hard links: claim the name, then fill it
+    except OSError:  # a file system without hard links
+        # Killed between these two, a save leaves an empty file: not torn, and no reader takes it for a LoRA.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL))
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            path.unlink()
+            raise
     else:
         temporary.unlink()
 
@@ -379,6 +444,8 @@ def _said_as_output_error(path: Path) -> Iterator[None]:
         errno.EROFS: "the disk is read-only",
         errno.ENAMETOOLONG: "the name is too long",
     }
+    if sys.platform == "win32":
+        reasons[errno.EACCES] = "you may not write into this folder, or another program has the file open"
     try:
         yield
     except FileExistsError as error:

@@ -230,6 +230,8 @@ def _check_unchanged(identity: FileIdentity) -> None:
         unchanged = FileIdentity.of(identity.path) == identity
     except FileNotFoundError as error:
         raise FileError(f"{identity.path.name}: the file was deleted after it was loaded.") from error
+    except OSError as error:
+        raise FileError(f"{identity.path.name}: cannot be read ({error.strerror or error}).") from error
     if not unchanged:
         raise FileError(f"{identity.path.name}: the file changed after it was loaded. Load it again.")
 
@@ -332,13 +334,13 @@ def draft_file(
     describe  gives the metadata once everything is written; `placeholder` must have the same keys and lengths.
               `sshs_model_hash` and `sshs_legacy_hash` (kohya's) are added for the new content
     raises    OutputError if the folder is missing or read-only, the file exists, or the disk is full;
-              whatever it raises, no part of a file is left behind
+              whatever it raises, no part of a file is left behind; what a killed process has left, the next save removes
     """
     path = Path(path)
+    _remove_abandoned(path)  # before the free space is looked at
     check_target(path, overwrite, plan.data_size)
     head = plan.header({**placeholder, "sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8})
     with _said_as_output_error(path):
-        _remove_abandoned(path)
         temporary, file = _open_temporary(path)
     try:
         with file:
@@ -550,6 +552,8 @@ def _said_as_output_error(path: Path) -> Iterator[None]:
         errno.EROFS: "the disk is read-only",
         errno.ENAMETOOLONG: "the name is too long",
     }
+    if sys.platform == "win32":
+        reasons[errno.EACCES] = "you may not write into this folder, or another program has the file open"
     try:
         yield
     except FileExistsError as error:

@@ -223,9 +223,10 @@ def test_a_run_brings_heat_spectrum_and_reports(drawn, pair):
     assert grid.element.query_selector(".difflora-report").is_hidden(), "nothing is wrong"
 
 
-def test_hostile_file_shows_as_text_and_runs_nothing(drawn_canvas, comfy):
+@pytest.mark.parametrize("times", [1, 20_000])
+def test_hostile_file_shows_as_text_and_runs_nothing(times, drawn_canvas, comfy):
     page = drawn_canvas
-    evil = "<img src=x onerror='window.hacked=1'>"
+    evil = "<img src=x onerror='window.hacked=1'>\x1b[31m\0\r\n\u202e" * times
     name = "blocks.0.self_attn.q"
     file = comfy.models("loras") / "hostile.safetensors"
     save_file(

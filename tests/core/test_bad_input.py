@@ -21,6 +21,8 @@ from safetensors.torch import load_file, save_file
 import difflora
 from difflora.cli import main
 from difflora.errors import DiffLoraError, FileError
+from difflora.output import RECIPE_KEY
+from difflora.storage import read_header
 from tests.lora_files import FFN, K, Q, factors, kohya, tensors, write, write_pair
 
 ROOT = Path(__file__).parents[2]
@@ -728,3 +730,29 @@ def test_a_long_message_keeps_its_beginning_and_its_end() -> None:
     assert text.startswith("a.safetensors: \\x1b\\n\\n") and text.endswith("\\n has no end.") and "…" in text
     assert len(text) == 1000 and str(FileError(text)) == text
     assert str(FileError("a: 重みがありません. ü")) == "a: 重みがありません. ü"
+
+
+SAID_OF_ITSELF = ("modelspec.title", "ss_base_model_version", "modelspec.date", "ss_learning_rate", "ss_steps", "ss_num_train_items",
+                  "ss_seed", "difflora.retained_energy", "difflora.recommended_strength", "modelspec.architecture",
+                  "modelspec.implementation", "ss_network_module", RECIPE_KEY)  # fmt: skip
+
+
+@pytest.mark.parametrize("length", [len(HOSTILE), 1_000_000])
+@pytest.mark.parametrize("recipe", [None, {"op": "load", "file": HOSTILE, "sha256": "0" * 64}])
+def test_metadata_in_a_report_are_printable_and_short(length: int, recipe: dict | None, tmp_path: Path,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    text = (HOSTILE * (length // len(HOSTILE) + 1))[:length]
+    metadata = dict.fromkeys((*SAID_OF_ITSELF, HOSTILE), text)
+    if recipe:
+        metadata[RECIPE_KEY] = json.dumps({"version": 1, "dtype": "float32", "dialect": "native", "made_by": text, "of": recipe})
+    a, b = (write(tmp_path / f"{side}.safetensors", {Q: factors(seed=seed)}, metadata=metadata) for seed, side in enumerate("ab"))
+    out = tmp_path / "out.safetensors"
+    for arguments in (["inspect", a], ["subtract", a, b, "-o", out], ["inspect", out], ["convert", a, "-o", tmp_path / "c.safetensors"]):
+        assert main([str(argument) for argument in arguments]) == 0
+        told = capsys.readouterr()
+        for line in (told.out + told.err).split("\n"):
+            assert line.isprintable() and len(line) < 600
+    assert main(["inspect", str(a), "--json"]) == 0
+    told = capsys.readouterr().out
+    assert json.loads(told)["metadata"] == metadata and all(line.isprintable() for line in told.split("\n"))
+    assert read_header(out).metadata["ss_base_model_version"] == text

@@ -221,6 +221,41 @@ def test_knee_matches_its_definition(values: list[float]) -> None:
         assert max(below) <= 2e-6 * values[0] or len(values) < 3
 
 
+def fewest(retained: np.ndarray, share: float) -> int:
+    """The first rank that retains a share."""
+    return 1 + int((retained < share).sum())
+
+
+# Two or more values, no two of them at a tie with a share or a ratio.
+SPECTRA = [[10, 6, 3, 2, 1, 0.5], [5, 5, 5, 5], [9, 1e-3], [1, 0.7, 0.49, 0.343, 0.24, 0.168, 0.118, 0.082], [3, 2.9, 0.4, 0.3, 0.05]]
+
+
+@pytest.mark.parametrize("values", SPECTRA, ids=range(len(SPECTRA)))
+def test_rules_keep_what_those_of_resize_lora_are_meant_to(values: list[float], tmp_path: Path) -> None:
+    """kohya's definitions, from the singular values of the full matrix: `docs/command-line.md` compares them with ours."""
+    random = torch.Generator().manual_seed(3)
+    left, right = (torch.linalg.qr(torch.randn(side, len(values), generator=random))[0] for side in (OUT, IN))
+    # Stored with a scale of 1/2, which changes nothing about shares and ratios.
+    one = left * torch.tensor(values), right.T, len(values) / 2
+    lora = difflora.load(write(tmp_path / "a.safetensors", {Q: one}))
+    exact = np.linalg.svd(one[0].double().numpy() @ one[1].double().numpy(), compute_uv=False)[: len(values)]
+
+    def kept(rule: Energy | Ratio) -> int:
+        return difflora.rerank(lora, rule)[Q].rank
+
+    for ratio in (1.5, 4, 15, 1e4):
+        assert kept(Ratio(ratio)) == sum(exact > exact[0] / ratio)  # sv_ratio
+    norms = np.sqrt(np.cumsum(exact**2))
+    for share in (0.5, 0.8, 0.9, 0.97):
+        assert kept(Energy(share**2)) == fewest(norms / norms[-1], share)  # sv_fro
+
+
+def test_numbers_in_the_comparison_with_resize_lora() -> None:
+    values = torch.tensor([10, 6, 3, 2, 1, 0.5], dtype=torch.float64)
+    assert [rule.count(values) for rule in (FixedRank(4), Ratio(4), Energy(0.81), Energy(0.9), Knee())] == [4, 3, 2, 2, 2]
+    assert fewest(np.cumsum(values.numpy()) / float(values.sum()), 0.9) == 4  # sv_cumulative
+
+
 def test_max_rank_limits_every_rule(tmp_path: Path) -> None:
     a, b = write_pair(tmp_path)
     whole = difflora.subtract(difflora.load(a), difflora.load(b))

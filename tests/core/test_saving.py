@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -124,6 +125,14 @@ def test_the_next_save_removes_what_killed_ones_have_left(loras: list[Path], fol
     assert [path.name for path in folder.iterdir()] == [out.name]
 
 
+def test_what_is_left_makes_room_before_room_is_missed(loras: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = folder / "slider.safetensors"
+    left = leftover_of(loras[0], out)
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: SimpleNamespace(free=0 if left.exists() else 10**9))
+    difflora.save(difflora.load(loras[1]), out)
+    assert list(folder.iterdir()) == [out]
+
+
 def test_what_saves_to_other_names_have_left_stays(loras: list[Path], folder: Path) -> None:
     one, other = folder / ("x" * 40 + "1.safetensors"), folder / ("x" * 40 + "2.safetensors")
     left = leftover_of(loras[0], one)
@@ -166,6 +175,20 @@ def test_a_save_that_runs_is_left_alone(where: str, loras: list[Path], bytes_of:
             assert running.exitcode == 0
         torch.testing.assert_close(values(out), values(loras[0]))
     assert not hidden(folder)
+
+
+def test_a_save_that_only_lacks_its_name_is_left_alone(loras: list[Path], bytes_of: dict[str, int], folder: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    out, replace = folder / "slider.safetensors", os.replace
+
+    def another_first(*paths: Path) -> None:
+        monkeypatch.setattr(os, "replace", replace)
+        difflora.save(difflora.load(loras[1]), out, overwrite=True)
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", another_first)
+    difflora.save(difflora.load(loras[0]), out, overwrite=True)
+    assert bytes_of[sha256(out)] == 0 and list(folder.iterdir()) == [out]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows needs no locks")
@@ -310,6 +333,17 @@ def test_a_file_replaced_while_its_header_is_read(loras: list[Path], folder: Pat
     header = storage.read_header(out)
     with pytest.raises(FileError, match="changed after it was loaded"):
         storage.read_tensors(header, list(header.entries))
+
+
+def test_a_folder_that_became_a_file(loras: list[Path], folder: Path) -> None:
+    path = folder / "slider.safetensors"
+    path.write_bytes(loras[0].read_bytes())
+    lora = difflora.load(path)
+    path.unlink()
+    folder.rmdir()
+    folder.touch()
+    with pytest.raises(FileError, match="slider.safetensors: "):
+        _ = lora.sha256
 
 
 @pytest.mark.parametrize("size", [0, 4, 1000, 20_000])

@@ -15,18 +15,23 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import OutputError, TrainingError
 from .storage import WINDOWS_DEVICES
+from .twins import NOISES
 from .wording import Sentence
 
 T = TypeVar("T")
 
 TASKS = {"t2v-14B": 40, "t2v-1.3B": 30, "t2i-14B": 40, "t2v-A14B": 40}
 """musubi-tuner's Wan tasks that start from text alone, and how many blocks the model of each has."""
+
+TWO_EXPERTS = {"t2v-A14B": 875}
+"""The tasks whose model is two, a high-noise and a low-noise expert, and the timestep (of 1000) at which they take turns."""
 
 SCHEDULERS = ("constant_with_warmup", "constant", "cosine", "cosine_with_restarts", "linear", "polynomial", "rex")
 SAMPLINGS = ("shift", "sigmoid", "uniform", "sigma", "logsnr")
@@ -137,10 +142,24 @@ class Machine:
     """Where things are on the machine that trains. Only written into the command files, never opened here."""
 
     musubi: str = _setting("", "musubi-tuner's folder, in full.")
-    dit: str = _setting("", "The Wan model file, in full: bf16, or fp16 with mixed precision fp16; not fp8_scaled.")
+    dit: str = _setting("", "The Wan model file, in full: bf16, or fp16 with mixed precision fp16; not fp8_scaled. "
+                                "For Wan2.2 its low-noise model.")
+    dit_high_noise: str = _setting("", "For Wan2.2 only: the file of its high-noise model, in full.")
     vae: str = _setting("", "The Wan 2.1 VAE file, in full.")
     t5: str = _setting("", "The umT5-XXL text encoder: models_t5_umt5-xxl-enc-bf16.pth, in full.")
     python: str = _setting("python", "The Python that musubi-tuner is installed in.")
+
+
+def _settings(training: Training, machine: Machine) -> dict[str, str]:
+    """What stands at the top of a command file: all of `machine` that this training has a use for."""
+    settings = dataclasses.asdict(machine)
+    if training.task not in TWO_EXPERTS:
+        del settings["dit_high_noise"]
+    return settings
+
+
+def _files_needed(settings: dict[str, str]) -> list[str]:
+    return [name for name in settings if name != "python"]
 
 
 @dataclass(frozen=True)
@@ -274,14 +293,30 @@ def _toml(table: dict[str, Any]) -> str:
 
 def commands(training: Training, side: str, name: str = "slider") -> dict[str, Command]:
     """What is run for one side, in order: title -> the words after the Python program. `name` starts the LoRA's name."""
-
-    def script(file: str) -> Variable:
-        return Variable("MUSUBI", f"/src/musubi_tuner/{file}")
-
     dataset: Command = ["--dataset_config", f"{side}.toml"]
+    found: dict[str, Command] = {}
+    if module := _optimizer_module(training.optimizer):
+        found[f"Is {PACKAGES.get(module, module)} installed?"] = ["-c", f"import {module}"]
+    found["Images to latents"] = [_script("wan_cache_latents.py"), *dataset, "--vae", Variable("VAE")]
+    found["Captions to embeddings"] = [
+        *[_script("wan_cache_text_encoder_outputs.py"), *dataset, "--t5", Variable("T5"), "--batch_size", "16"]
+    ]
+    lora: Command = ["--output_dir", f"loras/{side}", "--output_name"]
+    boundary = TWO_EXPERTS.get(training.task)
+    if boundary is None:
+        found["Training"] = _train(training, side, "DIT", [*lora, f"{name}_{side}"])
+    else:
+        for noise, model, low, high in (("high", "DIT_HIGH_NOISE", boundary, 1000), ("low", "DIT", 0, boundary)):
+            # Without preserve_distribution_shape all noise levels would be squeezed into the expert's range.
+            timesteps = ["--min_timestep", str(low), "--max_timestep", str(high), "--preserve_distribution_shape"]
+            found[f"Training, {noise} noise"] = _train(training, side, model, [*timesteps, *lora, f"{name}_{side}_{noise}"])
+    return found
+
+
+def _train(training: Training, side: str, model: str, last: Command) -> Command:
     train: Command = ["-m", "accelerate.commands.launch", "--num_cpu_threads_per_process", "1"]
-    train += ["--mixed_precision", training.mixed_precision, script("wan_train_network.py")]
-    train += ["--task", training.task, "--dit", Variable("DIT"), *dataset]
+    train += ["--mixed_precision", training.mixed_precision, _script("wan_train_network.py")]
+    train += ["--task", training.task, "--dit", Variable(model), "--dataset_config", f"{side}.toml"]
     train += ["--sdpa", "--mixed_precision", training.mixed_precision, "--gradient_checkpointing"]
     train += ["--fp8_base"] * training.fp8_base
     train += ["--blocks_to_swap", str(training.blocks_to_swap)] * (training.blocks_to_swap > 0)
@@ -296,16 +331,11 @@ def commands(training: Training, side: str, name: str = "slider") -> dict[str, C
     train += ["--max_data_loader_n_workers", "2", "--persistent_data_loader_workers"]
     train += ["--max_train_steps", str(training.steps), "--save_every_n_steps", str(training.save_every)]
     train += ["--seed", str(training.seed)]
-    train += ["--output_dir", f"loras/{side}", "--output_name", f"{name}_{side}", *_words(training.extra)]
-    found: dict[str, Command] = {}
-    if module := _optimizer_module(training.optimizer):
-        found[f"Is {PACKAGES.get(module, module)} installed?"] = ["-c", f"import {module}"]
-    found["Images to latents"] = [script("wan_cache_latents.py"), *dataset, "--vae", Variable("VAE")]
-    found["Captions to embeddings"] = [
-        *[script("wan_cache_text_encoder_outputs.py"), *dataset, "--t5", Variable("T5"), "--batch_size", "16"]
-    ]
-    found["Training"] = train
-    return found
+    return [*train, *last, *_words(training.extra)]
+
+
+def _script(file: str) -> Variable:
+    return Variable("MUSUBI", f"/src/musubi_tuner/{file}")
 
 
 def _optimizer_module(name: str) -> str | None:
@@ -327,22 +357,34 @@ def _words(text: str) -> list[str]:
         raise TrainingError(f"extra is {text!r}: {problem}. Close the quote.") from problem
 
 
-def shell_script(training: Training, machine: Machine, side: str, name: str = "slider") -> str:
-    """The command file of one side for Linux."""
-    settings = dataclasses.asdict(machine)
+def _what_then(training: Training, sides: tuple[str, ...], name: str) -> list[str]:
+    """What to say at the end of a command file: how four LoRAs become the two files of a slider."""
+    if training.task not in TWO_EXPERTS or len(sides) != 2:
+        return []
+    words = ["difflora", "subtract"]
+    for noise in NOISES:
+        words += [f"--{noise}", *(f"loras/{side}/{name}_{side}_{noise}.safetensors" for side in sides)]
+    words += ["-o", f"{name}.safetensors"]
+    return ["When both sides are trained, in this folder:", " ".join(f'"{word}"' if " " in word else word for word in words)]
+
+
+def shell_script(training: Training, machine: Machine, side: str, name: str = "slider", end: Sequence[str] = ()) -> str:
+    """The command file of one side for Linux. `end`: lines that it says when all is done."""
+    settings = _settings(training, machine)
     lines = ["#!/usr/bin/env bash", f"# {_about(training, side)}", "set -euo pipefail"]
     lines += ['cd -- "$(dirname -- "${BASH_SOURCE[0]}")"', "export PYTHONUTF8=1", ""]
     lines += [f"{key.upper()}={shlex.quote(value)}" for key, value in settings.items()]
-    lines += ["", 'for file in "$MUSUBI" "$DIT" "$VAE" "$T5"; do']
+    lines += ["", "for file in " + " ".join(f'"${key.upper()}"' for key in _files_needed(settings)) + "; do"]
     lines += ['  [ -e "$file" ] || { echo "Not found: \'$file\'. Correct the top of this file." >&2; exit 1; }', "done"]
     for title, words in commands(training, side, name).items():
         lines += ["", f"echo {shlex.quote(title)}", _lay_out(['"$PYTHON"', *map(_shell_word, words)], "\\")]
+    lines += [""] * bool(end) + [f"echo {shlex.quote(line)}" for line in end]
     return "\n".join(lines) + "\n"
 
 
-def batch_file(training: Training, machine: Machine, side: str, name: str = "slider") -> str:
+def batch_file(training: Training, machine: Machine, side: str, name: str = "slider", end: Sequence[str] = ()) -> str:
     """The command file of one side for Windows. Lines end in CR LF: cmd.exe can miss a label otherwise."""
-    settings = dataclasses.asdict(machine)
+    settings = _settings(training, machine)
     lines = [
         "@echo off",
         "setlocal EnableExtensions DisableDelayedExpansion",
@@ -351,13 +393,13 @@ def batch_file(training: Training, machine: Machine, side: str, name: str = "sli
     lines += ["chcp 65001 >nul", f"rem {_about(training, side)}", 'pushd "%~dp0"', 'set "PYTHONUTF8=1"', ""]
     lines += [f'set "{key.upper()}={_percent(value)}"' for key, value in settings.items()]
     lines += [""]
-    for key in ("MUSUBI", "DIT", "VAE", "T5"):
+    for key in map(str.upper, _files_needed(settings)):
         lines += [f'set "WRONG={key}"', f'if not exist "%{key}%" goto missing']
     for title, words in commands(training, side, name).items():
         lines += ["", f"echo {title}", _lay_out(['"%PYTHON%"', *map(_batch_word, words)], "^")]
         # Not `if errorlevel 1`: a crash ends in a negative number.
         lines += ['if not "%ERRORLEVEL%"=="0" goto failed']
-    lines += ["", "echo Done.", "pause", "exit /b 0", "", ":missing"]
+    lines += ["", "echo Done.", *(f"echo {line}" for line in end), "pause", "exit /b 0", "", ":missing"]
     lines += ["echo There is no file or folder of the name given as %WRONG%. Correct the top of this file.", "pause"]
     lines += ["exit /b 1", "", ":failed", "echo It stopped with an error, see above.", "pause", "exit /b 1"]
     return "\n".join(lines).replace("\n", "\r\n") + "\r\n"
@@ -407,10 +449,11 @@ def files(
     check(training, tidy, sides)
     _check_side(name)
     made = {}
+    end = _what_then(training, sides, name)
     for side in sides:
         made[f"{side}.toml"] = dataset_toml(training, side)
-        made[f"train_{side}.sh"] = shell_script(training, tidy, side, name)
-        made[f"train_{side}.bat"] = batch_file(training, tidy, side, name)
+        made[f"train_{side}.sh"] = shell_script(training, tidy, side, name, end)
+        made[f"train_{side}.bat"] = batch_file(training, tidy, side, name, end)
     return made
 
 
@@ -420,7 +463,8 @@ def hints(training: Training, machine: Machine) -> list[Sentence]:
     if module := _optimizer_module(training.optimizer):
         package = PACKAGES.get(module, module)
         found.append(Sentence("Install the package {0} into the Python of musubi-tuner.", package))
-    if missing := [name for name in ("musubi", "dit", "vae", "t5") if not getattr(machine, name)]:
+    settings = _settings(training, machine)
+    if missing := [name for name in _files_needed(settings) if not settings[name]]:
         found.append(Sentence("Fill in {0} at the top of the command files.", ", ".join(missing)))
     return found
 

@@ -24,6 +24,7 @@ SIDES = ("detailed", "sparse")
 MACHINE = Machine(
     musubi="/home/ユーザー/my tools & toys/musubi-tuner",
     dit="/models/100% wan/wan2.1 (t2v)_bf16.safetensors",
+    dit_high_noise="/models/100% wan/wan2.2 (t2v)_high_noise.safetensors",
     vae="/models/it's/vae.safetensors",
     t5="/models/$HOME `t5` !x! ^.pth",
 )
@@ -116,6 +117,76 @@ def test_sides_differ_in_nothing_but_the_side(preset):
             assert "sparse" not in text
 
 
+# Wan2.2: two models
+
+
+WAN22 = dataclasses.replace(Training(), task="t2v-A14B")
+
+
+def test_each_model_of_wan22_is_trained_within_its_own_timesteps():
+    """And alike but for that: the table of musubi-tuner's docs/wan.md."""
+    commands = words_of(WAN22)
+    assert [script for script, _ in commands[2:]] == ["wan_train_network.py"] * 2
+    high, low = (words for _, words in commands[2:])
+    assert "--preserve_distribution_shape" in high
+    expected = {"--dit": ("DIT_HIGH_NOISE", "DIT"), "--min_timestep": ("875", "0"), "--max_timestep": ("1000", "875")}
+    expected["--output_name"] = ("slider_detailed_high", "slider_detailed_low")
+    for flag, values in expected.items():
+        at = high.index(flag) + 1
+        assert (high[at], low[at]) == values
+        high[at] = low[at] = ""
+    assert high == low
+
+
+def test_only_wan22_has_use_for_a_second_model():
+    made = training.files(Training(), dataclasses.replace(MACHINE, dit_high_noise=""), SIDES)
+    assert made == training.files(Training(), MACHINE, SIDES)
+    assert not any("NOISE" in text or "timestep " in text or "subtract" in text for text in made.values())
+    assert training.hints(Training(), Machine("m", "d", "", "v", "t")) == [
+        "Install the package lion-pytorch into the Python of musubi-tuner."]
+    assert training.hints(WAN22, Machine("m", "d", "", "v", "t"))[1:] == ["Fill in dit_high_noise at the top of the command files."]
+
+
+@pytest.mark.skipif(not shutil.which("bash") or os.name == "nt", reason="no bash")
+@pytest.mark.parametrize("sides", [SIDES, ("très dense", "sparse")])
+def test_wan22_ends_with_the_command_that_makes_the_slider(sides, tmp_path):
+    """What the command file says is run as it stands, on LoRAs under the names that the trainings give them."""
+    from tests.lora_files import Q, factors, write
+
+    paths = {key: str(tmp_path / key) for key in ("musubi", "dit", "dit_high_noise", "vae", "t5")}
+    for path in paths.values():
+        Path(path).touch()
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\n")
+    python.chmod(0o755)
+    folder = tmp_path / "training"
+    made = training.files(WAN22, Machine(python=str(python), **paths), sides, "my slider")
+    training.write_files(folder, made)
+    done = subprocess.run(["bash", str(folder / f"train_{sides[1]}.sh")], capture_output=True, text=True, check=True)
+    last, line = done.stdout.splitlines()[-2:]
+    assert last == "When both sides are trained, in this folder:"
+    for side in sides:
+        assert f"echo {last}\r\necho {line}\r\npause" in made[f"train_{side}.bat"]
+        (folder / "loras" / side).mkdir(parents=True)
+        for command in list(training.commands(WAN22, side, "my slider").values())[-2:]:
+            file = folder / command[command.index("--output_dir") + 1] / f"{command[command.index('--output_name') + 1]}.safetensors"
+            write(file, {Q: factors(seed=len(list(folder.rglob("*.safetensors"))))})
+    program, *words = split_arguments(line)
+    assert program == "difflora"
+    done = subprocess.run([sys.executable, "-m", "difflora", *words], cwd=folder, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(HERE.parent)})
+    assert done.returncode == 0, done.stderr
+    assert "Check what follows" not in done.stderr
+    assert {path.name for path in folder.glob("*.safetensors")} == {"my slider_high.safetensors", "my slider_low.safetensors"}
+
+
+def test_wan22_on_windows_names_every_file_it_needs():
+    variables, commands = read_batch(training.files(WAN22, MACHINE)["train_sparse.bat"])
+    assert variables["DIT_HIGH_NOISE"] == MACHINE.dit_high_noise
+    dits = [command[command.index("--dit") + 1] for command in commands if "--dit" in command]
+    assert dits == [MACHINE.dit_high_noise, MACHINE.dit]
+
+
 # What is refused, before anything is written
 
 
@@ -157,6 +228,7 @@ def test_a_setting_that_cannot_work_is_refused_with_its_reason(change, reason):
         (Machine(t5="~/t5.pth"), "in full"),
         (Machine(python="py\0"), "control character"),
         (Machine(dit="C:\\models\\"), "ends in a backslash"),
+        (Machine(dit_high_noise="~/high.safetensors"), "in full"),
     ],
 )
 def test_a_path_that_no_command_file_can_hold_is_refused(machine, reason):
@@ -317,7 +389,8 @@ def test_batch_file_passes_every_path_through_unharmed():
     assert text[: text.index("chcp")].isascii()
     variables, commands = read_batch(text)
     values = {key.upper(): value.rstrip("\\") for key, value in dataclasses.asdict(machine).items()}
-    assert {key: variables[key] for key in values} == values
+    assert {key: variables[key] for key in values if key != "DIT_HIGH_NOISE"} == {
+        key: value for key, value in values.items() if key != "DIT_HIGH_NOISE"}
     expected = training.commands(recipe, "très dense").values()
     assert commands == [
         [
@@ -418,9 +491,9 @@ def test_command_line_wants_the_folders_to_be_there(dataset):
 # musubi-tuner's own word
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_flag_is_one_that_musubi_has(preset):
-    for script, words in words_of(PRESETS[preset]):
+@pytest.mark.parametrize("recipe", [*PRESETS.values(), WAN22], ids=[*PRESETS, "wan2.2"])
+def test_every_flag_is_one_that_musubi_has(recipe):
+    for script, words in words_of(recipe):
         known = FLAGS["scripts"][script]
         position = 0
         while position < len(words):

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from .analysis import cancelled_share, selection_weight
 from .deltas import Delta, LowRank, Term
-from .lora import CombinedLora, Lora, Recipe
-from .storage import Header
+from .lora import CombinedLora, FileLora, Lora, Recipe
 
 
 class ComparedLora(Lora):
@@ -30,7 +29,7 @@ class ComparedLora(Lora):
     def parents(self) -> tuple[Lora, ...]:
         return (self.of,)
 
-    def describe(self, sha256: Callable[[Header], str]) -> Recipe:
+    def describe(self, sha256: Callable[[FileLora], str]) -> Recipe:
         return self.of.describe(sha256)
 
     def read(self, modules: Sequence[str]) -> dict[str, Delta]:

@@ -6,7 +6,6 @@ at a time. Checkpoints may be one file or a folder of shards; both may differ in
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -19,9 +18,9 @@ from torch import Tensor
 from .deltas import Delta, Dense, LowRank, Spec, Term, Vector
 from .errors import FileError, PairError
 from .forms import thin
-from .lora import LARGEST_WEIGHT, SMALL_SIDE, Lora, Recipe
+from .lora import LARGEST_WEIGHT, SMALL_SIDE, FileLora, Lora, Recipe
 from .names import model_order, read_keys
-from .storage import CODES, FLOATS, Header, read_header, read_tensors, shown
+from .storage import CODES, FLOATS, Header, file_sha256, read_header, read_tensors, shown
 from .wording import Sentence
 
 _MODEL = re.compile(r"^(?:model\.)?diffusion_model\.")
@@ -68,8 +67,6 @@ class Checkpoint:
         """One file, or all files of a folder."""
         path = Path(os.path.abspath(path))
         files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-        if path.is_dir():
-            _check_shards(path)
         if not files:
             raise FileError(f"{path}: no .safetensors file in this folder.")
         return cls(files, path.name)
@@ -101,18 +98,9 @@ class Checkpoint:
     def paths(self) -> list[Path]:
         return [header.path for header in self.headers]
 
-
-def _check_shards(folder: Path) -> None:
-    """Raise FileError if an index beside the shards names one that is not there: its weights would be left out."""
-    for index in sorted(folder.glob("*.safetensors.index.json")):
-        try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-            raise FileError(f"{folder.name}: {index.name} cannot be read, so it is not known whether a shard is missing. Repair "
-                            "or delete it.") from error
-        if missing := sorted(shown(shard) for shard in shards if not (folder / str(shard)).is_file()):
-            raise FileError(f"{folder.name}: {index.name} names {missing[0]}, which is not there: {len(missing)} of {len(shards)} "
-                            "files are missing. Download them.")
+    @property
+    def sha256(self) -> list[str]:
+        return [file_sha256(header.identity) for header in self.headers]
 
 
 def _as_in_a_lora(key: str) -> str:
@@ -127,16 +115,11 @@ class CheckpointDifference(Lora):
     """``tuned - base``, module by module, read when asked for.
 
     Weights of the same shape count; what only one of them has is reported.
-    raises  PairError if no weight fits, a shape differs, or both are one model
+    raises  PairError if no weight fits, or a shape differs
     """
-
-    is_difference = True
 
     def __init__(self, base: Checkpoint, tuned: Checkpoint):
         self.base, self.tuned = base, tuned
-        if {path.resolve() for path in base.paths} == {path.resolve() for path in tuned.paths}:
-            raise PairError(f"{base.name} and {tuned.name} are one model: there is no difference. Choose the model that it was "
-                            "made from, too.")
         both = sorted(base.keys.keys() & tuned.keys.keys(), key=model_order)
         for module in both:
             if base.shape(module) != tuned.shape(module):
@@ -151,21 +134,17 @@ class CheckpointDifference(Lora):
         self.specs = {module: _spec(tuned.shape(module), module) for module in both}
 
     @property
-    def headers(self) -> tuple[Header, ...]:
-        return (*self.base.headers, *self.tuned.headers)
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.tuned.name, self.base.name)
+    def paths(self) -> list[Path]:
+        """The files of both."""
+        return [*self.base.paths, *self.tuned.paths]
 
     @property
     def parents(self) -> tuple[Lora, ...]:
         return ()
 
-    def describe(self, sha256: Callable[[Header], str]) -> Recipe:
+    def describe(self, sha256: Callable[[FileLora], str]) -> Recipe:
         sides = (("base", self.base), ("tuned", self.tuned))
-        return {"op": "extract"} | {side: {"file": model.name, "sha256": [sha256(header) for header in model.headers]}
-                                    for side, model in sides}
+        return {"op": "extract"} | {side: {"file": model.name, "sha256": model.sha256} for side, model in sides}
 
     def read(self, modules: Sequence[str]) -> dict[str, Delta]:
         return {module: self._read(module) for module in modules}

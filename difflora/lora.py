@@ -43,13 +43,11 @@ class Lora(Mapping[str, Delta], ABC):
     specs       shape and rank of every module, from headers alone
     metadata    what the file or files say of themselves
     warnings    what a user should know, one line each
-    is_difference   whether nothing at all, but for rounding, would be a mistake
     """
 
     specs: Mapping[str, Spec]
     metadata: Mapping[str, str] = MappingProxyType({})
     warnings: tuple[Sentence, ...] = ()
-    is_difference = False
 
     @abstractmethod
     def read(self, modules: Sequence[str]) -> dict[str, Delta]:
@@ -66,13 +64,13 @@ class Lora(Mapping[str, Delta], ABC):
                 yield name, read.pop(name)
 
     @abstractmethod
-    def describe(self, sha256: Callable[[Header], str]) -> Recipe:
+    def describe(self, sha256: Callable[[FileLora], str]) -> Recipe:
         """The recipe, with each file's hash as `sha256` gives it."""
 
     @property
     def recipe(self) -> Recipe:
         """How to make this again, as JSON data: files by base name and SHA-256, operations, weights."""
-        return self.describe(lambda header: file_sha256(header.identity))
+        return self.describe(lambda file: file.sha256)
 
     @property
     @abstractmethod
@@ -138,16 +136,6 @@ class Lora(Mapping[str, Delta], ABC):
         for parent in self.parents:
             found.update(dict.fromkeys(parent.files))
         return tuple(found)
-
-    @property
-    def headers(self) -> tuple[Header, ...]:
-        """Those of all files that this is made of, LoRAs or checkpoints, each once."""
-        return tuple({id(header): header for parent in self.parents for header in parent.headers}.values())
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """What a person calls the things that this is made of: files, or folders of shards."""
-        return tuple(dict.fromkeys(source for parent in self.parents for source in parent.sources))
 
     @property
     def fingerprint(self) -> str:
@@ -241,14 +229,6 @@ class FileLora(Lora):
         return (self,)
 
     @property
-    def headers(self) -> tuple[Header, ...]:
-        return (self.header,)
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.name,)
-
-    @property
     def scales(self) -> dict[str, float]:
         """What each matrix's product of factors is multiplied by: alpha / rank, or as a configuration says."""
         return {name: source.scale for name, source in self._sources.items() if not source.spec.is_vector}
@@ -257,8 +237,8 @@ class FileLora(Lora):
     def sha256(self) -> str:
         return file_sha256(self.header.identity)
 
-    def describe(self, sha256: Callable[[Header], str]) -> Recipe:
-        recipe = {"op": "load", "file": self.name, "sha256": sha256(self.header)}
+    def describe(self, sha256: Callable[[FileLora], str]) -> Recipe:
+        recipe = {"op": "load", "file": self.name, "sha256": sha256(self)}
         # A configuration beside the file is part of the content, but not of the hash.
         return recipe | ({"adapter_config": self._adapter.config} if self._adapter.beside else {})
 
@@ -642,8 +622,6 @@ class CombinedLora(Lora):
     raises     PairError if shapes differ, nothing is common, or a module is one-sided under "error"
     """
 
-    is_difference = True
-
     def __init__(self, parts: Sequence[tuple[float, Lora]], unmatched: str = "keep"):
         if unmatched not in ("keep", "drop", "error"):
             raise PairError(f'unmatched is {shown(unmatched)}; it can be "keep", "drop" or "error".')
@@ -693,7 +671,7 @@ class CombinedLora(Lora):
     def parents(self) -> tuple[Lora, ...]:
         return tuple(lora for _, lora in self.parts)
 
-    def describe(self, sha256: Callable[[Header], str]) -> Recipe:
+    def describe(self, sha256: Callable[[FileLora], str]) -> Recipe:
         return {"op": "combine", "unmatched": self.unmatched,
                 "terms": [{"weight": weight, "of": lora.describe(sha256)} for weight, lora in self.parts]}
 
@@ -718,7 +696,7 @@ class SelectedLora(Lora):
     def parents(self) -> tuple[Lora, ...]:
         return (self.of,)
 
-    def describe(self, sha256: Callable[[Header], str]) -> Recipe:
+    def describe(self, sha256: Callable[[FileLora], str]) -> Recipe:
         return {"op": "select", "expression": self.selection.text, "nullify": self.nullify,
                 "of": self.of.describe(sha256)}
 
@@ -740,8 +718,8 @@ def load(
 
 
 def label(lora: Lora) -> str:
-    """What to call a LoRA in a message: by what it is made of."""
-    return " and ".join(lora.sources)
+    """What to call a LoRA in a message: its file name or names."""
+    return " and ".join(dict.fromkeys(file.name for file in lora.files)) or "the LoRA"
 
 
 def _model(lora: Lora) -> str:

@@ -87,7 +87,7 @@ def drafted(
     with contextlib.ExitStack() as kept:
         with ThreadPoolExecutor(1) as pool:
             # Hashing the inputs needs neither Python nor the maths library: it runs beside the algebra.
-            hashes = [pool.submit(file_sha256, header.identity, no_more) for header in lora.headers]
+            hashes = [pool.submit(file_sha256, file.header.identity, no_more) for file in lora.files]
 
             def described() -> Mapping[str, str]:
                 check_something_left(lora)  # not before: the spectra are known now
@@ -218,7 +218,7 @@ def _metadata(lora: Lora, title: str, dtype: torch.dtype, dialect: str, known: b
         "made_by": f"difflora {__version__}",
         "dtype": str(dtype).removeprefix("torch."),
         "dialect": dialect,
-        "of": lora.recipe if known else lora.describe(lambda header: "0" * 64),
+        "of": lora.recipe if known else lora.describe(lambda file: "0" * 64),
     }
     entries = {
         "ss_network_module": _agreed(lora, "ss_network_module") or "networks.lora",
@@ -230,7 +230,7 @@ def _metadata(lora: Lora, title: str, dtype: torch.dtype, dialect: str, known: b
         "modelspec.implementation": _agreed(lora, "modelspec.implementation") or "https://github.com/Wan-Video/Wan2.1",
         "modelspec.title": title,
         "modelspec.date": now(),
-        "modelspec.merged_from": ", ".join(source.removesuffix(".safetensors") for source in lora.sources),
+        "modelspec.merged_from": ", ".join(file.path.stem for file in lora.files),
         RECIPE_KEY: json.dumps(recipe, sort_keys=True),
     }
     if isinstance(lora, RerankedLora):

@@ -1,6 +1,5 @@
 """A LoRA out of two checkpoints."""
 
-import hashlib
 import json
 
 import numpy as np
@@ -83,51 +82,6 @@ def run(capsys, *arguments):
     out, err = capsys.readouterr()
     assert code == 0, err
     return out
-
-
-def test_two_models_that_are_one_are_refused(models, tmp_path, capsys):
-    base, tuned, _ = models
-    with pytest.raises(PairError, match=r"base\.safetensors and base\.safetensors are one model"):
-        extract(base, base)
-    with pytest.raises(PairError, match="tuned and tuned are one model"):
-        extract(tuned, tmp_path / "tuned/../tuned")
-    copy = tmp_path / "copy.safetensors"
-    copy.write_bytes(base.read_bytes())
-    assert main(["extract", str(base), str(copy), "-o", str(tmp_path / "out.safetensors")]) == 2
-    assert "copy.safetensors and base.safetensors: the result is zero in every module" in capsys.readouterr().err
-    assert not (tmp_path / "out.safetensors").exists()
-
-
-def test_a_missing_shard_is_said(models):
-    base, tuned, _ = models
-    index = tuned / "model.safetensors.index.json"
-    shards = {file.name: file.name for file in tuned.glob("*.safetensors")}
-    index.write_text(json.dumps({"weight_map": shards}))
-    assert len(extract(base, tuned).tuned.headers) == 2
-    index.write_text(json.dumps({"weight_map": {**shards, "x": "model-00003-of-00003.safetensors"}}))
-    with pytest.raises(FileError, match=r"names model-00003-of-00003\.safetensors, which is not there: 1 of 3 files"):
-        extract(base, tuned)
-    for damaged in ("{", "[]", '{"weight_map": 3}'):
-        index.write_text(damaged)
-        with pytest.raises(FileError, match=r"index\.json cannot be read"):
-            extract(base, tuned)
-
-
-def test_the_models_are_hashed_beside_the_work_and_named(models, tmp_path):
-    base, tuned, _ = models
-    difference = extract(base, tuned)
-    difflora.save(difflora.rerank(difference, difflora.FixedRank(3)), tmp_path / "out.safetensors")
-    metadata = difflora.load(tmp_path / "out.safetensors").metadata
-    assert metadata["modelspec.merged_from"] == "tuned, base"
-    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(tuned.iterdir())]
-    assert json.loads(metadata["difflora.recipe"])["of"]["of"]["tuned"] == {"file": "tuned", "sha256": hashes}
-
-    def describe(header):
-        raise AssertionError("hashed")
-
-    with pytest.raises(AssertionError, match="hashed"):
-        difference.describe(describe)
-    assert {header.path for header in difference.headers} == {base, *tuned.iterdir()}
 
 
 def test_the_command_writes_and_reports(models, tmp_path, capsys):

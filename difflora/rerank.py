@@ -32,9 +32,10 @@ from torch import Tensor
 
 from .deltas import Delta, LowRank, Spec, Term
 from .errors import PairError, RankError, TensorError
+from .extract import CheckpointDifference
 from .krylov import Approximation, approximate
-from .lora import CombinedLora, FileLora, Lora, Recipe, SelectedLora, batches, label
-from .storage import Progress
+from .lora import CombinedLora, Lora, Recipe, SelectedLora, batches, label
+from .storage import FileIdentity, Progress
 
 EPSILON = torch.finfo(torch.float64).eps
 GRAM_TOLERANCE = 4e-7  # largest error of a singular value, as a share of the largest one, that the fast path may make
@@ -547,7 +548,7 @@ class RerankedLora(Lora):
     def parents(self) -> tuple[Lora, ...]:
         return (self.of,)
 
-    def describe(self, sha256: Callable[[FileLora], str]) -> Recipe:
+    def describe(self, sha256: Callable[[FileIdentity], str]) -> Recipe:
         return {"op": "rerank", "rule": self.rule.recipe, "max_rank": self.max_rank, "of": self.of.describe(sha256)}
 
     @property
@@ -560,6 +561,7 @@ class RerankedLora(Lora):
         raises  PairError if it turns out that nothing is left, see `check_something_left`
         """
         total = len(self.matrices)
+        check_models_differ(self, _tick(progress, 0, total))
         self.factorisation.run(progress=progress and (lambda done, _: progress(done, total)))
         for done, name in enumerate(self.dense, total - len(self.dense)):
             self._approximation(name, _tick(progress, done, total))
@@ -624,20 +626,49 @@ def check_something_left(lora: Lora) -> None:
 
     Modules are looked at until one is not zero, which as a rule is the first. A LoRA that is no sum may be zero.
     """
-    made = [lora]
-    while len(made[-1].parents) == 1:
-        made.append(made[-1].parents[0])
+    made = _made_of(lora)
     total = made[-1]
     if not isinstance(total, CombinedLora):
         return
     known = [one.factorisation for one in made if isinstance(one, RerankedLora)]
     factorisation = known[-1] if known else factorisation_of(total)
-    selected = [one.weights for one in made if isinstance(one, SelectedLora)]
-    left = [name for name in lora if all(name in weights for weights in selected)]
+    left = _left(made)
     # Whole matrices last: only they take time.
     if all(_is_nothing(total, name, factorisation) for name in sorted(left, key=lambda name: total.specs[name].dense)):
         raise PairError(f"{label(total)}: the result is zero in every module, but for rounding. Choose the two sides of a "
                         "pair, modules in which they differ, or weights other than zero.")
+
+
+def check_models_differ(lora: Lora, tick: Callable[[], None] = lambda: None) -> None:
+    """Raise PairError if what is left of two checkpoints is alike in both, before minutes are spent on zeros.
+
+    Weights are read until one differs, which as a rule is the first.
+    tick    called after each; may raise to cancel
+    """
+    made = _made_of(lora)
+    models = made[-1]
+    if not isinstance(models, CheckpointDifference):
+        return
+    for name in _left(made):
+        if models.differ_in(name):
+            return
+        tick()
+    raise PairError(f"{label(models)} hold the same weights, at least where they were chosen: their difference is zero. Choose a "
+                    "fine-tuned model and the one that it was made from.")
+
+
+def _made_of(lora: Lora) -> list[Lora]:
+    """What was made of what, up to the first that was made of several, or of none."""
+    made = [lora]
+    while len(made[-1].parents) == 1:
+        made.append(made[-1].parents[0])
+    return made
+
+
+def _left(made: Sequence[Lora]) -> list[str]:
+    """The modules of the first that no selection on the way has written as zeros."""
+    selected = [one.weights for one in made if isinstance(one, SelectedLora)]
+    return [name for name in made[0] if all(name in weights for weights in selected)]
 
 
 def _is_nothing(total: CombinedLora, name: str, factorisation: Factorisation) -> bool:

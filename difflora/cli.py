@@ -27,7 +27,7 @@ from .algebra import subtract
 from .analysis import Analysis, ModuleNumbers, analyze_pair
 from .comparison import ComparedLora
 from .errors import DiffLoraError, ExistsError, OutputError, PairError, RecipeError
-from .extract import CheckpointDifference, extract
+from .extract import extract
 from .lora import CombinedLora, FileLora, Lora, SelectedLora, load
 from .output import ENERGY_KEY, drafted
 from .rerank import Energy, FixedRank, Knee, RankRule, Ratio, RerankedLora, rerank
@@ -577,21 +577,11 @@ def _output(given: argparse.Namespace, *inputs: Lora) -> Path:
 def _free(output: Path, given: argparse.Namespace, *inputs: Lora) -> Path:
     """The path to write, checked before any work is done."""
     check_target(output, given.overwrite)
-    for path in itertools.chain.from_iterable(map(_input_paths, inputs)):
-        if output.exists() and os.path.samefile(output, path):
+    for file in itertools.chain.from_iterable(lora.inputs for lora in inputs):
+        if output.exists() and os.path.samefile(output, file.path):
             raise OutputError(f"{output}: this is one of the inputs, which the result's recipe has to find again. "
                               "Choose another name.")
     return output
-
-
-def _input_paths(lora: Lora) -> Iterator[Path]:
-    """Every file that a LoRA is made of: LoRAs, and shards of checkpoints."""
-    if isinstance(lora, CheckpointDifference):
-        yield from lora.paths
-    if isinstance(lora, FileLora):
-        yield lora.path
-    for parent in lora.parents:
-        yield from _input_paths(parent)
 
 
 def _expression(given: argparse.Namespace) -> str | None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .analysis import cancelled_share, selection_weight
 from .deltas import Delta, LowRank, Term
-from .lora import CombinedLora, FileLora, Lora, Recipe
+from .lora import CombinedLora, Lora, Recipe
+from .storage import FileIdentity
 
 
 class ComparedLora(Lora):
@@ -29,7 +30,7 @@ class ComparedLora(Lora):
     def parents(self) -> tuple[Lora, ...]:
         return (self.of,)
 
-    def describe(self, sha256: Callable[[FileLora], str]) -> Recipe:
+    def describe(self, sha256: Callable[[FileIdentity], str]) -> Recipe:
         return self.of.describe(sha256)
 
     def read(self, modules: Sequence[str]) -> dict[str, Delta]:

@@ -6,6 +6,7 @@ at a time. Checkpoints may be one file or a folder of shards; both may differ in
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -18,11 +19,12 @@ from torch import Tensor
 from .deltas import Delta, Dense, LowRank, Spec, Term, Vector
 from .errors import FileError, PairError
 from .forms import thin
-from .lora import LARGEST_WEIGHT, SMALL_SIDE, FileLora, Lora, Recipe
+from .lora import LARGEST_WEIGHT, SMALL_SIDE, Lora, Recipe
 from .names import model_order, read_keys
-from .storage import CODES, FLOATS, Header, file_sha256, read_header, read_tensors, shown
+from .storage import CODES, FLOATS, FileIdentity, Header, read_header, read_tensors, shown
 from .wording import Sentence
 
+_SHARD = re.compile(r"(?P<name>.*)-\d{5}-of-(?P<count>\d{5})\.safetensors")
 _MODEL = re.compile(r"^(?:model\.)?diffusion_model\.")
 # What a quantised checkpoint holds beside a weight: no weights of the model themselves.
 _SCALE = re.compile(r"(?:^|\.)(?:scale_weight|weight_scale|weight_scale_2|scale_input|input_scale|scaled_fp8)$")
@@ -69,6 +71,9 @@ class Checkpoint:
         files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
         if not files:
             raise FileError(f"{path}: no .safetensors file in this folder.")
+        if missing := sorted(_shards(path) - {file.name for file in files}) if path.is_dir() else []:
+            raise FileError(f"{path.name}: {len(missing)} shards of this model are not there, the first is {shown(missing[0])}. "
+                            "Download them, or its weights would be left out.")
         return cls(files, path.name)
 
     def _dtype(self, key: str) -> str:
@@ -85,7 +90,7 @@ class Checkpoint:
         for scale in (key.removesuffix(".weight") + ".scale_weight", key + "_scale"):
             if key.endswith(".weight") and scale in self._header_of:
                 factor = self._tensor(scale)
-                if factor.numel() not in (1, *tensor.shape[:1]):
+                if factor.numel() != 1 and (factor.numel() != len(tensor) or factor.shape[:1] != tensor.shape[:1]):
                     raise FileError(f"{self.name}: {shown(key)} of shape {tuple(tensor.shape)} has a scale of shape "
                                     f"{tuple(factor.shape)}: one for all or one for each row was expected.")
                 tensor = tensor * factor.reshape(-1, *(1 for _ in tensor.shape[1:]))
@@ -95,12 +100,24 @@ class Checkpoint:
         return read_tensors(self._header_of[key], [key])[key].float()
 
     @property
-    def paths(self) -> list[Path]:
-        return [header.path for header in self.headers]
+    def files(self) -> list[FileIdentity]:
+        return [header.identity for header in self.headers]
 
-    @property
-    def sha256(self) -> list[str]:
-        return [file_sha256(header.identity) for header in self.headers]
+
+def _shards(folder: Path) -> set[str]:
+    """The files of a model in shards: those that an index names, and those that the names of others count."""
+    shards = set()
+    for file in folder.glob("*.safetensors"):
+        if shard := _SHARD.fullmatch(file.name):
+            count = int(shard["count"])
+            shards |= {f"{shard['name']}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)}
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            shards |= {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise FileError(f"{folder.name}: the index {shown(index.name)} cannot be read, so nobody knows whether the model is "
+                            f"complete ({shown(repr(error))}). Download it again.") from error
+    return shards
 
 
 def _as_in_a_lora(key: str) -> str:
@@ -115,11 +132,16 @@ class CheckpointDifference(Lora):
     """``tuned - base``, module by module, read when asked for.
 
     Weights of the same shape count; what only one of them has is reported.
-    raises  PairError if no weight fits, or a shape differs
+    raises  PairError if no weight fits, a shape differs, or the two are the same files
     """
 
     def __init__(self, base: Checkpoint, tuned: Checkpoint):
         self.base, self.tuned = base, tuned
+        if len(base.files) == len(tuned.files) and all(
+            os.path.samefile(one.path, other.path) for one, other in zip(base.files, tuned.files, strict=True)
+        ):
+            raise PairError(f"{base.name} and {tuned.name} are the same file: their difference is zero. Choose a fine-tuned model "
+                            "and the one that it was made from.")
         both = sorted(base.keys.keys() & tuned.keys.keys(), key=model_order)
         for module in both:
             if base.shape(module) != tuned.shape(module):
@@ -134,17 +156,21 @@ class CheckpointDifference(Lora):
         self.specs = {module: _spec(tuned.shape(module), module) for module in both}
 
     @property
-    def paths(self) -> list[Path]:
-        """The files of both."""
-        return [*self.base.paths, *self.tuned.paths]
+    def inputs(self) -> tuple[FileIdentity, ...]:
+        return tuple(dict.fromkeys((*self.base.files, *self.tuned.files)))
+
+    @property
+    def made_from(self) -> tuple[str, ...]:
+        return (self.tuned.name, self.base.name)
 
     @property
     def parents(self) -> tuple[Lora, ...]:
         return ()
 
-    def describe(self, sha256: Callable[[FileLora], str]) -> Recipe:
+    def describe(self, sha256: Callable[[FileIdentity], str]) -> Recipe:
         sides = (("base", self.base), ("tuned", self.tuned))
-        return {"op": "extract"} | {side: {"file": model.name, "sha256": model.sha256} for side, model in sides}
+        return {"op": "extract"} | {side: {"file": model.name, "sha256": [sha256(file) for file in model.files]}
+                                    for side, model in sides}
 
     def read(self, modules: Sequence[str]) -> dict[str, Delta]:
         return {module: self._read(module) for module in modules}
@@ -159,8 +185,12 @@ class CheckpointDifference(Lora):
         up, down = thin(change)
         return LowRank((Term(up, down),), spec.shape)
 
+    def differ_in(self, module: str) -> bool:
+        """Whether a weight of the two is not the same."""
+        return not torch.equal(self.tuned.read(module), self.base.read(module))
+
     def check_finite(self, module: str) -> None:
-        for model in (self.base, self.tuned):
+        for model in (self.base, self.tuned) if module in self.specs else ():
             if not bool(torch.isfinite(model.read(module)).all()):
                 raise FileError(f"{model.name}: {shown(model.keys[module])} holds NaN or infinite values.")
 

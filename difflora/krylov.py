@@ -20,23 +20,30 @@ OVERSAMPLING = 8  # columns beyond the rank
 TOLERANCE = 1e-3  # how far above the smallest possible error the result may be, as a share of it
 MAX_STEPS = 24
 MOST_EXACT = 8192  # the smaller side of matrices that may be decomposed whole where the iteration is of no use
+# An error below this share of ‖Δ‖, 1.9e-6, is what rounding to float32 does to the weights and to the factors.
+ROUNDING = 16 * torch.finfo(torch.float32).eps
+EPSILON = torch.finfo(torch.float64).eps
+DOUBLE = 1e-2  # an error below this share of ‖Δ‖ lies in directions whose squares float32 may not hold beside the largest
+NORMS = (1e-12, 1e12)  # of matrices whose squares, and what is far below them, float32 holds
 
 
 @dataclass(frozen=True)
 class Approximation:
     """The r largest singular triples of a matrix, as far as the iteration has found them.
 
-    left (out, r), values (r,), right (r, in), float64
+    up (out, r), down (r, in)   float32, the singular values split evenly; the largest entry of each row of `down` is positive
+    values (r,)                 singular values, from large to small, float64
     energy   ‖Δ‖², the squared Frobenius norm, exactly
-    error    ‖Δ − left values right‖
-    excess   by what share `error` can be above the smallest possible one, by the Ritz residuals ``‖(ΔΔᵀ − σ̃²) u‖``. It
-             takes the values found for the largest: a random start misses one with probability zero.
+    error    ‖Δ − up down‖, but for the rounding of the two
+    excess   by what share `error` can be above the smallest possible one: ``error <= max((1 + excess) smallest,
+             ROUNDING ‖Δ‖)``. By the Ritz residuals ``‖(ΔΔᵀ − σ̃²) u‖`` of these and the next few; it takes for granted that
+             none of the largest is missing among them: a random start misses one with probability zero.
     steps    of the iteration
     """
 
-    left: Tensor
+    up: Tensor
+    down: Tensor
     values: Tensor
-    right: Tensor
     energy: float
     error: float
     excess: float
@@ -46,28 +53,32 @@ class Approximation:
 
     @property
     def complete(self) -> bool:
-        """Whether the vectors are still here."""
-        return self.left.numel() > 0
+        """Whether the factors are still here."""
+        return self.up.numel() > 0
 
     @property
     def bytes(self) -> int:
-        return 8 * (self.left.numel() + self.right.numel())
+        return 4 * (self.up.numel() + self.down.numel())
 
-    def without_vectors(self) -> Approximation:
-        return replace(self, left=self.left[:0], right=self.right[:, :0])
+    def without_factors(self) -> Approximation:
+        """What reports need: a few hundred numbers."""
+        return replace(self, up=torch.empty(0, len(self.values)), down=torch.empty(len(self.values), 0))
 
     def cut(self, rank: int) -> Approximation:
         """The same at a smaller rank, with the error and the certificate of that one."""
         error, excess = _certified(self._squares, self._residuals, rank, self.energy)
-        return replace(self, left=self.left[:, :rank], values=self.values[:rank], right=self.right[:rank], error=error,
+        return replace(self, up=self.up[:, :rank], down=self.down[:rank], values=self.values[:rank], error=error,
                        excess=excess)
 
+    @property
+    def worst_cut(self) -> float:
+        """The largest excess of any cut: that of the last one whose error is above ROUNDING."""
+        above = self._squares.cumsum(0)[: len(self.values)] < (1 - ROUNDING**2) * self.energy
+        return _certified(self._squares, self._residuals, int(above.sum()), self.energy)[1]
+
     def at(self, rank: int, shape: tuple[int, ...]) -> LowRank:
-        """The best `rank` of these, the singular values split evenly; the largest entry of each row is positive."""
-        root = self.values[:rank].sqrt()
-        up, down = (self.left[:, :rank] * root).float(), (self.right[:rank] * root[:, None]).float()
-        sign = torch.where(-down.amin(1, keepdim=True) > down.amax(1, keepdim=True), -1.0, 1.0)
-        return LowRank((Term(up * sign.T, down * sign),), shape)
+        """The best `rank` of these, as the change of a weight. Copies: the others need not stay in memory for it."""
+        return LowRank((Term(self.up[:, :rank].clone(), self.down[:rank].clone()),), shape)
 
 
 def approximate(matrix: Tensor, rank: int, tick: Callable[[], None] = lambda: None) -> Approximation:
@@ -78,6 +89,12 @@ def approximate(matrix: Tensor, rank: int, tick: Callable[[], None] = lambda: No
     matrix = matrix.float() if matrix.dtype.itemsize < 4 else matrix
     rank = min(rank, *matrix.shape)
     energy = _energy(matrix)
+    if energy == 0:  # a weight that was not trained
+        none = torch.zeros(rank + 1, dtype=torch.float64)
+        return Approximation(torch.zeros(len(matrix), rank), torch.zeros(rank, matrix.shape[1]), none[:rank], 0.0, 0.0, 0.0, 0,
+                             none, none)
+    if not NORMS[0] < math.sqrt(energy) < NORMS[1]:
+        matrix = matrix.double()
     width = min(rank + OVERSAMPLING, *matrix.shape)
     # A fixed start: the same file gives the same result.
     start = torch.randn(matrix.shape[1], width, generator=torch.Generator().manual_seed(0), dtype=matrix.dtype)
@@ -95,8 +112,10 @@ def approximate(matrix: Tensor, rank: int, tick: Callable[[], None] = lambda: No
         basis = torch.cat([basis, block], dim=1)
         if steps % 2 == 0 or basis.shape[1] + width > min(matrix.shape):
             best = _project(matrix, basis, rank, energy, steps, tick)
-            if best.excess <= TOLERANCE:
+            if best.worst_cut <= TOLERANCE:
                 return best
+            if best.error < DOUBLE * math.sqrt(energy):
+                matrix = matrix.double()
     if best is not None and min(matrix.shape) > MOST_EXACT:
         return best
     # Too many values for so small a side, or none that stand out: all of them, then.
@@ -114,42 +133,49 @@ def _project(
     small = basis.mT @ exact
     tick()
     squares, vectors = torch.linalg.eigh(small @ small.mT)
-    # One more than asked for: the certificate needs to know what comes next.
-    squares, vectors = squares.flip(0)[: rank + 1].clamp_min(0), vectors.flip(1)[:, : rank + 1]
+    # A few more than asked for: the certificate needs to know what comes next, and how well that is known.
+    kept = rank + OVERSAMPLING
+    squares, vectors = squares.flip(0)[:kept].clamp_min(0), vectors.flip(1)[:, :kept]
     unscaled = vectors.mT @ small
     left = basis @ vectors
     residuals = torch.linalg.vector_norm(exact @ unscaled.mT - left * squares, dim=0)
     values = squares[:rank].sqrt()
-    left, right = left[:, :rank], unscaled[:rank] / torch.where(values > 0, values, torch.inf)[:, None]
+    root = values.sqrt()
+    up = (left[:, :rank] * root).float()
+    down = (unscaled[:rank] / torch.where(root > 0, root, torch.inf)[:, None]).float()
+    sign = torch.where(-down.amin(1, keepdim=True) > down.amax(1, keepdim=True), -1.0, 1.0)
     error, excess = _certified(squares, residuals, rank, energy)
-    return Approximation(left, values, right, energy, error, excess, steps, squares, residuals)
+    return Approximation(up * sign.T, down * sign, values, energy, error, excess, steps, squares, residuals)
 
 
 def _certified(squares: Tensor, residuals: Tensor, rank: int, energy: float) -> tuple[float, float]:
-    """The error at a rank, and by what share it can be above the smallest possible one."""
+    """The error at a rank, and its excess as `Approximation` has it: 0 for an error within ROUNDING, which is the other bound."""
     missed = max(0.0, energy - float(squares[:rank].sum()))
-    floor = max(0.0, missed - _may_be_more(squares, residuals, rank))
-    # What is left is the rounding of the float32 weights themselves: there is nothing to gain.
-    rounding = (4 * torch.finfo(torch.float32).eps) ** 2 * energy
-    excess = 0.0 if missed <= rounding else math.sqrt(missed / floor) - 1 if floor > 0 else math.inf
+    # The squares are right to an EPSILON or two of the energy.
+    floor = missed - _may_be_more(squares, residuals, rank) - 8 * EPSILON * energy
+    excess = 0.0 if missed <= ROUNDING**2 * energy else math.sqrt(missed / floor) - 1 if floor > 0 else math.inf
     return math.sqrt(missed), excess
 
 
 def _may_be_more(squares: Tensor, residuals: Tensor, rank: int) -> float:
     """By how much the sum of the `rank` largest eigenvalues of ΔΔᵀ can exceed that of the squares found.
 
-    The sum of their residuals is such a bound. Values far above the rest, of which float32 leaves large residuals, have a
-    better one (Mathias 1998): splitting k vectors off from what ΔΔᵀ is on the others moves no eigenvalue by more than
-    ``‖R‖² / gap``, with R their residuals. The least over k is taken.
+    Each may be larger by its residual, and of nearly equal ones, whose vectors are still mixed, by up to twice that, and
+    the one that comes later may be the larger one: the sum of the largest upper ends is such a bound. Values far above the
+    rest, of which float32 leaves large residuals, have a better one (Mathias 1998): splitting k vectors off from what ΔΔᵀ
+    is on the others moves no eigenvalue by more than ``‖R‖² / gap``, with R their residuals. The least over k is taken.
 
-    squares, residuals    of the values found, from large to small, and of the next one, where there is one
+    squares, residuals    of the values found, from large to small, and of some that come next, where there are such
     """
-    best = float(residuals[:rank].sum())
-    for k in range(1, min(rank, len(squares) - 1) + 1):
+    ends = squares + 2 * residuals
+    best = float((ends.sort(descending=True).values - squares)[:rank].sum())
+    # Beyond the rank, too: so the bound of a cut is never above that of the whole.
+    for k in range(1, len(squares)):
         others = float(torch.linalg.vector_norm(residuals[k:]))
         gap = float(squares[k - 1]) - float(squares[k]) - others
         if gap > 0:
-            best = min(best, rank * float(residuals[:k].square().sum()) / gap + float(residuals[k:rank].sum()))
+            left = (ends[k:].sort(descending=True).values - squares[k:])[: max(0, rank - k)]
+            best = min(best, rank * float(residuals[:k].square().sum()) / gap + float(left.sum()))
     return best
 
 

@@ -26,7 +26,7 @@ from .deltas import Delta, Dense, LowRank, Spec, Term, Vector, add, sum_shape, z
 from .errors import FileError, PairError, TensorError, UnsupportedError
 from .patterns import MAX_LENGTH, Pattern, PatternError
 from .selection import Selection
-from .storage import CODES, FLOATS, Header, check_finite, file_sha256, read_header, read_tensors, shown
+from .storage import CODES, FLOATS, FileIdentity, Header, check_finite, file_sha256, read_header, read_tensors, shown
 from .wording import Sentence
 
 Recipe = dict[str, Any]
@@ -64,13 +64,13 @@ class Lora(Mapping[str, Delta], ABC):
                 yield name, read.pop(name)
 
     @abstractmethod
-    def describe(self, sha256: Callable[[FileLora], str]) -> Recipe:
+    def describe(self, sha256: Callable[[FileIdentity], str]) -> Recipe:
         """The recipe, with each file's hash as `sha256` gives it."""
 
     @property
     def recipe(self) -> Recipe:
         """How to make this again, as JSON data: files by base name and SHA-256, operations, weights."""
-        return self.describe(lambda file: file.sha256)
+        return self.describe(file_sha256)
 
     @property
     @abstractmethod
@@ -131,11 +131,18 @@ class Lora(Mapping[str, Delta], ABC):
 
     @property
     def files(self) -> tuple[FileLora, ...]:
-        """Every file that this is made of, each once."""
-        found: dict[FileLora, None] = {}
-        for parent in self.parents:
-            found.update(dict.fromkeys(parent.files))
-        return tuple(found)
+        """Every LoRA file that this is made of, each once."""
+        return tuple(dict.fromkeys(file for parent in self.parents for file in parent.files))
+
+    @property
+    def inputs(self) -> tuple[FileIdentity, ...]:
+        """Every file that this is made of, each once: LoRAs, and shards of checkpoints."""
+        return tuple(dict.fromkeys(file for parent in self.parents for file in parent.inputs))
+
+    @property
+    def made_from(self) -> tuple[str, ...]:
+        """What to call the LoRAs and models that this is made of."""
+        return tuple(dict.fromkeys(name for parent in self.parents for name in parent.made_from))
 
     @property
     def fingerprint(self) -> str:
@@ -156,8 +163,8 @@ class Lora(Mapping[str, Delta], ABC):
 
     def check_finite(self, module: str) -> None:
         """Raise TensorError, naming file and key, if a file that `module` is made of holds NaN or Inf there."""
-        for file in self.files:
-            file.check_finite(module)
+        for parent in self.parents:
+            parent.check_finite(module)
 
 
 # Parts of a module that change a weight in a way that no sum of changes can say.
@@ -229,6 +236,14 @@ class FileLora(Lora):
         return (self,)
 
     @property
+    def inputs(self) -> tuple[FileIdentity, ...]:
+        return (self.header.identity,)
+
+    @property
+    def made_from(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    @property
     def scales(self) -> dict[str, float]:
         """What each matrix's product of factors is multiplied by: alpha / rank, or as a configuration says."""
         return {name: source.scale for name, source in self._sources.items() if not source.spec.is_vector}
@@ -237,8 +252,8 @@ class FileLora(Lora):
     def sha256(self) -> str:
         return file_sha256(self.header.identity)
 
-    def describe(self, sha256: Callable[[FileLora], str]) -> Recipe:
-        recipe = {"op": "load", "file": self.name, "sha256": sha256(self)}
+    def describe(self, sha256: Callable[[FileIdentity], str]) -> Recipe:
+        recipe = {"op": "load", "file": self.name, "sha256": sha256(self.header.identity)}
         # A configuration beside the file is part of the content, but not of the hash.
         return recipe | ({"adapter_config": self._adapter.config} if self._adapter.beside else {})
 
@@ -671,7 +686,7 @@ class CombinedLora(Lora):
     def parents(self) -> tuple[Lora, ...]:
         return tuple(lora for _, lora in self.parts)
 
-    def describe(self, sha256: Callable[[FileLora], str]) -> Recipe:
+    def describe(self, sha256: Callable[[FileIdentity], str]) -> Recipe:
         return {"op": "combine", "unmatched": self.unmatched,
                 "terms": [{"weight": weight, "of": lora.describe(sha256)} for weight, lora in self.parts]}
 
@@ -696,7 +711,7 @@ class SelectedLora(Lora):
     def parents(self) -> tuple[Lora, ...]:
         return (self.of,)
 
-    def describe(self, sha256: Callable[[FileLora], str]) -> Recipe:
+    def describe(self, sha256: Callable[[FileIdentity], str]) -> Recipe:
         return {"op": "select", "expression": self.selection.text, "nullify": self.nullify,
                 "of": self.of.describe(sha256)}
 
@@ -719,7 +734,7 @@ def load(
 
 def label(lora: Lora) -> str:
     """What to call a LoRA in a message: its file name or names."""
-    return " and ".join(dict.fromkeys(file.name for file in lora.files)) or "the LoRA"
+    return " and ".join(lora.made_from) or "the LoRA"
 
 
 def _model(lora: Lora) -> str:

@@ -18,7 +18,7 @@ from . import names
 from .deltas import Delta, Dense, LowRank
 from .errors import OutputError
 from .lora import Lora
-from .rerank import RerankedLora, check_something_left
+from .rerank import RerankedLora, check_models_differ, check_something_left
 from .storage import (
     OUTPUT_DTYPES,
     Draft,
@@ -80,21 +80,27 @@ def drafted(
     if dialect not in names.OUTPUT_DIALECTS:
         raise OutputError(f"There is no dialect {dialect!r}; choose one of {', '.join(names.OUTPUT_DIALECTS)}.")
     check_target(path, overwrite)
-    if isinstance(lora, RerankedLora) and not lora.prepared:
-        lora.prepare(_part(progress, 0, 2))
-        progress = _part(progress, 1, 2)
     no_more = threading.Event()
     with contextlib.ExitStack() as kept:
         with ThreadPoolExecutor(1) as pool:
             # Hashing the inputs needs neither Python nor the maths library: it runs beside the algebra.
-            hashes = [pool.submit(file_sha256, file.header.identity, no_more) for file in lora.files]
+            hashes = [pool.submit(file_sha256, file, no_more) for file in lora.inputs]
+
+            def tick(done: int) -> None:
+                if progress:
+                    progress(done, len(lora))
 
             def described() -> Mapping[str, str]:
                 check_something_left(lora)  # not before: the spectra are known now
-                wait(hashes)
+                while wait(hashes, 0.1).not_done:
+                    tick(len(lora))
                 return _metadata(lora, path.stem, torch_dtype, dialect) | dict(metadata or {})
 
             try:
+                check_models_differ(lora, lambda: tick(0))
+                if isinstance(lora, RerankedLora) and not lora.prepared:
+                    lora.prepare(_part(progress, 0, 2))
+                    progress = _part(progress, 1, 2)
                 writer = _Writer(lora, torch_dtype, dialect)
                 placeholder = _metadata(lora, path.stem, torch_dtype, dialect, known=False) | dict(metadata or {})
                 draft = kept.enter_context(
@@ -230,7 +236,7 @@ def _metadata(lora: Lora, title: str, dtype: torch.dtype, dialect: str, known: b
         "modelspec.implementation": _agreed(lora, "modelspec.implementation") or "https://github.com/Wan-Video/Wan2.1",
         "modelspec.title": title,
         "modelspec.date": now(),
-        "modelspec.merged_from": ", ".join(file.path.stem for file in lora.files),
+        "modelspec.merged_from": ", ".join(name.removesuffix(".safetensors") for name in lora.made_from),
         RECIPE_KEY: json.dumps(recipe, sort_keys=True),
     }
     if isinstance(lora, RerankedLora):

@@ -32,15 +32,18 @@ from torch import Tensor
 
 from .deltas import Delta, LowRank, Spec, Term
 from .errors import PairError, RankError, TensorError
+from .extract import CheckpointDifference
 from .krylov import Approximation, approximate
-from .lora import CombinedLora, FileLora, Lora, Recipe, SelectedLora, batches, label
-from .storage import Progress
+from .lora import CombinedLora, Lora, Recipe, SelectedLora, batches, label
+from .storage import FileIdentity, Progress
 
 EPSILON = torch.finfo(torch.float64).eps
 GRAM_TOLERANCE = 4e-7  # largest error of a singular value, as a share of the largest one, that the fast path may make
 MAX_WORKERS = 8
 MOST_OF_DENSE = 256  # singular values of a module stored in full, for the knee
+LEAST_OF_DENSE = 16
 MIX_BUDGET = 192_000_000  # bytes of mixing columns kept between runs
+DENSE_BUDGET = 640_000_000  # bytes of factors of modules stored in full, kept likewise: a 14B model's at rank 32
 # Energy that rounding leaves of equal products of different float32 factors, as a share of what was added up.
 ROUNDING = (4 * torch.finfo(torch.float32).eps) ** 2
 # Singular values below this share of the largest one are the rounding of float32 factors: measured, 4e-8 where A is as
@@ -288,15 +291,16 @@ def _block_sums(matrix: Tensor, ranks: Sequence[int]) -> Tensor:
 class Factorisation:
     """All that is known of the spectra of one LoRA's modules, kept between re-ranks of it.
 
-    Singular values are always kept, so that energy and spectrum read no file again. Mixing columns are kept while
-    they fit into MIX_BUDGET; beyond it they are worked out again when a larger rank is asked for.
+    Singular values are always kept, so that energy and spectrum read no file again, and certificates. Mixing columns are
+    kept while they fit into MIX_BUDGET, the factors of modules stored in full while they fit into DENSE_BUDGET; beyond
+    it they are worked out again when a larger rank is asked for, or the factors.
     """
 
     def __init__(self, lora: Lora):
         # The LoRA owns this. Weak, because a circle would keep both in memory until Python looks for circles.
         self._lora = weakref.ref(lora)
         self._known: dict[str, Factored] = {}
-        self._approximations: dict[str, Approximation] = {}
+        self._approximations: dict[str, dict[int, Approximation]] = {}  # module -> rank it was made at -> approximation
         self._columns = sum(lora.specs[name].rank for name in lora.factored)
 
     @property
@@ -312,22 +316,34 @@ class Factorisation:
         return self._known[module]
 
     def approximation(
-        self, module: str, rule: RankRule, most: int, tick: Callable[[], None] = lambda: None
+        self, module: str, rule: RankRule, most: int, tick: Callable[[], None] = lambda: None, factors: bool = False
     ) -> Approximation:
-        """A module that is stored in full, approximated as far as the rule needs, `most` singular values at the most."""
-        known = self._approximations.get(module)
-        if known and known.complete and (len(known.values) >= most or not rule.needs_more(known.values, known.energy)):
-            return known
-        matrix = self.lora[module].dense().flatten(1)
-        self._check_size(module, torch.linalg.vector_norm(matrix, float("inf")))
-        rank = rule.rank if isinstance(rule, FixedRank) else 16
-        found = approximate(matrix, min(rank, most), tick)
+        """A module that is stored in full, approximated as far as the rule needs, which is not above `most`.
+
+        The approximation is made at 16, 32, 64 … and cut, whatever was asked before: a result depends on its own settings
+        alone, and a smaller rank is the beginning of a larger one.
+
+        factors  whether they are needed; without them, no module is worked out twice
+        """
+        least = most if isinstance(rule, Knee) else min(most, rule.rank) if isinstance(rule, FixedRank) else 1
+        rank = max(LEAST_OF_DENSE, 1 << (least - 1).bit_length())
+        found = self._approximated(module, rank, tick)
         while rank < most and rule.needs_more(found.values, found.energy):
             rank *= 2
-            found = approximate(matrix, min(rank, most), tick)
-        held = sum(known.bytes for name, known in self._approximations.items() if name != module)
-        self._approximations[module] = found if held + found.bytes <= MIX_BUDGET else found.without_vectors()
-        return found
+            found = self._approximated(module, rank, tick)
+        return found if found.complete or not factors else self._approximated(module, rank, tick, factors)
+
+    def _approximated(self, module: str, rank: int, tick: Callable[[], None], factors: bool = False) -> Approximation:
+        known = self._approximations.setdefault(module, {})
+        if rank not in known or (factors and not known[rank].complete):
+            matrix = self.lora[module].dense().flatten(1)
+            self._check_size(module, torch.linalg.vector_norm(matrix, float("inf")))
+            found = approximate(matrix, rank, tick)
+            known.update({other: one.without_factors() for other, one in known.items()})
+            held = sum(one.bytes for ranks in self._approximations.values() for one in ranks.values())
+            known[rank] = found if held + found.bytes <= DENSE_BUDGET else found.without_factors()
+            return found
+        return known[rank]
 
     @property
     def complete(self) -> bool:
@@ -499,12 +515,14 @@ class RerankedLora(Lora):
             return min(self.rule.rank, most)
         return max(1, min(self.rule.count(self.spectrum(name), self.total_energy(name)), most))
 
-    def _approximation(self, name: str, tick: Callable[[], None] = lambda: None) -> Approximation:
+    def _approximation(
+        self, name: str, tick: Callable[[], None] = lambda: None, factors: bool = False
+    ) -> Approximation:
         spec = self.of.specs[name]
         most = min(spec.rank, self.max_rank or (MOST_OF_DENSE if isinstance(self.rule, Knee) else spec.rank))
         if isinstance(self.rule, FixedRank):
             most = min(most, self.rule.rank)
-        return self.factorisation.approximation(name, self.rule, most, tick)
+        return self.factorisation.approximation(name, self.rule, most, tick, factors)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.of.specs)
@@ -531,7 +549,7 @@ class RerankedLora(Lora):
     def parents(self) -> tuple[Lora, ...]:
         return (self.of,)
 
-    def describe(self, sha256: Callable[[FileLora], str]) -> Recipe:
+    def describe(self, sha256: Callable[[FileIdentity], str]) -> Recipe:
         return {"op": "rerank", "rule": self.rule.recipe, "max_rank": self.max_rank, "of": self.of.describe(sha256)}
 
     @property
@@ -544,6 +562,7 @@ class RerankedLora(Lora):
         raises  PairError if it turns out that nothing is left, see `check_something_left`
         """
         total = len(self.matrices)
+        check_models_differ(self, _tick(progress, 0, total))
         self.factorisation.run(progress=progress and (lambda done, _: progress(done, total)))
         for done, name in enumerate(self.dense, total - len(self.dense)):
             self._approximation(name, _tick(progress, done, total))
@@ -565,7 +584,8 @@ class RerankedLora(Lora):
                 yield from self.of.stream(list(run))
             elif dense:
                 for name in run:
-                    yield name, self._approximation(name, tick).at(self.specs[name].rank, specs[name].shape)
+                    found = self._approximation(name, tick, factors=True)
+                    yield name, found.at(self.specs[name].rank, specs[name].shape)
             else:
                 yield from self.factorisation.mixed(list(run), self.specs)
 
@@ -607,20 +627,49 @@ def check_something_left(lora: Lora) -> None:
 
     Modules are looked at until one is not zero, which as a rule is the first. A LoRA that is no sum may be zero.
     """
-    made = [lora]
-    while len(made[-1].parents) == 1:
-        made.append(made[-1].parents[0])
+    made = _made_of(lora)
     total = made[-1]
     if not isinstance(total, CombinedLora):
         return
     known = [one.factorisation for one in made if isinstance(one, RerankedLora)]
     factorisation = known[-1] if known else factorisation_of(total)
-    selected = [one.weights for one in made if isinstance(one, SelectedLora)]
-    left = [name for name in lora if all(name in weights for weights in selected)]
+    left = _left(made)
     # Whole matrices last: only they take time.
     if all(_is_nothing(total, name, factorisation) for name in sorted(left, key=lambda name: total.specs[name].dense)):
         raise PairError(f"{label(total)}: the result is zero in every module, but for rounding. Choose the two sides of a "
                         "pair, modules in which they differ, or weights other than zero.")
+
+
+def check_models_differ(lora: Lora, tick: Callable[[], None] = lambda: None) -> None:
+    """Raise PairError if what is left of two checkpoints is alike in both, before minutes are spent on zeros.
+
+    Weights are read until one differs, which as a rule is the first.
+    tick    called after each; may raise to cancel
+    """
+    made = _made_of(lora)
+    models = made[-1]
+    if not isinstance(models, CheckpointDifference):
+        return
+    for name in _left(made):
+        if models.differ_in(name):
+            return
+        tick()
+    raise PairError(f"{label(models)} hold the same weights, at least where they were chosen: their difference is zero. Choose a "
+                    "fine-tuned model and the one that it was made from.")
+
+
+def _made_of(lora: Lora) -> list[Lora]:
+    """What was made of what, up to the first that was made of several, or of none."""
+    made = [lora]
+    while len(made[-1].parents) == 1:
+        made.append(made[-1].parents[0])
+    return made
+
+
+def _left(made: Sequence[Lora]) -> list[str]:
+    """The modules of the first that no selection on the way has written as zeros."""
+    selected = [one.weights for one in made if isinstance(one, SelectedLora)]
+    return [name for name in made[0] if all(name in weights for weights in selected)]
 
 
 def _is_nothing(total: CombinedLora, name: str, factorisation: Factorisation) -> bool:

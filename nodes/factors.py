@@ -16,7 +16,7 @@ def factors_of(lora: Lora) -> dict[str, Delta]:
     if lora not in _read:
         report_progress = progress_bar()
         deltas: dict[str, Delta] = {}
-        for name, delta in lora.stream(lora.names):
+        for name, delta in lora.stream(lora.names, lambda: report_progress(len(deltas), len(lora))):
             if not is_finite(delta):
                 lora.check_finite(name)
             deltas[name] = delta

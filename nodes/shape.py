@@ -8,7 +8,7 @@ from comfy_api.v0_0_2 import io
 
 from ..difflora import Energy, FixedRank, Knee, Lora, Ratio, rerank
 from ..difflora.analysis import analyze_pair, pair_of
-from ..difflora.rerank import RankRule, check_something_left
+from ..difflora.rerank import RankRule, check_models_differ, check_something_left
 from ..difflora.wording import Sentence
 from .factors import factors_of
 from .inputs import one_of
@@ -113,10 +113,12 @@ class Rerank(io.ComfyNode):
     def execute(cls, lora: Lora, rule: str, rank: int, energy: float, ratio: float, max_rank: int) -> io.NodeOutput:
         one_of("rule", rule, _RULES)
         small = rerank(lora, _RULES[rule](rank, energy, ratio), None if rule == "rank" else max_rank)
+        bar = progress_bar()
         if rule == "rank" and rank <= KEPT_RANK and not small.factorisation.complete:
+            check_models_differ(small, lambda: bar(0, len(small)))
             factors_of(small)  # what a slider needs comes with the spectra, in one pass through the files
         else:
-            small.prepare(progress_bar())
+            small.prepare(bar)
         check_something_left(small)
         kept = f"{small.retained_energy:.1%}"
         lines = [Sentence("rank {0} → {1}, {2} of the energy kept", lora.rank_text, small.rank_text, kept)]

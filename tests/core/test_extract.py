@@ -1,6 +1,11 @@
 """A LoRA out of two checkpoints."""
 
 import json
+import os
+import shutil
+import sys
+import threading
+from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
@@ -9,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import difflora
 from difflora.cli import main
-from difflora.errors import FileError, PairError
+from difflora.errors import DiffLoraError, FileError, PairError
 from difflora.extract import extract
 
 Q = "blocks.0.self_attn.q"
@@ -179,3 +184,180 @@ def test_diffusers_names_become_the_models_own(tmp_path):
     assert {name: float(delta.dense().max()) for name, delta in change.items()} == {
         Q: 1, f"{Q}.bias": 2, "blocks.0.norm3": 5, "blocks.0.modulation": 3, "head.head": 6, "head.modulation": 4}
     assert change.warnings == ()
+
+
+# Two checkpoints that do not differ
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    def approximate(*_):
+        raise AssertionError("approximated")
+
+    monkeypatch.setattr(sys.modules["difflora.rerank"], "approximate", approximate)
+
+
+@pytest.mark.parametrize("make", [lambda file, link: file, os.symlink, os.link, lambda file, link: file.parent / "." / file.name])
+def test_a_model_and_itself_are_refused_by_name(models, tmp_path, make):
+    base, tuned, _ = models
+    other = make(base, tmp_path / "link.safetensors") or tmp_path / "link.safetensors"
+    with pytest.raises(PairError, match=r"the same file: their difference is zero\. Choose a fine-tuned model"):
+        extract(base, other)
+    with pytest.raises(PairError, match="the same file"):
+        extract(tuned, tuned)
+
+
+@pytest.mark.parametrize("rule", [difflora.FixedRank(2), difflora.Energy(0.9), None])
+def test_a_copy_is_refused_before_any_work(models, tmp_path, no_work, rule):
+    base, _, _ = models
+    (tmp_path / "out").mkdir()
+    shutil.copy(base, tmp_path / "copy.safetensors")
+    same = extract(base, tmp_path / "copy.safetensors")
+    with pytest.raises(PairError, match=r"^copy.safetensors and base.safetensors hold the same weights"):
+        difflora.save(same if rule is None else difflora.rerank(same.scaled(2.0), rule), tmp_path / "out" / "x.safetensors")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_selection_in_which_nothing_was_trained_is_refused_before_any_work(models, no_work):
+    base, tuned, _ = models
+    for nullify in (False, True):
+        with pytest.raises(PairError, match="hold the same weights, at least where they were chosen"):
+            difflora.rerank(extract(base, tuned).select("blocks 1", nullify), difflora.FixedRank(2), progress=lambda *_: None)
+
+
+# What is said of the two
+
+
+def test_both_checkpoints_are_named_in_the_result(models, tmp_path):
+    base, tuned, _ = models
+    small = difflora.rerank(extract(base, tuned), difflora.FixedRank(2))
+    difflora.save(small, tmp_path / "out.safetensors")
+    assert difflora.load(tmp_path / "out.safetensors").metadata["modelspec.merged_from"] == "tuned, base"
+
+
+@pytest.mark.parametrize("change", [lambda lora: lora, lambda lora: lora.select("self_attn").scaled(2.0)])
+@pytest.mark.parametrize("rule", [difflora.FixedRank(2), difflora.Energy(0.9), None])
+def test_a_weight_that_is_not_finite_is_named(models, tmp_path, change, rule):
+    base, tuned, _ = models
+    weights = load_file(base)
+    weights[f"model.diffusion_model.{Q}.weight"][3, 4] = torch.nan
+    save_file(weights, tmp_path / "damaged.safetensors")
+    lora = change(extract(base, tmp_path / "damaged.safetensors"))
+    with pytest.raises(FileError, match=rf"^damaged.safetensors: model.diffusion_model.{Q}.weight holds NaN"):
+        difflora.save(lora if rule is None else difflora.rerank(lora, rule), tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+# Hashes, cancel
+
+
+def test_inputs_are_hashed_beside_the_work_and_waiting_for_them_can_be_cancelled(models, tmp_path, monkeypatch):
+    base, tuned, _ = models
+    (tmp_path / "out").mkdir()
+    hashing, stopped, calls = threading.Event(), threading.Event(), []
+
+    def never_done(identity, stop):
+        hashing.set()
+        stop.wait()
+        stopped.set()
+        raise CancelledError
+
+    class Stop(Exception):
+        pass
+
+    def progress(done, total):
+        calls.append(done)
+        assert hashing.wait(60)
+        if calls.count(total) > 3:
+            raise Stop
+
+    monkeypatch.setattr(sys.modules["difflora.output"], "file_sha256", never_done)
+    lora = difflora.rerank(extract(base, tuned), difflora.FixedRank(2))
+    with pytest.raises(Stop):
+        difflora.save(lora, tmp_path / "out" / "x.safetensors", progress=progress)
+    assert stopped.is_set() and max(calls) == len(lora) and calls == sorted(calls)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_ctrl_c_within_a_module_leaves_nothing(models, tmp_path, monkeypatch, capsys):
+    base, tuned, _ = models
+    (tmp_path / "out").mkdir()
+    real = sys.modules["difflora.rerank"].approximate
+
+    def interrupted(matrix, rank, tick):
+        def stop():
+            raise KeyboardInterrupt
+
+        return real(matrix, rank, stop)
+
+    monkeypatch.setattr(sys.modules["difflora.rerank"], "approximate", interrupted)
+    for rule in ("--rank=4", "--energy=0.9"):
+        assert main(["extract", str(base), str(tuned), "-o", str(tmp_path / "out" / "x.safetensors"), rule]) == 2
+        assert capsys.readouterr().err == "difflora: interrupted; nothing was written.\n"
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_checkpoint_that_changes_meanwhile_is_no_input(models, tmp_path):
+    base, tuned, _ = models
+    (tmp_path / "out").mkdir()
+
+    def progress(done, total):
+        if done == 2:
+            os.utime(base, ns=(1, 1))
+
+    with pytest.raises(FileError, match=r"base.safetensors: the file changed after it was loaded"):
+        difflora.save(difflora.rerank(extract(base, tuned), difflora.FixedRank(2)), tmp_path / "out" / "x.safetensors",
+                      progress=progress)
+    assert not list((tmp_path / "out").iterdir())
+
+
+# Shards and scales
+
+
+def indexed(folder, names):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {f"{n}.weight": n for n in names}}))
+
+
+def test_a_missing_shard_is_an_error(models, tmp_path):
+    base, tuned, _ = models
+    shards = sorted(tuned.iterdir())
+    indexed(tuned, [shard.name for shard in shards])
+    assert len(extract(base, tuned).dense) == 4
+    indexed(tuned, [*(shard.name for shard in shards), "extra-a.safetensors", "extra-b.safetensors"])
+    with pytest.raises(FileError, match=r"^tuned: 2 shards of this model are not there, the first is extra-a.safetensors"):
+        extract(base, tuned)
+    (tuned / "model.safetensors.index.json").unlink()
+    shards[0].unlink()
+    with pytest.raises(FileError, match=rf"^tuned: 1 shards of this model are not there, the first is {shards[0].name}"):
+        extract(base, tuned)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', "\ud800", "[" * 100_000])
+def test_an_index_that_cannot_be_read_is_an_error(models, text):
+    base, tuned, _ = models
+    (tuned / "model.safetensors.index.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(FileError, match="^tuned: the index model.safetensors.index.json cannot be read"):
+        extract(base, tuned)
+
+
+def test_a_weight_in_two_shards_is_an_error(models, tmp_path):
+    base, tuned, _ = models
+    shutil.copy(sorted(tuned.iterdir())[0], tuned / "again.safetensors")
+    with pytest.raises(FileError, match="is in again.safetensors and in model-00001-of-00002.safetensors"):
+        extract(base, tuned)
+
+
+@pytest.mark.parametrize(("shape", "scales"), [((), True), ((1,), True), ((1, 1), True), ((8,), True), ((8, 1), True),
+                                               ((1, 8), False), ((2, 2), False), ((4,), False), ((0,), False)])
+def test_scales_are_of_the_whole_or_of_the_rows(tmp_path, shape, scales):
+    weight = torch.randn(8, 8).to(torch.float8_e4m3fn)
+    factor = torch.rand(shape) + 1
+    save_file({"blocks.0.ffn.0.weight": torch.zeros(8, 8)}, tmp_path / "base.safetensors")
+    save_file({"blocks.0.ffn.0.weight": weight, "blocks.0.ffn.0.scale_weight": factor}, tmp_path / "tuned.safetensors")
+    change = extract(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors")
+    if scales:
+        whole = weight.float() * (factor.reshape(-1, 1) if factor.numel() == 8 else factor.reshape(()))
+        assert torch.allclose(change["blocks.0.ffn.0"].dense(), whole)
+    else:
+        with pytest.raises(DiffLoraError, match="one for all or one for each row was expected"):
+            _ = change["blocks.0.ffn.0"]

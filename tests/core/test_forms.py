@@ -1,6 +1,7 @@
 """LoHa, LoKr, Tucker cores and full differences: the same change as the definition, and exact to subtract."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import difflora
-from difflora import Energy, FixedRank, Ratio
+from difflora import Energy, FixedRank, Knee, Ratio
 from difflora.deltas import Dense, LowRank
 from difflora.errors import TensorError
 
@@ -155,6 +156,53 @@ def test_rank_rules_on_a_full_difference(tmp_path):
     assert difflora.rerank(lora_file, Energy(0.9)).specs[name].rank == int(np.argmax(energy >= 0.9)) + 1
     assert difflora.rerank(lora_file, Ratio(3)).specs[name].rank == int((values > values[0] / 3).sum())
     assert difflora.rerank(lora_file, Energy(0.999), max_rank=20).specs[name].rank == 20
+
+
+Q = "blocks.0.self_attn.q"
+
+
+@pytest.fixture
+def approximations(monkeypatch):
+    """The ranks at which matrices were approximated, in order."""
+    module, ranks = sys.modules["difflora.rerank"], []
+    real = module.approximate
+    monkeypatch.setattr(module, "approximate", lambda matrix, rank, tick: ranks.append(rank) or real(matrix, rank, tick))
+    return ranks
+
+
+@pytest.mark.parametrize("budget", [0, 10**9])
+@pytest.mark.parametrize("rule", [FixedRank(4), FixedRank(20), Energy(0.97)])
+def test_a_result_does_not_depend_on_what_was_asked_before(tmp_path, monkeypatch, rule, budget):
+    monkeypatch.setattr(sys.modules["difflora.rerank"], "DENSE_BUDGET", budget)
+    lora_file = write(tmp_path / "a.safetensors", {"diff": falling(640)[0]})
+    for other in (FixedRank(40), Energy(0.999), FixedRank(1), Knee()):
+        _ = difflora.rerank(lora_file, other)[Q]
+    later, first = difflora.rerank(lora_file, rule), difflora.rerank(difflora.load(lora_file.path), rule)
+    assert torch.equal(later[Q].up, first[Q].up) and torch.equal(later[Q].down, first[Q].down)
+    assert torch.equal(later.spectrum(Q), first.spectrum(Q)) and later.certificates[Q].excess == first.certificates[Q].excess
+
+
+def test_a_smaller_rank_is_the_beginning_of_a_larger_one(tmp_path, approximations):
+    lora_file = write(tmp_path / "a.safetensors", {"diff": falling(640)[0]})
+    four, sixteen = (difflora.rerank(lora_file, FixedRank(rank))[Q] for rank in (4, 16))
+    assert torch.equal(four.up, sixteen.up[:, :4]) and torch.equal(four.down, sixteen.down[:4])
+    assert approximations == [16]
+
+
+@pytest.mark.parametrize("budget", [0, 10**9])
+@pytest.mark.parametrize(("rule", "made"), [
+    (FixedRank(4), [16]), (FixedRank(20), [32]), (Energy(0.5), [16]), (Energy(0.97), [16, 32]), (Ratio(8), [16, 32])])
+def test_full_matrices_are_worked_out_once_and_once_more_only_for_factors_beyond_the_budget(
+    tmp_path, monkeypatch, approximations, rule, made, budget
+):
+    monkeypatch.setattr(sys.modules["difflora.rerank"], "DENSE_BUDGET", budget)
+    small = difflora.rerank(write(tmp_path / "a.safetensors", {"diff": falling(640)[0]}), rule)
+    difflora.save(small, tmp_path / "small.safetensors")
+    again = [] if budget or isinstance(rule, FixedRank) else made[-1:]
+    assert approximations == made + again
+    _ = small.retained_energy, small.certificates, small.total_energy(Q), small.spectrum(Q), small.rank_text, small.recipe
+    _ = difflora.rerank(small.of, FixedRank(16)).certificates
+    assert approximations == made + again + [16] * (16 not in made)
 
 
 def test_full_differences_are_saved_as_they_are_or_at_a_rank(tmp_path):

@@ -126,8 +126,17 @@ class Lora(Mapping[str, Delta], ABC):
 
     @functools.cached_property
     def base_model(self) -> str | None:
-        """Which model this was trained on, as far as names and shapes tell."""
+        """Which model this was trained on, as far as names and shapes tell. A part of a LoRA knows it from the whole."""
+        agreed = {parent.base_model for parent in self.parents}
+        if len(agreed) == 1 and (base := agreed.pop()):
+            return base
         return names.base_model({name: spec.shape for name, spec in self.specs.items()})
+
+    @functools.cached_property
+    def flat_prefix(self) -> str:
+        """What the flat names of other models than Wan start with in the files; "" if there are none, or they differ."""
+        prefixes = {file.keys_found.flat_prefix for file in self.files}
+        return prefixes.pop() if len(prefixes) == 1 else ""
 
     @property
     def files(self) -> tuple[FileLora, ...]:

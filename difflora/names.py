@@ -3,7 +3,8 @@
 Canonical names are the model's own, without a prefix: ``blocks.7.self_attn.q``. A key in a LoRA file is a prefix, a
 module name and a part (``lora_down.weight``, ``alpha``, …), and every trainer spells all three in its own way. Wan's
 module names stay distinct when every separator is written as ``_``, so one table of such flat names finds a module
-from any spelling, exactly. Modules of other models keep the name that the file gives them.
+from any spelling, exactly. Modules of other models keep the name that the file gives them; where kohya's trainers wrote
+it flat, `flat_names` reads it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from . import flat_names
 from .errors import FileError
 
 KOHYA, NATIVE, DIFFUSERS, PEFT = "kohya", "native", "diffusers", "peft"
@@ -129,6 +131,9 @@ _FLAT_BLOCK = re.compile(r"(vace_blocks|blocks)_(0|[1-9][0-9]{0,3})_(.+)", re.DO
 _DOTTED = r"(?:(?:base_model\.model|diffusion_model|model|transformer_2|transformer|unet|pipe|dit|module|_orig_mod)\.)"
 _DOTTED_PREFIX = re.compile(f"{_DOTTED}+")
 _FLAT_PREFIX = re.compile(r"lora_unet__?(?:diffusion_model[._])?|lycoris_|lora_transformer_|lora_prior_unet_")
+# HunyuanVideo's own code has no dot here; Flux has, and so has ComfyUI in both models.
+_FUSED = re.compile(r"(^|\.)(img_attn|txt_attn|self_attn)_(qkv|q|k|v|proj)(?=\.|$)")
+_FUSED_DOT = re.compile(r"(^|\.)(img_attn|txt_attn|self_attn)\.(qkv|q|k|v|proj)(?=\.|$)")
 _TEXT_ENCODER = re.compile(
     r"(?:lora_te[0-9]?_|lora_prior_te_|lycoris_te[0-9]?_"
     rf"|{_DOTTED}*(?:{_FLAT_PREFIX.pattern})?"
@@ -186,6 +191,8 @@ class FileKeys:
     """What a person calls the naming: kohya, native, diffusers, peft, diffsynth, wan-fun, lycoris, bare, hybrid."""
     modules: dict[str, dict[str, str]]
     """Canonical module name -> part -> key in the file, in the model's order."""
+    flat_prefix: str
+    """What flat names of other models start with, most of them if they differ; "" if there are none."""
     text_encoder: list[str]
     """Keys of text encoders."""
     unknown: list[str]
@@ -201,6 +208,8 @@ class _Name:
     wan: bool
     shared: str = ""
     """How the file spells a module that may belong to another model."""
+    flat_prefix: str = ""
+    """What a flat name starts with, other forms of ``lora_unet_`` counted as that."""
 
 
 def read_keys(keys: Iterable[str], metadata: Mapping[str, str] = {}) -> FileKeys:  # noqa: B006 (a Mapping, never changed)
@@ -233,6 +242,7 @@ def read_keys(keys: Iterable[str], metadata: Mapping[str, str] = {}) -> FileKeys
     if dialect == "bare" and any(".default." in key for _, _, key in found):
         dialect = "diffsynth"
     is_wan = _is_wan([name for name, _, _ in found], metadata)
+    prefixes = Counter(name.flat_prefix for name, _, _ in found if name.flat_prefix and not is_wan)
     modules: dict[str, dict[str, str]] = {}
     for name, part, key in found:
         parts = modules.setdefault(name.shared if name.shared and not is_wan else name.module, {})
@@ -245,6 +255,7 @@ def read_keys(keys: Iterable[str], metadata: Mapping[str, str] = {}) -> FileKeys
     return FileKeys(
         dialect=dialect,
         modules={m: dict(sorted(modules[m].items(), key=_part_order)) for m in sorted(modules, key=model_order)},
+        flat_prefix=min(prefixes, key=lambda prefix: (-prefixes[prefix], prefix), default=""),
         text_encoder=sorted(text_encoder),
         unknown=sorted(unknown),
         foreign={reason: sorted(foreign[reason]) for reason in sorted(foreign)},
@@ -258,20 +269,21 @@ def spelled(key: str) -> str:
     return stem[prefix.end() :] if prefix else stem
 
 
-def write_key(module: str, part: str, dialect: str, base: str | None = None) -> str:
+def write_key(module: str, part: str, dialect: str, base: str | None = None, flat_prefix: str = "") -> str:
     """The key of a module's part in an output dialect.
 
     Diffusers and PEFT have no plain bias difference: "bias" becomes the bias of lora_B, the same at scale 1
-    (`read_keys` then calls it "up_bias"). Names that only exist flat, from kohya's trainers for other models,
-    stay as they are: no reader takes another form of them.
+    (`read_keys` then calls it "up_bias"). Flat names that were not understood stay as they are: no reader takes another
+    form of them. Stable Diffusion's names are written flat, as every reader takes them.
 
-    base    what `base_model` says; Flux and LTX-Video share some names that ComfyUI wants under different prefixes
+    base          what `base_model` says; models share names that ComfyUI wants under different prefixes
+    flat_prefix   what flat names of other models than Wan started with in the file, as `read_keys` says
     """
     if dialect not in OUTPUT_DIALECTS:
         raise ValueError(f"no dialect {dialect!r}; there are {', '.join(OUTPUT_DIALECTS)}")
     theirs = _diffusers_name(module)
     if theirs is None:
-        name = _other_name(module, dialect, base)
+        name = _other_name(module, dialect, base, flat_prefix)
     elif dialect == DIFFUSERS:
         name = f"transformer.{theirs}"
     elif dialect == PEFT:
@@ -295,29 +307,43 @@ _KOHYA_ENDINGS = {
 }
 _PEFT_ENDINGS = _KOHYA_ENDINGS | {"down": "lora_A.weight", "up": "lora_B.weight", "up_bias": "lora_B.bias"}
 
-# Names of other models, by how ComfyUI takes them: flat ones only as lora_unet_…, those of diffusers' Flux and SD3
-# only behind "transformer.", those of diffusers' U-Nets only flat.
+# Names of other models, by how ComfyUI takes them: those that were not understood only flat, those of diffusers' Flux and
+# SD3 only behind "transformer.", those of the U-Nets in diffusers' words only flat, Flux's own never behind "transformer.".
 _ONLY_FLAT = re.compile(r"_[0-9]+(?:_|$)|_in_(?:in|out)_layer$|^(?:final_layer|norm_out|adaln_single)_")
 _ONLY_TRANSFORMER = re.compile(
     r"(?:single_transformer_blocks|transformer_blocks\.[0-9]+\.(?:attn|ff|ff_context|norm1|norm1_context)"
     r"|time_text_embed|norm_out)\.|(?:x_embedder|context_embedder|proj_out)$"
 )
-_UNET = re.compile(r"(?:down_blocks|mid_block|up_blocks|(?:time|add|class)_embedding)\.|conv_(?:in|out|norm_out)$")
+_UNET = re.compile(
+    r"(?:down_blocks|mid_block|up_blocks|(?:time|add|class)_embedding)\.|conv_(?:in|out|norm_out)$"
+    r"|(?P<own>(?:input_blocks|middle_block|output_blocks|label_emb|(?:time_embed|out)\.[0-9]))"
+)
+_FLUX = re.compile(r"(?:(?:double|single)_blocks|(?:time|vector|guidance)_in|final_layer|txt_in)\.")
+# Their modules have the same names in ComfyUI as in diffusers.
+_SAME_IN_DIFFUSERS = ("LTX-Video", "Qwen-Image")
 
 
-def _other_name(module: str, dialect: str, base: str | None) -> str:
+def _other_name(module: str, dialect: str, base: str | None, flat_prefix: str) -> str:
     """Prefix and module name of another model's module."""
     if _FLAT_PREFIX.match(module):
         return module
-    if dialect == KOHYA and base == "Flux" and _ONLY_TRANSFORMER.match(module):
-        return f"lora_transformer_{_flat(module)}"
-    if dialect == KOHYA or ("." not in module and _ONLY_FLAT.search(module)):
-        return f"lora_unet_{_flat(module)}"
+    if dialect == KOHYA:
+        is_onetrainer = base == "Flux" and _ONLY_TRANSFORMER.match(module)
+        return f"{flat_prefix or ('lora_transformer_' if is_onetrainer else 'lora_unet_')}{_flat(module)}"
+    if "." not in module and _ONLY_FLAT.search(module):
+        return f"lora_unet_{module}"
+    if base == "HunyuanVideo":
+        module = _FUSED_DOT.sub(r"\1\2_\3", module)
     if dialect == PEFT:
         return f"base_model.model.{module}"
-    if _UNET.match(module):
-        return f"unet.{module}" if dialect == DIFFUSERS else f"lora_unet_{_flat(module)}"
-    if dialect == DIFFUSERS or (base != "LTX-Video" and _ONLY_TRANSFORMER.match(module)):
+    if unet := _UNET.match(module):
+        return f"unet.{module}" if dialect == DIFFUSERS and not unet["own"] else f"lora_unet_{_flat(module)}"
+    if dialect == DIFFUSERS:
+        is_flux = _FLUX.match(module) and base != "HunyuanVideo"
+        return f"diffusion_model.{module}" if is_flux else f"transformer.{module}"
+    # Behind lora_unet_, ComfyUI knows a model's own names; behind the other two prefixes, those in diffusers.
+    is_own = flat_prefix == "lora_unet_" or base in _SAME_IN_DIFFUSERS
+    if (flat_prefix and not is_own) or (not is_own and _ONLY_TRANSFORMER.match(module)):
         return f"transformer.{module}"
     # A name without a dot may be a flat one, and ComfyUI takes every such name in the flat form.
     return f"diffusion_model.{module}" if "." in module else f"lora_unet_{module}"
@@ -397,8 +423,8 @@ def _name(stem: str) -> _Name | None:
     dotted = _DOTTED_PREFIX.match(stem)
     prefix = dotted[0] if dotted else ""
     body = stem[len(prefix) :]
-    flat_prefix = _FLAT_PREFIX.match(body)
-    start = flat_prefix[0] if flat_prefix else ""
+    begins = _FLAT_PREFIX.match(body)
+    start = begins[0] if begins else ""
     name = body[len(start) :]
     if not name or name.startswith("."):
         return None
@@ -411,10 +437,13 @@ def _name(stem: str) -> _Name | None:
         known = _FLAT_OUTSIDE.get(flat)
         module = known[0] if known else ""
     dialect = _dialect(prefix, start, name, known is not None and known[1])
+    flat_prefix = "lora_unet_" if start.startswith("lora_unet_") else start if start != "lora_prior_unet_" else ""
     if known:
-        return _Name(module, dialect, flat not in _SHARED, name if flat in _SHARED else "")
+        return _Name(module, dialect, flat not in _SHARED, name if flat in _SHARED else "", flat_prefix)
     if start:
-        return _Name(name if start.startswith("lora_unet_") else body, dialect, False)
+        understood = flat_names.dotted(flat) if flat_prefix else None
+        return _Name(understood or (name if flat_prefix == "lora_unet_" else body), dialect, False, "", flat_prefix)
+    name = _FUSED.sub(r"\1\2.\3", name)
     if ".processor." in name:
         name = name.replace(".processor.", ".")
         name += ".0" if name.endswith(".to_out") else ""
@@ -545,6 +574,10 @@ _TEN = tuple(f".{attn}.{p}" for attn in ("self_attn", "cross_attn") for p in "qk
 def _other_model(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """A model that is not Wan, where the modules leave no doubt."""
     flat = {_flat(module): shape for module, shape in shapes.items()}
+    # Flux and HunyuanVideo share names and widths; Flux ends at single block 37, HunyuanVideo at 39.
+    last = max((int(found[1]) for name in flat if (found := _SINGLE_BLOCK.match(name))), default=None)
+    if last == 39:
+        return "HunyuanVideo"
     for pattern, model in _OTHER_MODELS:
         if any(pattern.search(name) for name in flat):
             return model
@@ -553,9 +586,7 @@ def _other_model(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
             return {2048: "SDXL", 1024: "SD 2", 768: "SD 1.5"}.get(shape[1])
         if len(shape) >= 2 and _LTX.match(name) and shape[1] in (2048, 4096):
             return "LTX-Video"
-    # Flux and HunyuanVideo share diffusers' names and widths; Flux ends at single block 37, HunyuanVideo at 39.
-    last = max((int(found[1]) for name in flat if (found := _SINGLE_BLOCK.match(name))), default=None)
-    return {37: "Flux", 39: "HunyuanVideo"}.get(last) if last is not None else None
+    return "Flux" if last == 37 else None
 
 
 _OTHER_MODELS = (

@@ -134,7 +134,7 @@ class _Writer:
 
     def __init__(self, lora: Lora, dtype: torch.dtype, dialect: str):
         self.lora, self.dtype = lora, dtype
-        base = lora.base_model
+        base, flat_prefix = lora.base_model, lora.flat_prefix
         sizes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
         self.module_of: dict[str, tuple[str, str]] = {}
         for module, spec in lora.specs.items():
@@ -157,7 +157,7 @@ class _Writer:
                 if dialect not in _WITH_ALPHA or (dialect == names.NATIVE and names.is_outside_blocks(name)):
                     del tensors["alpha"]  # diffusers refuses one there, and no alpha means the same scale of 1
             for part, size in tensors.items():
-                key = names.write_key(name, part, dialect, base)
+                key = names.write_key(name, part, dialect, base, flat_prefix)
                 if key in sizes:
                     raise OutputError(f"{module} and {self.module_of[key][0]} would have the same name in the {dialect} "
                                       "dialect. Choose another dialect.")

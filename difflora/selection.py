@@ -24,6 +24,13 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?
 _PATTERN = re.compile(r"/((?:[^/\\]|\\.)*)/")
 _EXACT = re.compile(r'"((?:[^"]|"")*)"')
 
+_FEED_FORWARD = ("ffn", "ff", "ff_context", "feed_forward")
+# Flux and HunyuanVideo compute attention and feed-forward of these blocks with the same matrices.
+_BOTH = re.compile(r"(?:^|\.)single_(?:blocks\.[0-9]+\.linear[12]|transformer_blocks\.[0-9]+\.proj_out)(?:\.|$)")
+# What stands before the number of a block, and what a part of a block is called that looks like it.
+_STACKS = ("blocks", "layers", "attentions", "resnets", "samplers", "middle_block")
+_LAYERS = ("in_layers", "out_layers", "emb_layers")
+
 _Test = Callable[[str], bool]
 _Ranges = list[tuple[int, float]]
 
@@ -77,30 +84,47 @@ def summary(names: Iterable[str]) -> str:
     stacks: dict[str, tuple[set[int], dict[str, dict[str, None]]]] = {}
     outside: list[str] = []
     for name in names:
-        stack = stack_of(name)
-        if stack is None:
+        segments = name.split(".")
+        numbered = _numbered(segments)
+        if not numbered:
             outside.append(name)
             continue
-        blocks, components = stacks.setdefault(stack[0], (set(), {}))
-        blocks.add(stack[1])
-        component, _, rest = stack[2].partition(".")
-        components.setdefault(component, {})[rest] = None
+        for at in numbered:
+            blocks, components = stacks.setdefault(segments[at - 1], (set(), {}))
+            blocks.add(int(segments[at]))
+        component, rest = segments[numbered[-1] + 1], segments[numbered[-1] + 2 :]
+        components.setdefault(component, {})[".".join(rest)] = None
     parts = []
     for stack_name, (blocks, components) in stacks.items():
         inside = [" ".join([name, *(rest for rest in rests if rest)]) for name, rests in components.items()]
-        parts.append(f"{stack_name} {_as_ranges(blocks)}: {_listed(inside, ', ', 12)}")
+        parts.append(f"{stack_name} {_as_ranges(blocks)}" + (f": {_listed(inside, ', ', 12)}" if inside else ""))
     if outside:
         parts.append(_listed(outside, ", ", 8))
     return "; ".join(parts) or "nothing at all"
 
 
 def stack_of(name: str) -> tuple[str, int, str] | None:
-    """The first numbered stack in a name: ``blocks.7.ffn.0`` is ("blocks", 7, "ffn.0")."""
+    """The innermost numbered stack in a name: ``blocks.7.ffn.0`` is ("blocks", 7, "ffn.0").
+
+    A stack inside another is named in full: ("input_blocks.4.1.transformer_blocks", 0, "attn1.to_q").
+    """
     segments = name.split(".")
-    for index in range(len(segments) - 2):
-        if segments[index].endswith(("blocks", "layers")) and _is_index(segments[index + 1]):
-            return segments[index], int(segments[index + 1]), ".".join(segments[index + 2 :])
-    return None
+    numbered = _numbered(segments)
+    if not numbered:
+        return None
+    at = numbered[-1]
+    # The blocks of the first U-Nets hold numbered parts: input_blocks.4.1 is part 1 of block 4.
+    at += at + 2 < len(segments) and _is_index(segments[at + 1])
+    return ".".join(segments[:at]), int(segments[at]), ".".join(segments[at + 1 :])
+
+
+def _numbered(segments: list[str]) -> list[int]:
+    """Where the numbers of blocks stand in a name."""
+    return [
+        at
+        for at in range(1, len(segments) - 1)
+        if _is_index(segments[at]) and segments[at - 1].endswith(_STACKS) and segments[at - 1] not in _LAYERS
+    ]
 
 
 class _Parser:
@@ -197,7 +221,7 @@ class _Parser:
             raise self.error(f'found {self.found()} where a term belongs, such as attn, ffn.0, "blocks 0-10" or /pattern/')
         ranges = self.ranges()
         if ranges:
-            return _in_stack(self.word(word[0], start), ranges)
+            return self.in_stack(word[0], ranges, start)
         if word[0] == "all":
             return _all
         if word[0] == "none":
@@ -212,9 +236,12 @@ class _Parser:
         if "*" in word or "?" in word:
             glob = re.sub(r"[.\-]", r"\\\g<0>", word).replace("?", ".").replace("*", ".*")
             return self.pattern(f"^{glob}$", at).found_in
-        if word == "block":
-            word = "blocks"
-        return _has_segments(f".{word}.")
+        return _has_segments(f".{_stack_word(word)}.")
+
+    def in_stack(self, word: str, ranges: _Ranges, at: int) -> _Test:
+        if "*" in word or "?" in word:
+            return _after_glob(self.word(word, at), ranges)
+        return _after_segments(f".{_stack_word(word)}.", ranges)
 
     def ranges(self) -> _Ranges:
         """Numbers after a word: ``0-10,20-29`` or ``0 1 2``. A comma followed by a number belongs to them."""
@@ -256,11 +283,12 @@ def _none(name: str) -> bool:
 
 
 def _is_attention(name: str) -> bool:
-    return "attn" in name or "attention" in name
+    # A U-Net's "attentions" are whole transformers.
+    return "attn" in name or "attention" in name.replace("attentions", "") or bool(_BOTH.search(name))
 
 
 def _is_feed_forward(name: str) -> bool:
-    return any(segment in ("ffn", "ff", "feed_forward") or "mlp" in segment for segment in name.split("."))
+    return any(segment in _FEED_FORWARD or "mlp" in segment for segment in name.split(".")) or bool(_BOTH.search(name))
 
 
 def _has_segments(run: str) -> _Test:
@@ -279,15 +307,36 @@ def _some(tests: list[_Test]) -> _Test:
     return lambda name: any(test(name) for test in tests)
 
 
-def _in_stack(stack: _Test, ranges: _Ranges) -> _Test:
+def _stack_word(word: str) -> str:
+    return "blocks" if word == "block" else word
+
+
+def _after_segments(run: str, ranges: _Ranges) -> _Test:
+    def holds(name: str) -> bool:
+        name = f".{name}."
+        at = name.find(run)
+        while at >= 0:
+            number = at + len(run)
+            if _in_ranges(name[number : name.find(".", number)], ranges):
+                return True
+            at = name.find(run, at + 1)
+        return False
+
+    return holds
+
+
+def _after_glob(glob: _Test, ranges: _Ranges) -> _Test:
     def holds(name: str) -> bool:
         segments = name.split(".")
         return any(
-            _is_index(number) and any(low <= int(number) <= high for low, high in ranges) and stack(word)
-            for word, number in zip(segments, segments[1:], strict=False)
+            _in_ranges(number, ranges) and glob(word) for word, number in zip(segments, segments[1:], strict=False)
         )
 
     return holds
+
+
+def _in_ranges(segment: str, ranges: _Ranges) -> bool:
+    return _is_index(segment) and any(low <= int(segment) <= high for low, high in ranges)
 
 
 def _is_index(segment: str) -> bool:

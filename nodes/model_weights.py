@@ -88,7 +88,8 @@ def _spelled_key(
 ) -> str | None:
     """The same by every other name that ComfyUI knows for it."""
     for dialect in (NATIVE, KOHYA):
-        key = spellings.get(write_key(name, "up", dialect, lora.base_model).removesuffix(".lora_up.weight"))
+        written = write_key(name, "up", dialect, lora.base_model, lora.flat_prefix)
+        key = spellings.get(written.removesuffix(".lora_up.weight"))
         if isinstance(key, str) and key in weights:
             return key
     return None

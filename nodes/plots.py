@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..difflora.analysis import Analysis, ModuleNumbers, average_spectrum
 from ..difflora.names import natural_order, place
+from ..difflora.selection import stack_of
 
 # What the heat map can show: title, value, colour map (one hue path for sizes, two for signed numbers).
 QUANTITIES = {
@@ -63,12 +64,10 @@ def _grid(modules: Mapping[str, ModuleNumbers]) -> tuple[list[str], list[str], d
     at: dict[str, tuple[str, str]] = {}
     for name in modules:
         spot = place(name)
-        parts = name.split(".")
-        number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
         if spot.component:
             at[name] = (f"{'' if spot.stack == 'blocks' else 'vace '}{spot.block}", f"{spot.component}.{spot.projection}")
-        elif number is not None and number + 1 < len(parts):
-            at[name] = (" ".join(parts[: number + 1]), ".".join(parts[number + 1 :]))
+        elif stack := stack_of(name):
+            at[name] = (f"{stack[0]} {stack[1]}", stack[2])
     if not at:
         at = {name: (name, "") for name in modules}
     found = {column for _, column in at.values()}

@@ -1,6 +1,6 @@
 // @ts-check
 /** The block grid without its picture: which cells there are, what a stroke covers, what the presets choose. */
-import { stackOf } from "./selection.js";
+import { Selection, stackOf } from "./selection.js";
 
 /**
  * @typedef {object} Column
@@ -60,10 +60,13 @@ export const layoutOf = (names) => {
   }
   const known = ORDER.filter((rest) => rests.has(rest));
   const others = [...rests].filter((rest) => !ORDER.includes(rest));
-  const columns = [...known, ...others].map((rest) => {
+  const all = [...known, ...others].map((rest) => {
     const dot = rest.indexOf(".");
-    return dot < 0 ? { rest, group: "", label: rest } : { rest, group: rest.slice(0, dot), label: rest.slice(dot + 1) };
+    return dot < 0 ? { rest, group: "", label: rest } : { rest, group: rest.slice(0, dot), label: shortened(rest.slice(dot + 1)) };
   });
+  const columns = [...new Set(all.map(({ group }) => group))].flatMap((group) =>
+    all.filter((column) => column.group === group).sort((a, b) => rank(a.label) - rank(b.label)),
+  );
   const stacks = [...new Set([...rows.values()].map((row) => row.stack))];
   const sorted = [...rows.values()].sort((a, b) => stacks.indexOf(a.stack) - stacks.indexOf(b.stack) || a.block - b.block);
   return {
@@ -73,6 +76,26 @@ export const layoutOf = (names) => {
     outside,
   };
 };
+
+const PROJECTIONS = ["q", "k", "v", "o", "+q", "+k", "+v", "+o"];
+
+/** Where a projection stands among those of its attention. @param {string} label */
+const rank = (label) => (PROJECTIONS.includes(label) ? PROJECTIONS.indexOf(label) : PROJECTIONS.length);
+
+/** What diffusers calls a projection, as Wan calls it; "+" for those of the text. @param {string} label */
+const shortened = (label) =>
+  label.replace(/^net\.([0-9])(\.proj)?$/, "$1").replace(/^add_([qkv])_proj$/, "+$1").replace("to_add_out", "+o")
+    .replace(/^to_out(\.0)?$/, "o").replace(/^to_/, "");
+
+/** A row in a few characters: "7", "d7" for double_blocks, "i4.1t0" for input_blocks.4.1.transformer_blocks. @param {string} stack @param {number} block */
+export const rowLabel = (stack, block) => {
+  if (stack === "blocks") return `${block}`;
+  const short = [...stack.split("."), `${block}`].map((part) => (isNumber(part) ? part : part[0]));
+  return short.reduce((label, part, index) => label + (isNumber(part) && isNumber(short[index - 1]) ? "." : "") + part);
+};
+
+/** @param {string} part */
+const isNumber = (part) => /^[0-9]+$/.test(part);
 
 /** Neighbouring columns of one group: `{ group, first, count }`. @param {Column[]} columns */
 export const groupsOf = (columns) => {
@@ -121,26 +144,27 @@ export const indexAt = (ends, position) => {
 };
 
 /**
- * Texts of the presets for this layout. Early, middle and late are the quarter, half and quarter of the blocks;
- * for a 40-block model early is 0-10, as in the experiments people share.
+ * Texts of the presets for this layout. Early, middle and late are the quarter, half and quarter of the blocks of each
+ * stack; for a 40-block model early is 0-10, as in the experiments people share. U-Nets have no such order.
  * @param {Layout} layout
  */
 export const presets = (layout) => {
-  const has = (/** @type {string} */ part) => layout.names.some((name) => name.includes(part));
-  const blocks = layout.rows.filter(({ stack }) => stack === layout.rows[0].stack).map(({ block }) => block);
-  const count = blocks.length ? Math.max(...blocks) + 1 : 0;
-  const stack = layout.rows[0]?.stack ?? "blocks";
-  const early = Math.floor(count / 4);
-  const late = Math.ceil((count * 3) / 4);
+  const fits = (/** @type {string} */ text) => Selection.parse(text).chosen(layout.names).size > 0;
+  const offered = /** @type {[string, string][]} */ ([["attention", "attn"], ["self", "self_attn"], ["cross", "cross_attn"], ["feedForward", "ffn"]]);
   /** @type {[string, string][]} */
-  const list = [["all", "all"], ["none", "none"]];
-  if (has("attn")) list.push(["attention", "attn"]);
-  if (has("self_attn")) list.push(["self", "self_attn"]);
-  if (has("cross_attn")) list.push(["cross", "cross_attn"]);
-  if (has("ffn")) list.push(["feedForward", "ffn"]);
-  if (count >= 4) {
-    list.push(["early", `${stack} 0-${early}`], ["middle", `${stack} ${early + 1}-${late - 1}`], ["late", `${stack} ${late}-${count - 1}`]);
-  }
+  const list = [["all", "all"], ["none", "none"], ...offered.filter(([, text]) => fits(text))];
+  /** @type {Map<string, number>} */
+  const counts = new Map();
+  for (const { stack, block } of layout.rows) counts.set(stack, Math.max(counts.get(stack) ?? 0, block + 1));
+  const stacks = [...counts].filter(([stack, count]) => count >= 4 && !stack.includes("."));
+  if (!stacks.length || [...counts.keys()].some((stack) => /^(down|up|input|output)_blocks/.test(stack))) return list;
+  /** @param {(count: number) => [number, number]} ends */
+  const part = (ends) => stacks.map(([stack, count]) => `${stack} ${ends(count).join("-")}`).join("|");
+  list.push(
+    ["early", part((count) => [0, Math.floor(count / 4)])],
+    ["middle", part((count) => [Math.floor(count / 4) + 1, Math.ceil((count * 3) / 4) - 1])],
+    ["late", part((count) => [Math.ceil((count * 3) / 4), count - 1])],
+  );
   return list;
 };
 

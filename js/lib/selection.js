@@ -15,6 +15,13 @@ const NUMBER = /[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?(?![A-Z
 const PATTERN = /\/((?:[^/\\]|\\.)*)\//y;
 const EXACT = /"((?:[^"]|"")*)"/y;
 
+const FEED_FORWARD = ["ffn", "ff", "ff_context", "feed_forward"];
+/** Flux and HunyuanVideo compute attention and feed-forward of these blocks with the same matrices. */
+const BOTH = /(?:^|\.)single_(?:blocks\.[0-9]+\.linear[12]|transformer_blocks\.[0-9]+\.proj_out)(?:\.|$)/;
+/** What stands before the number of a block, and what a part of a block is called that looks like it. */
+const STACKS = /(?:blocks|layers|attentions|resnets|samplers|middle_block)$/;
+const LAYERS = ["in_layers", "out_layers", "emb_layers"];
+
 /** @typedef {(name: string) => boolean} Test */
 /** @typedef {{ text: string, removes: boolean, weight: number, holds: Test }} Item */
 
@@ -83,40 +90,52 @@ export const summary = (names) => {
   const stacks = new Map();
   const outside = [];
   for (const name of names) {
-    const at = stackOf(name);
-    if (!at) {
+    const segments = name.split(".");
+    const numbered = numberedIn(segments);
+    if (!numbered.length) {
       outside.push(name);
       continue;
     }
-    const stack = stacks.get(at.stack) ?? { blocks: new Set(), components: new Map() };
-    stacks.set(at.stack, stack);
-    stack.blocks.add(at.block);
-    const dot = at.rest.indexOf(".");
-    const component = dot < 0 ? at.rest : at.rest.slice(0, dot);
-    const rests = stack.components.get(component) ?? new Set();
-    stack.components.set(component, rests.add(dot < 0 ? "" : at.rest.slice(dot + 1)));
+    /** @type {Map<string, Set<string>>} */
+    let components = new Map();
+    for (const at of numbered) {
+      const stack = stacks.get(segments[at - 1]) ?? { blocks: new Set(), components: new Map() };
+      stacks.set(segments[at - 1], stack);
+      stack.blocks.add(Number(segments[at]));
+      components = stack.components;
+    }
+    const [component, ...rest] = segments.slice(numbered[numbered.length - 1] + 1);
+    components.set(component, (components.get(component) ?? new Set()).add(rest.join(".")));
   }
   const parts = [...stacks].map(([stack, { blocks, components }]) => {
     const inside = [...components].map(([component, rests]) => [component, ...[...rests].filter(Boolean)].join(" "));
-    return `${stack} ${asRanges(blocks)}: ${listed(inside, 12)}`;
+    return `${stack} ${asRanges(blocks)}${inside.length ? `: ${listed(inside, 12)}` : ""}`;
   });
   if (outside.length) parts.push(listed(outside, 8));
   return parts.join("; ") || "nothing at all";
 };
 
 /**
- * The first numbered stack in a name: `blocks.7.ffn.0` is in stack "blocks", block 7, and the rest is "ffn.0".
+ * The innermost numbered stack in a name: `blocks.7.ffn.0` is in stack "blocks", block 7, and the rest is "ffn.0". A stack
+ * inside another is named in full: "input_blocks.4.1.transformer_blocks".
  * @param {string} name
  */
 export const stackOf = (name) => {
   const segments = name.split(".");
-  for (let index = 0; index < segments.length - 2; index++) {
-    if (/(blocks|layers)$/.test(segments[index]) && isIndex(segments[index + 1])) {
-      return { stack: segments[index], block: Number(segments[index + 1]), rest: segments.slice(index + 2).join(".") };
-    }
-  }
-  return null;
+  const numbered = numberedIn(segments);
+  if (!numbered.length) return null;
+  let at = numbered[numbered.length - 1];
+  // The blocks of the first U-Nets hold numbered parts: input_blocks.4.1 is part 1 of block 4.
+  if (at + 2 < segments.length && isIndex(segments[at + 1])) at += 1;
+  return { stack: segments.slice(0, at).join("."), block: Number(segments[at]), rest: segments.slice(at + 1).join(".") };
 };
+
+/** Where the numbers of blocks stand in a name. @param {string[]} segments */
+const numberedIn = (segments) =>
+  segments.flatMap((segment, at) => {
+    const before = segments[at - 1];
+    return at && at < segments.length - 1 && isIndex(segment) && STACKS.test(before) && !LAYERS.includes(before) ? [at] : [];
+  });
 
 /** `0,1,2,5` as "0-2,5". @param {Iterable<number>} numbers */
 export const asRanges = (numbers) => {
@@ -238,7 +257,7 @@ class Parser {
       throw this.error(`found ${this.found()} where a term belongs, such as attn, ffn.0, "blocks 0-10" or /pattern/`);
     }
     const ranges = this.ranges();
-    if (ranges.length) return inStack(this.word(word, start), ranges);
+    if (ranges.length) return this.inStack(word, ranges, start);
     return KEYWORDS.get(word) ?? this.word(word, start);
   }
 
@@ -248,8 +267,18 @@ class Parser {
       const glob = word.replace(/[.-]/g, "\\$&").replaceAll("?", ".").replaceAll("*", ".*");
       return this.pattern(`^${glob}$`, at);
     }
-    const run = `.${word === "block" ? "blocks" : word}.`;
+    const run = `.${stackWord(word)}.`;
     return (name) => `.${name}.`.includes(run);
+  }
+
+  /** @param {string} word @param {[number, number][]} ranges @param {number} at @returns {Test} */
+  inStack(word, ranges, at) {
+    if (/[*?]/.test(word)) {
+      const glob = this.word(word, at);
+      return afterWhat(ranges, (before) => glob(before.slice(before.lastIndexOf(".") + 1)));
+    }
+    const [whole, end] = [stackWord(word), `.${stackWord(word)}`];
+    return afterWhat(ranges, (before) => before === whole || before.endsWith(end));
   }
 
   /** Numbers after a word: `0-10,20-29` or `0 1 2`. A comma followed by a number belongs to them. */
@@ -299,28 +328,34 @@ class Parser {
 const WORDS_OF_THEIR_OWN = [
   ["all", () => true],
   ["none", () => false],
-  ["attn", (name) => name.includes("attn") || name.includes("attention")],
-  ["ffn", (name) => name.split(".").some((part) => ["ffn", "ff", "feed_forward"].includes(part) || part.includes("mlp"))],
+  // A U-Net's "attentions" are whole transformers.
+  ["attn", (name) => name.includes("attn") || name.replaceAll("attentions", "").includes("attention") || BOTH.test(name)],
+  ["ffn", (name) => name.split(".").some((part) => FEED_FORWARD.includes(part) || part.includes("mlp")) || BOTH.test(name)],
 ];
 const KEYWORDS = new Map(WORDS_OF_THEIR_OWN);
 
-/** @param {Test} stack @param {[number, number][]} ranges @returns {Test} */
-const inStack = (stack, ranges) => (name) =>
+/** @param {string} word */
+const stackWord = (word) => (word === "block" ? "blocks" : word);
+
+/** @param {[number, number][]} ranges @param {Test} holds of what stands before the number @returns {Test} */
+const afterWhat = (ranges, holds) => (name) =>
   numbersIn(name).some(
-    ([word, number]) => ranges.some(([low, high]) => low <= number && number <= high) && stack(word),
+    ([before, number]) => ranges.some(([low, high]) => low <= number && number <= high) && holds(before),
   );
 
 /** @type {Map<string, [string, number][]>} Names are few and are asked about again and again while somebody paints. */
 const known = new Map();
 
-/** Every number among the parts of a name, with the part before it. @param {string} name */
+/** Every number among the parts of a name, with what stands before it. @param {string} name */
 const numbersIn = (name) => {
   let found = known.get(name);
   if (found) return found;
-  const segments = name.split(".");
-  found = segments.flatMap((segment, index) =>
-    index && isIndex(segment) ? [/** @type {[string, number]} */ ([segments[index - 1], Number(segment)])] : [],
-  );
+  found = [];
+  for (let dot = name.indexOf("."); dot >= 0; dot = name.indexOf(".", dot + 1)) {
+    const end = name.indexOf(".", dot + 1);
+    const segment = name.slice(dot + 1, end < 0 ? undefined : end);
+    if (isIndex(segment)) found.push([name.slice(0, dot), Number(segment)]);
+  }
   if (known.size > 20_000) known.clear();
   known.set(name, found);
   return found;

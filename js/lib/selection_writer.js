@@ -57,7 +57,27 @@ class Grid {
     }
     for (const { stack, block } of this.rows.values()) this.blocks.set(stack, [...(this.blocks.get(stack) ?? []), block]);
     for (const blocks of this.blocks.values()) blocks.sort((a, b) => a - b);
-    this.words = vocabulary(this.columns, ["attn", "ffn"]);
+    /** Stacks with other rows inside: input_blocks.4 holds proj_in itself, and input_blocks.4.1.transformer_blocks. */
+    this.outer = new Set([...this.blocks.keys()].filter((stack) => [...this.blocks.keys()].some((other) => other.startsWith(`${stack}.`))));
+    this.words = new Map([...this.keyword("attn"), ...this.keyword("ffn")]);
+    for (const [word, fits] of vocabulary(this.columns)) if (word !== "attn" && word !== "ffn") this.words.set(word, fits);
+  }
+
+  /** A word that goes by the whole name: of use only if it fits all cells of a column or none. @param {string} word @returns {[string, Set<string>][]} */
+  keyword(word) {
+    const { holds } = Selection.parse(word).items[0];
+    const columns = [...this.columns].map((column) => /** @type {const} */ ([column, this.examples(column).map(holds)]));
+    const isMixed = columns.some(([, cells]) => new Set(cells).size > 1);
+    const fits = columns.filter(([, cells]) => cells[0]).map(([column]) => column);
+    return isMixed || !fits.length ? [] : [[word, new Set(fits)]];
+  }
+
+  /** A name of every stack that has this column. @param {string} column */
+  examples(column) {
+    return [...this.blocks.keys()].flatMap((stack) => {
+      const row = [...this.rows.values()].find(({ stack: own, cells }) => own === stack && cells.has(column));
+      return row ? [name(row.cells, column)] : [];
+    });
   }
 
   /** @param {Weigh} target */
@@ -142,7 +162,7 @@ class Grid {
   /** @param {Row[]} rows @param {string[]} must @param {string[]} may @param {number} weight @returns {string[]} */
   rectangle(rows, must, may, weight) {
     const where = this.rowTerm(rows);
-    if (this.columns.size === may.length) return [item(where || this.everyStack(), weight)];
+    if (this.columns.size === may.length && !rows.some(({ stack }) => this.outer.has(stack))) return [item(where || this.everyStack(), weight)];
     const words = cover(must, new Set(may), this.words);
     if (!words.length) return [];
     if (!where) return weight === 1 || weight === 0 ? words.map((word) => item(word, weight)) : [item(words.join("|"), weight)];
@@ -194,7 +214,7 @@ const complete = (text, names, target) => {
   const wrong = new Map();
   for (const name of names) if (now.weightOf(name) !== target(name)) push(wrong, target(name), name);
   if (!wrong.size) return text;
-  const words = vocabulary(names.filter((name) => now.weightOf(name) !== target(name)), [], names);
+  const words = vocabulary(names.filter((name) => now.weightOf(name) !== target(name)), names);
   const items = [...wrong].flatMap(([weight, members]) => {
     const may = new Set(names.filter((name) => target(name) === weight));
     const short = cover(members, may, words);
@@ -206,11 +226,11 @@ const complete = (text, names, target) => {
 
 /**
  * Words and what they fit: every run of dotted parts of `from`, tried on `on`.
- * @param {Iterable<string>} from @param {string[]} extra @param {Iterable<string>} on
+ * @param {Iterable<string>} from @param {Iterable<string>} on
  */
-const vocabulary = (from, extra, on = from) => {
+const vocabulary = (from, on = from) => {
   /** @type {Map<string, Set<string>>} */
-  const words = new Map(extra.map((word) => [word, new Set()]));
+  const words = new Map();
   for (const name of from) {
     const parts = name.split(".");
     for (let first = 0; first < parts.length; first++) {

@@ -3,7 +3,7 @@
  * The block grid on Select Blocks. The selection text is the only state: the grid shows what the text means and, when a
  * stroke ends, writes the shortest text that means the picture.
  */
-import { MODELS, cellText, groupsOf, heatStep, inverted, layoutOf, presets, short, strongest, wanNames } from "../lib/grid.js";
+import { MODELS, cellText, groupsOf, heatStep, inverted, layoutOf, presets, rowLabel, short, strongest, wanNames } from "../lib/grid.js";
 import { STEPS } from "../lib/heat.js";
 import { Selection, SelectionError } from "../lib/selection.js";
 import { write } from "../lib/selection_writer.js";
@@ -184,7 +184,8 @@ export const blockGrid = (host) => {
     const groups = groupsOf(layout.columns);
     const starts = new Set(groups.map(({ first }) => first));
     const tracks = layout.columns.map((_, index) => (index && starts.has(index) ? "6px " : "") + "minmax(0, 1fr)");
-    table.style.gridTemplateColumns = `${LABEL}px ${tracks.join(" ")}`;
+    const longest = Math.max(0, ...layout.rows.map(({ stack, block }) => rowLabel(stack, block).length));
+    table.style.gridTemplateColumns = `${Math.max(LABEL, 10 + 6 * longest)}px ${tracks.join(" ")}`;
     /** Grid line of a column: one for the labels, one for each gap before it. @param {number} column */
     const lineOf = (column) => column + 2 + groups.filter(({ first }) => first > 0 && first <= column).length;
     /** @param {Spot} spot @param {string} role @param {string} label @param {string} text @param {string} area */
@@ -208,15 +209,16 @@ export const blockGrid = (host) => {
     });
 
     let at = 3;
-    let stack = layout.rows[0]?.stack ?? "";
+    const family = (/** @type {string} */ stack) => stack.split(".")[0];
+    let stack = family(layout.rows[0]?.stack ?? "");
     const rows = layout.rows.map(({ stack: own, block, cells: named }, row) => {
-      if (own !== stack) {
-        stack = own;
+      if (family(own) !== stack) {
+        stack = family(own);
         at += 1; // an empty line between stacks
       }
       const area = at++;
       const built = el("div", { role: "row", class: "row" });
-      built.append(header({ row, column: -1 }, "rowheader", lineName({ row, column: -1 }), own === "blocks" ? String(block) : `${own[0]}${block}`, `grid-row: ${area}; grid-column: 1`));
+      built.append(header({ row, column: -1 }, "rowheader", lineName({ row, column: -1 }), rowLabel(own, block), `grid-row: ${area}; grid-column: 1`));
       cells.push(named.map((name, column) => {
         const cell = el("div", {
           class: name === null ? "cell absent" : "cell", role: "gridcell", tabindex: "-1", "data-row": row, "data-column": column,

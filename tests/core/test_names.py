@@ -427,7 +427,7 @@ OTHER_MODELS = [
         (8, 8),
         None,
     ),
-    ("lora_unet_double_blocks_0_img_mlp_0.lora_down.weight", "double_blocks_0_img_mlp_0", (12288, 3072), "Flux"),
+    ("lora_unet_double_blocks_0_img_mlp_0.lora_down.weight", "double_blocks.0.img_mlp.0", (12288, 3072), "Flux"),
     (
         "transformer.single_transformer_blocks.37.proj_mlp.lora_A.weight",
         "single_transformer_blocks.37.proj_mlp",
@@ -437,7 +437,7 @@ OTHER_MODELS = [
     ("diffusion_model.double_blocks.3.img_mod.lin.lora_A.weight", "double_blocks.3.img_mod.lin", (18432, 3072), "Flux"),
     (
         "lora_unet_double_blocks_0_img_mlp_fc1.lora_down.weight",
-        "double_blocks_0_img_mlp_fc1",
+        "double_blocks.0.img_mlp.fc1",
         (12288, 3072),
         "HunyuanVideo",
     ),
@@ -462,13 +462,13 @@ OTHER_MODELS = [
     ),
     (
         "lora_unet_transformer_blocks_5_txt_mod_1.lora_down.weight",
-        "transformer_blocks_5_txt_mod_1",
+        "transformer_blocks.5.txt_mod.1",
         (18432, 3072),
         "Qwen-Image",
     ),
     (
         "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k.lora_down.weight",
-        "input_blocks_4_1_transformer_blocks_0_attn2_to_k",
+        "input_blocks.4.1.transformer_blocks.0.attn2.to_k",
         (640, 2048),
         "SDXL",
     ),
@@ -480,7 +480,7 @@ OTHER_MODELS = [
     ),
     (
         "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight",
-        "down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k",
+        "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k",
         (640, 768),
         "SD 1.5",
     ),
@@ -488,7 +488,7 @@ OTHER_MODELS = [
 
 
 @pytest.mark.parametrize(("key", "module", "shape", "model"), OTHER_MODELS)
-def test_other_models_keep_their_own_names(key, module, shape, model):
+def test_other_models_have_their_own_names(key, module, shape, model):
     found = read_keys([key])
     assert found.modules == {module: {"down": key}}
     assert base_model({module: shape}) == model

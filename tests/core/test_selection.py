@@ -1,9 +1,7 @@
 """The selection language: every worked case of tests/data/selection.json, and properties that hold for all texts."""
 
-import json
 import re
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,22 +9,13 @@ from hypothesis import strategies as st
 
 from difflora.errors import SelectionError
 from difflora.patterns import Pattern
-from difflora.selection import Selection, summary
-
-DATA = json.loads((Path(__file__).parents[1] / "data" / "selection.json").read_text("utf-8"))
+from difflora.selection import Selection, stack_of, summary
+from tests.model_names import DATA, names_of
 
 
 def numbers(text: str) -> list[int]:
     ends = [part.split("-") for part in text.split(",")]
     return [n for low, *high in ends for n in range(int(low), int((high or [low])[0]) + 1)]
-
-
-def names_of(model: str) -> list[str]:
-    rule = DATA["models"][model]
-    if "names" in rule:
-        return rule["names"]
-    stacks = rule["stacks"].items()
-    return [f"{s}.{n}.{m}" for s, count in stacks for n in range(count) for m in rule["modules"]] + rule["outside"]
 
 
 def expand(groups: list) -> dict[str, float]:
@@ -51,6 +40,10 @@ def test_worked_case(case):
         assert "\n" not in str(caught.value)
         return
     selection = Selection.parse(case["text"])
+    if "count" in case:
+        assert list(selection.weights(names).values()) == [1] * case["count"]
+        assert len(set(names)) == len(names) and not selection.unmatched(names)
+        return
     if "all" in case:
         expected = dict.fromkeys(names, case["all"])
     else:
@@ -135,6 +128,35 @@ def test_hostile_pattern_takes_no_longer_than_a_harmless_one():
 def test_summary_is_short_for_a_file_with_thousands_of_modules():
     assert len(summary(f"part{n}.x{n}" for n in range(5000))) < 300
     assert len(summary(f"blocks.{n}.m{n}.w" for n in range(5000))) < 300
+
+
+@pytest.mark.parametrize(
+    ("name", "stack"),
+    [
+        ("blocks.7.ffn.0", ("blocks", 7, "ffn.0")),
+        ("double_blocks.3.img_attn.qkv.bias", ("double_blocks", 3, "img_attn.qkv.bias")),
+        ("input_blocks.4.1.transformer_blocks.0.attn1.to_q", ("input_blocks.4.1.transformer_blocks", 0, "attn1.to_q")),
+        ("input_blocks.4.1.proj_in", ("input_blocks.4", 1, "proj_in")),
+        ("input_blocks.4.0.in_layers.2.bias", ("input_blocks.4", 0, "in_layers.2.bias")),
+        ("middle_block.0.in_layers.2", ("middle_block", 0, "in_layers.2")),
+        ("mid_block.attentions.0.proj_in", ("mid_block.attentions", 0, "proj_in")),
+        ("txt_in.individual_token_refiner.blocks.1.mlp.0", ("txt_in.individual_token_refiner.blocks", 1, "mlp.0")),
+        ("layers.2.attention.qkv", ("layers", 2, "attention.qkv")),
+        ("head.head", None),
+        ("text_embedding.0", None),
+        ("blocks.7", None),
+    ],
+)
+def test_the_stack_of_a_name_is_the_innermost(name, stack):
+    assert stack_of(name) == stack
+
+
+def test_a_stack_and_number_select_its_block_and_nothing_else():
+    for model in ("sdxl-own", "sdxl-diffusers", "hunyuan-comfyui", "qwen-image"):
+        names = names_of(model)
+        for stack, block, _ in {at[:2]: at for at in map(stack_of, names) if at}.values():
+            inside = f"{stack}.{block}."
+            assert list(Selection.parse(f"{stack} {block}").weights(names)) == [n for n in names if n.startswith(inside)]
 
 
 def test_equal_texts_are_equal_selections():

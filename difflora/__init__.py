@@ -9,13 +9,22 @@ A slider from a pair:
     difflora.save(slider, "density.safetensors")
 """
 
-from .algebra import combine, subtract
-from .analysis import Analysis, analyze
-from .errors import DiffLoraError
-from .lora import Lora, load
-from .output import save
-from .rerank import Energy, FixedRank, Knee, Ratio, rerank
-from .version import __version__
+import sys
+
+try:
+    from .algebra import combine, subtract
+    from .analysis import Analysis, analyze
+    from .errors import DiffLoraError
+    from .lora import Lora, load
+    from .output import save
+    from .rerank import Energy, FixedRank, Knee, Ratio, rerank
+    from .version import __version__
+except KeyboardInterrupt:
+    if sys.argv[0] != "-m":
+        raise
+    # `python -m difflora`, stopped while torch is imported, which takes most of the time of many commands.
+    sys.stderr.write("difflora: interrupted; nothing was written.\n")
+    raise SystemExit(2) from None
 
 __all__ = [
     "Analysis",

@@ -628,6 +628,15 @@ def wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> None
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+def test_interrupted_while_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-m", "difflora", "--version"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "difflora: interrupted; nothing was written.\n")
+    done = subprocess.run([sys.executable, "-c", "import difflora"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode and "KeyboardInterrupt" in done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_in_the_middle(number: int, tmp_path: Path) -> None:
     pair = big_pair(tmp_path)

@@ -19,6 +19,7 @@ from tests.e2e.test_block_toggle import Native, Wrapper, node
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 
 STRENGTH = 1.5
+PATCH = "patch_embedding.weight"
 FILTER = range(3, 9)
 
 
@@ -51,8 +52,7 @@ FORMS = {
     "full difference": lambda o, i, r: {"diff": 0.3 * r(o, i)},
 }  # fmt: skip
 # The same for the convolution patch_embedding, of shape (o, i, 1, 2, 2). ComfyUI takes the core of a Tucker decomposition, and the
-# kernel of a LoKr's w2, with two dimensions only, of which the model's own three are made by reshaping. A LoKr with a core it logs as
-# an error and passes over: torch.kron refuses the strides. That kind is in tests/readers, against LyCORIS.
+# kernel of a LoKr's w2, with two dimensions only, of which the model's own three are made by reshaping.
 CONVOLUTIONS = {
     "lora, convolution": lambda o, i, r: {"lora_up.weight": r(o, 2, 1, 1, 1), "lora_down.weight": r(2, i, 1, 2, 2), "alpha": torch.tensor(1.0)},
     "lora, flat convolution": lambda o, i, r: {"lora_up.weight": r(o, 2), "lora_down.weight": r(2, 4 * i), "alpha": torch.tensor(1.0)},
@@ -66,6 +66,8 @@ CONVOLUTIONS = {
     "lokr, convolution": lambda o, i, r: {"lokr_w1": r(4, 2), "lokr_w2": r(o // 4, i // 2, 2, 2)},
     "lokr, flat convolution": lambda o, i, r: {
         "lokr_w1": r(4, 2), "lokr_w2_a": r(o // 4, 2), "lokr_w2_b": r(2, 2 * i), "alpha": torch.tensor(1.0)},
+    "lokr, Tucker": lambda o, i, r: {
+        "lokr_w1": r(4, 2), "lokr_t2": r(2, 2, 2, 2), "lokr_w2_a": r(2, o // 4), "lokr_w2_b": r(2, i // 2), "alpha": torch.tensor(1.0)},
     "full difference, convolution": lambda o, i, r: {"diff": r(o, i, 1, 2, 2)},
 }  # fmt: skip
 # Others than kohya's names, where ComfyUI has none of those for a form.
@@ -96,9 +98,12 @@ def vectors(model):
 
 def norms(model):
     """The same for norms with LyCORIS's words."""
-    numbers = random(7)
-    return {f"lora_unet_{name.removesuffix('.weight').removesuffix('.bias').replace('.', '_')}.{'b' if name.endswith('bias') else 'w'}_norm":
-            numbers(*value.shape) for name, value in load_file(model).items() if "norm3" in name}  # fmt: skip
+    stored, numbers = {}, random(7)
+    for name, value in load_file(model).items():
+        if "norm3" in name:
+            module, _, last = name.rpartition(".")
+            stored[f"lora_unet_{module.replace('.', '_')}.{last[0]}_norm"] = numbers(*value.shape)
+    return stored
 
 
 def original(folder, kind, model):
@@ -147,6 +152,13 @@ def same(found, truth, model, tables=False):
             continue
         error = (found[name].double() - value).abs().max() / value.abs().max()
         assert error < 2e-6, f"{name}: off by {error:.1e} of its largest value"
+
+
+def same_or_left(comfy, found, truth, model, kind):
+    """ComfyUI cannot multiply out a LoKr with a core, with some versions of torch: it logs an error and leaves the weight as it is."""
+    if kind == "lokr, Tucker" and f"ERROR lokr diffusion_model.{PATCH}" in comfy.log:
+        truth = truth | {PATCH: load_file(model)[PATCH].double()}
+    same(found, truth, model)
 
 
 def changed(truth, model):
@@ -201,7 +213,7 @@ def test_comfyui_and_we_mean_the_same_by_a_file(comfy, tmp_path, kind, writer):
     file = placed(comfy, original(tmp_path, kind, model), f"original {kind}")
     truth = expected(model, difflora.load(file))
     assert changed(truth, model) >= 30
-    same(through_comfyui(comfy, file, "theirs"), truth, model)
+    same_or_left(comfy, through_comfyui(comfy, file, "theirs"), truth, model, kind)
     same(through_slider(comfy, file, "ours", "patch"), truth, model, tables=True)
 
 
@@ -220,7 +232,7 @@ def test_the_wrapper_and_we_mean_the_same_by_a_file(comfy, wrapper, tmp_path, ki
     file = placed(comfy, original(tmp_path, kind, model), f"wrapper {kind}")
     truth = expected(model, difflora.load(file))
     assert changed(truth, model) >= 300
-    same(through_wrapper(comfy, file, "theirs"), truth, model)
+    same_or_left(comfy, through_wrapper(comfy, file, "theirs"), truth, model, kind)
 
 
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr, full"])
@@ -261,8 +273,9 @@ def trained(comfy, algorithm):
     wanted = comfy.object_info("TrainLoraNode")["input"]["required"]
     settings |= {name: rest[0]["default"] for name, (_, *rest) in wanted.items()
                  if name not in settings and rest and "default" in rest[0]}
-    prompt["two"] = node("TestTwice", latent=["empty", 0])  # ComfyUI 0.3.75 fails on one
-    prompt["train"] = node("TrainLoraNode", model=["model", 0], latents=["two", 0], positive=["text", 0], **settings)
+    prompt["empty"]["inputs"]["batch_size"] = 2
+    prompt["each"] = node("RebatchLatents", latents=["empty", 0], batch_size=1)  # 0.3.75 trains on lists only
+    prompt["train"] = node("TrainLoraNode", model=["model", 0], latents=["each", 0], positive=["text", 0], **settings)
     prompt["save"] = node("SaveLoRA", lora=["train", outputs.index("LORA_MODEL")], prefix=f"trained/{algorithm}", steps=2)
     comfy.run(prompt)
     return newest(comfy.base / "output/trained", algorithm)
@@ -288,8 +301,11 @@ def test_we_read_what_comfyui_writes(comfy, tmp_path, kind):
     file = placed(comfy, COMFYUI[kind](comfy, source), f"by {kind}")
     truth = expected(model, difflora.load(file))
     assert changed(truth, model) >= 30
-    same(through_comfyui(comfy, file, "theirs"), truth, model)
     same(through_slider(comfy, file, "ours", "patch"), truth, model, tables=True)
+    if kind == "lokr-ComfyUI's trainer" and load_file(file)["diffusion_model.patch_embedding.lokr_w2"].ndim == 5:
+        # 0.33 trains a kernel of three dimensions by LyCORIS's product, but its loader takes the factors for ones of like dimensions.
+        del truth[PATCH]
+    same(through_comfyui(comfy, file, "theirs"), truth, model)
 
 
 # --- Written by us, read by them ------------------------------------------------------------------------------------

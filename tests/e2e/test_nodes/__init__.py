@@ -129,22 +129,6 @@ class TestShow:
         return {"ui": {"text": [json.dumps(value)]}}
 
 
-class TestTwice:
-    """A list that has a latent twice, as nodes have that load a folder."""
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"latent": ("LATENT",)}}
-
-    RETURN_TYPES = ("LATENT",)
-    OUTPUT_IS_LIST = (True,)
-    FUNCTION = "twice"
-    CATEGORY = "test"
-
-    def twice(self, latent):
-        return ([latent, latent],)
-
-
 class TestSaveTensor:
     """Writes an IMAGE or LATENT to the output folder as it is: `value` in a safetensors file."""
 
@@ -440,5 +424,4 @@ NODE_CLASS_MAPPINGS = {
     "TestShapes": TestShapes,
     "TestShow": TestShow,
     "TestText": TestText,
-    "TestTwice": TestTwice,
 }

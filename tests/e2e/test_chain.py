@@ -87,6 +87,34 @@ def test_weights_are_base_plus_strength_times_the_best_approximation(models, wei
     assert any(line["text"].startswith("24 of 24") for line in message(result, "slider")["report"]["lines"])
 
 
+def test_two_chains_share_one_selection_one_rank_and_one_strength(models, weights):
+    """As for the two models of Wan2.2. The second pair is the first one the other way round."""
+    shared = {("selected", "selection"): ("PrimitiveString", "cross_attn"), ("small", "rank"): ("PrimitiveInt", 2),
+              ("slider", "strength"): ("PrimitiveFloat", 2.0)}
+    prompt = {name: {"class_type": kind, "inputs": {"value": value}} for (_, name), (kind, value) in shared.items()}
+    for noise in ("high", "low"):
+        for name, node in chain().items():
+            inputs = {key: [f"{noise} {value[0]}", *value[1:]] if isinstance(value, list) else value
+                      for key, value in node["inputs"].items()}
+            inputs |= {key: [key, 0] for owner, key in shared if owner == name}
+            prompt[f"{noise} {name}"] = {**node, "inputs": inputs}
+    difference_of_low = prompt["low difference"]["inputs"]
+    difference_of_low["a"], difference_of_low["b"] = difference_of_low["b"], difference_of_low["a"]
+
+    base, _ = weights({"model": chain()["model"]}, source="model")
+    high, _ = weights(prompt, source="high slider")
+    low, _ = weights(prompt, source="low slider")
+    for key, before in base.items():
+        change = 0.0
+        module = key.removesuffix(".weight").removesuffix(".stored")
+        if "cross_attn" in module:
+            change = 2.0 * best(difference(models, module), 2)
+            assert np.abs(change).max() > 0
+        for after, sign in ((high, 1), (low, -1)):
+            truth = before.double().numpy() + sign * change
+            assert np.abs(after[key].double().numpy() - truth).max() <= 2e-6 * np.abs(truth).max(), key
+
+
 def test_strength_zero_is_the_base_model_bit_for_bit(weights):
     zero, _ = weights(chain(strength=0.0))
     untouched, _ = weights({"model": chain()["model"]}, source="model")

@@ -8,7 +8,9 @@ product in float64.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 
 import torch
@@ -84,7 +86,8 @@ class Approximation:
 def approximate(matrix: Tensor, rank: int, tick: Callable[[], None] = lambda: None) -> Approximation:
     """Approximate `matrix` (out, in), float32 or float64, at `rank`.
 
-    tick    called after every product with the matrix; may raise to cancel
+    tick    called after every product with the matrix, and some times a second while it is decomposed whole; may raise
+            to cancel
     """
     matrix = matrix.float() if matrix.dtype.itemsize < 4 else matrix
     rank = min(rank, *matrix.shape)
@@ -119,9 +122,28 @@ def approximate(matrix: Tensor, rank: int, tick: Callable[[], None] = lambda: No
     if best is not None and min(matrix.shape) > MOST_EXACT:
         return best
     # Too many values for so small a side, or none that stand out: all of them, then.
-    tick()
+    return _while_ticking(lambda: _decompose(matrix, rank, energy, best.steps if best else 0), tick)
+
+
+def _decompose(matrix: Tensor, rank: int, energy: float, steps: int) -> Approximation:
     whole = torch.eye(len(matrix), dtype=torch.float64) if len(matrix) <= matrix.shape[1] else _orthonormal(matrix.double())
-    return _project(matrix, whole, rank, energy, best.steps if best else 0, tick)
+    return _project(matrix, whole, rank, energy, steps, lambda: None)
+
+
+def _while_ticking(work: Callable[[], Approximation], tick: Callable[[], None]) -> Approximation:
+    """``work()``, with `tick` some times a second. LAPACK cannot be stopped; after a cancel it is left to itself."""
+    future: Future[Approximation] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    while wait([future], 0.2).not_done:
+        tick()
+    return future.result()
 
 
 def _project(

@@ -1,5 +1,7 @@
 """The approximation of full matrices: its certificate against dense decompositions."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,28 @@ def test_a_flat_spectrum_at_a_large_rank_is_decomposed_whole(shape):
         assert found.excess <= krylov.TOLERANCE
         error = float((matrix - found.up @ found.down).norm())
         assert error == pytest.approx(float(values[rank:].norm()), rel=1e-3)
+
+
+def test_a_whole_decomposition_can_be_cancelled_before_it_is_done(monkeypatch):
+    begun, released = threading.Event(), threading.Event()
+    eigh = torch.linalg.eigh
+
+    def slow(matrix):
+        begun.set()
+        released.wait(30)
+        return eigh(matrix)
+
+    def cancel():
+        if begun.is_set():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.linalg, "eigh", slow)
+    matrix = torch.linalg.qr(torch.randn(40, 40, generator=torch.Generator().manual_seed(1))).Q
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            krylov.approximate(matrix, 36, cancel)
+    finally:
+        released.set()
 
 
 def test_a_certificate_is_that_of_the_rank_that_is_used():

@@ -29,13 +29,21 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel  # noqa: E4
 WIDE = {"in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 4096, "hidden_size": 3072,
         "mlp_ratio": 4.0, "num_heads": 24, "axes_dim": [16, 56, 56], "qkv_bias": True, "guidance_embed": True}
 HUNYUAN = WIDE | {"depth": 20, "depth_single_blocks": 40, "patch_size": [1, 2, 2], "theta": 256}
-# What later versions of ComfyUI ask for beside that is off.
-HUNYUAN = {field.name: HUNYUAN.get(field.name)
-           for field in dataclasses.fields(comfy.ldm.hunyuan_video.model.HunyuanVideoParams)}
+FLUX = WIDE | {"depth": 19, "depth_single_blocks": 38, "patch_size": 2, "theta": 10000, "txt_ids_dims": []}
+
+
+def understood(config, parameters):
+    """The part that this version of ComfyUI knows; what it asks for without a default, and the config has not, is off."""
+    fields = [field for field in dataclasses.fields(parameters)
+              if field.name in config or field.default is dataclasses.MISSING]
+    return {field.name: config.get(field.name) for field in fields}
+
+
 MODELS = {
     "flux": (comfy.model_base.Flux, comfy.ldm.flux.model.Flux,
-             WIDE | {"depth": 19, "depth_single_blocks": 38, "patch_size": 2, "theta": 10000}),
-    "hunyuan": (comfy.model_base.HunyuanVideo, comfy.ldm.hunyuan_video.model.HunyuanVideo, HUNYUAN),
+             understood(FLUX, comfy.ldm.flux.model.FluxParams)),
+    "hunyuan": (comfy.model_base.HunyuanVideo, comfy.ldm.hunyuan_video.model.HunyuanVideo,
+                understood(HUNYUAN, comfy.ldm.hunyuan_video.model.HunyuanVideoParams)),
     "ltx": (comfy.model_base.LTXV, comfy.ldm.lightricks.model.LTXVModel,
             {"in_channels": 128, "cross_attention_dim": 2048, "attention_head_dim": 64, "num_attention_heads": 32,
              "caption_channels": 4096, "num_layers": 28}),

@@ -214,7 +214,8 @@ def test_a_run_brings_heat_spectrum_and_reports(drawn, pair):
     assert "%" in face["DiffLoraRerank"].text(".headline")
     assert len(face["DiffLoraRerank"].element.query_selector_all(".bar.keep")) == 2
     assert "face" in face["DiffLoraSave"].text(".title")
-    assert "rank" in face["DiffLoraLoad"].text(".lines")
+    told = "e => e.querySelector('.lines').innerText.includes('rank')"
+    drawn.page.wait_for_function(told, arg=face["DiffLoraLoad"].element, timeout=10_000)
     before = grid.value("selection")
     grid.cell(0, 0).focus()  # nodes of a loaded prompt may cover each other, so not by pointer
     drawn.page.keyboard.press("Space")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import threading
 from collections.abc import Generator, Iterator, Mapping
@@ -22,6 +21,7 @@ from .rerank import RerankedLora, check_models_differ, check_something_left
 from .storage import (
     OUTPUT_DTYPES,
     Draft,
+    NotFiniteError,
     Plan,
     Progress,
     check_target,
@@ -105,6 +105,10 @@ def drafted(
                 placeholder = _metadata(lora, path.stem, torch_dtype, dialect, known=False) | dict(metadata or {})
                 draft = kept.enter_context(
                     draft_file(path, writer.plan, writer.tensors(progress), placeholder, described, overwrite))
+            except NotFiniteError as error:
+                module, _ = writer.module_of[error.key]
+                lora.check_finite(module)
+                raise OutputError(f"{module}: its values do not fit into {torch_dtype}. Write float32 or bfloat16.") from error
             finally:
                 # After an error or a cancel, nobody waits for the hash of a checkpoint.
                 no_more.set()
@@ -189,16 +193,10 @@ class _Writer:
             up, down = delta.up, delta.down
             if self.dtype.itemsize < 4:
                 up, down = _balanced(up, down)
-            parts = {"up": up.to(self.dtype), "down": down.to(self.dtype)}
-        elif isinstance(delta, Dense):
-            parts = {"diff": delta.dense().to(self.dtype)}
-        else:
-            parts = {"bias" if module.endswith(".bias") else "diff": delta.value}
-        for tensor in parts.values():
-            if not math.isfinite(tensor.sum(dtype=torch.float32)):
-                self.lora.check_finite(module)
-                raise OutputError(f"{module}: its values do not fit into {self.dtype}. Write float32 or bfloat16.")
-        return parts
+            return {"up": up.to(self.dtype), "down": down.to(self.dtype)}
+        if isinstance(delta, Dense):
+            return {"diff": delta.dense().to(self.dtype)}
+        return {"bias" if module.endswith(".bias") else "diff": delta.value}
 
 
 def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,6 +39,7 @@ if sys.platform != "win32":
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 SYNC_AFTER = 24_000_000  # bytes
+GATHERED = 1_000_000  # bytes of small tensors that are hashed and written at once
 MAX_DIMENSIONS = 32  # the product of a hundred thousand sides takes minutes
 METADATA_KEY = "__metadata__"
 # Windows opens these as devices, whatever their extension and in every folder.
@@ -70,6 +71,14 @@ OUTPUT_DTYPES = {
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 _LAYOUT_ORDER = {code: place for place, code in enumerate(reversed(DTYPES))}
+
+
+class NotFiniteError(OutputError):
+    """A value to be written is NaN or infinite, in the file's dtype at least. `key` is its tensor."""
+
+    def __init__(self, key: str, dtype: torch.dtype):
+        super().__init__(f"{shown(key)}: its values do not fit into {dtype}. Write float32 or bfloat16.")
+        self.key = key
 
 
 @dataclass(frozen=True)
@@ -333,7 +342,7 @@ def draft_file(
     produce   yields the planned tensors in the planned order, so that the whole result never has to be in memory
     describe  gives the metadata once everything is written; `placeholder` must have the same keys and lengths.
               `sshs_model_hash` and `sshs_legacy_hash` (kohya's) are added for the new content
-    raises    OutputError if the folder is missing or read-only, the file exists, or the disk is full;
+    raises    OutputError if the folder is missing or read-only, the file exists, or the disk is full; NotFiniteError;
               whatever it raises, no part of a file is left behind; what a killed process has left, the next save removes
     """
     path = Path(path)
@@ -372,16 +381,12 @@ def _write(
         syncs: list[Future[None]] = []
         file.write(head)
         digest, unsynced = hashlib.sha256(), 0
-        for (key, dtype, shape), (produced, tensor) in zip(plan.tensors, produce, strict=True):
-            if produced != key or tensor.dtype != dtype or tuple(tensor.shape) != shape:
-                raise AssertionError(f"planned {key} {dtype} {shape}, got {produced} {tensor.shape}")
-            if tensor.numel():
-                data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
-                digest.update(data)
-                unsynced += file.write(data)
-                if unsynced > SYNC_AFTER and (not syncs or syncs[-1].done()):
-                    unsynced = 0
-                    syncs.append(disk.submit(os.fsync, file.fileno()))
+        for piece in _pieces(plan, produce):
+            digest.update(piece)
+            unsynced += file.write(piece)
+            if unsynced > SYNC_AFTER and (not syncs or syncs[-1].done()):
+                unsynced = 0
+                syncs.append(disk.submit(os.fsync, file.fileno()))
         metadata = describe()
         hashes = {
             "sshs_model_hash": digest.hexdigest(),
@@ -396,6 +401,42 @@ def _write(
         os.fsync(file.fileno())
         for sync in syncs:
             sync.result()  # the system tells of a failed write once
+
+
+def _pieces(plan: Plan, produce: Iterator[tuple[str, Tensor]]) -> Iterator[memoryview]:
+    """The bytes of the planned tensors. Small ones are gathered: at each hash and write, Python may pass to another thread."""
+    memory = np.empty(GATHERED, dtype=np.uint8)
+    gathered: list[tuple[str, Tensor]] = []
+    used = 0
+    for (key, dtype, shape), (produced, tensor) in zip(plan.tensors, produce, strict=True):
+        if produced != key or tensor.dtype != dtype or tuple(tensor.shape) != shape:
+            raise AssertionError(f"planned {key} {dtype} {shape}, got {produced} {tensor.shape}")
+        size = tensor.numel() * dtype.itemsize
+        if gathered and (used + size > GATHERED or dtype != gathered[-1][1].dtype):
+            _check_written(memory[:used], gathered)
+            yield memory[:used].data
+            gathered, used = [], 0
+        # numpy knows no bfloat16 and no float8.
+        array = (tensor if dtype.itemsize > 2 else tensor.view(torch.int16 if dtype.itemsize == 2 else torch.uint8)).numpy()
+        if size > GATHERED:
+            whole = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            _check_written(whole, [(key, tensor)])
+            yield whole.data
+            continue
+        np.copyto(memory[used : used + size].view(array.dtype).reshape(shape), array)
+        gathered.append((key, tensor))
+        used += size
+    if gathered:
+        _check_written(memory[:used], gathered)
+        yield memory[:used].data
+
+
+def _check_written(data: np.ndarray, tensors: Sequence[tuple[str, Tensor]]) -> None:
+    """Raise NotFiniteError if one of these tensors of one dtype, which `data` holds one after the other, has NaN or Inf."""
+    if data.size and not math.isfinite(torch.from_numpy(data).view(tensors[0][1].dtype).sum(dtype=torch.float32)):
+        for key, tensor in tensors:  # it may be the sum alone that is too large
+            if not bool(torch.isfinite(tensor.float()).all()):
+                raise NotFiniteError(key, tensor.dtype)
 
 
 def _prefix(path: Path) -> str:

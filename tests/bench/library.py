@@ -60,22 +60,27 @@ def floor(a: Path, b: Path) -> float:
 
 def file_to_file(a: Path, b: Path) -> dict[str, float]:
     """The whole library call: two files in, the rank-4 difference out."""
+    started = time.perf_counter()
+    difference = difflora.subtract(difflora.load(a), difflora.load(b))
+    small = difflora.rerank(difference, difflora.FixedRank(4))
+    difflora.save(small, a.with_name("out.safetensors"))
+    return {"seconds": time.perf_counter() - started, "slow": small.factorisation.slow}
+
+
+def its_memory(a: Path, b: Path) -> dict[str, float]:
+    """The same in a run of its own: watching the memory takes time from what is watched."""
     with _Memory() as memory:
-        started = time.perf_counter()
-        difference = difflora.subtract(difflora.load(a), difflora.load(b))
-        small = difflora.rerank(difference, difflora.FixedRank(4))
-        difflora.save(small, a.with_name("out.safetensors"), overwrite=True)
-        seconds = time.perf_counter() - started
-    return {"seconds": seconds, "memory": memory.peak, "slow": small.factorisation.slow}
+        file_to_file(a, b)
+    return {"memory": memory.peak}
 
 
 def another_rank(a: Path, b: Path) -> dict[str, float]:
-    """A second rank of a difference that is factored already, file to file; then spectrum and energy alone."""
+    """Rank 4 of a difference that is factored already, from file to file; then spectrum and energy alone."""
     difference = difflora.subtract(difflora.load(a), difflora.load(b))
-    difflora.save(difflora.rerank(difference, difflora.FixedRank(4)), a.with_name("out.safetensors"), overwrite=True)
+    difflora.save(difflora.rerank(difference, difflora.FixedRank(6)), a.with_name("out_6.safetensors"))
     started = time.perf_counter()
-    again = difflora.rerank(difference, difflora.FixedRank(6))
-    difflora.save(again, a.with_name("out.safetensors"), overwrite=True)
+    again = difflora.rerank(difference, difflora.FixedRank(4))
+    difflora.save(again, a.with_name("out.safetensors"))
     seconds = time.perf_counter() - started
     started = time.perf_counter()
     energy = difflora.rerank(difference, difflora.FixedRank(9)).retained_energy
@@ -84,12 +89,16 @@ def another_rank(a: Path, b: Path) -> dict[str, float]:
 
 def lossless(a: Path, b: Path) -> dict[str, float]:
     """The stacked difference, written as it is."""
+    started = time.perf_counter()
+    difference = difflora.subtract(difflora.load(a), difflora.load(b))
+    difflora.save(difference, a.with_name("out.safetensors"), dtype="bfloat16")
+    return {"seconds": time.perf_counter() - started}
+
+
+def its_memory_lossless(a: Path, b: Path) -> dict[str, float]:
     with _Memory() as memory:
-        started = time.perf_counter()
-        difference = difflora.subtract(difflora.load(a), difflora.load(b))
-        difflora.save(difference, a.with_name("out.safetensors"), dtype="bfloat16", overwrite=True)
-        seconds = time.perf_counter() - started
-    return {"seconds": seconds, "memory": memory.peak}
+        lossless(a, b)
+    return {"memory": memory.peak}
 
 
 def gram(a: Path, b: Path) -> dict[str, float]:
@@ -174,7 +183,7 @@ def _hash(path: Path) -> str:
 
 
 TASKS = {task.__name__: task for task in (
-    floor, file_to_file, another_rank, lossless, gram, import_torch, whole_process, dense_svd)}
+    floor, file_to_file, its_memory, another_rank, lossless, its_memory_lossless, gram, import_torch, whole_process, dense_svd)}
 
 
 # The table
@@ -188,14 +197,14 @@ class Bench:
     def pair(self, rank: int, noise: float | None, **shape: int) -> tuple[Path, Path]:
         folder = self.folder / "_".join(map(str, (rank, noise, *shape.values())))
         folder.mkdir(parents=True, exist_ok=True)
-        ready = sorted(folder.glob("*.safetensors"))
+        ready = sorted(file for file in folder.glob("*.safetensors") if not file.stem.startswith("out"))
         return (ready[0], ready[1]) if len(ready) == 2 else write_pair(folder, rank=rank, noise=noise, **shape)
 
     def task(self, name: str, pair: tuple[Path, Path]) -> dict[str, float]:
         command = [sys.executable, "-m", "tests.bench.library", "--task", name, *map(str, pair)]
-        done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
-        for left in pair[0].parent.glob("out.safetensors"):
+        for left in pair[0].parent.glob("out*.safetensors"):  # nothing is replaced, as in the floor
             left.unlink()
+        done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
         answer = json.loads(done.stdout)
         return answer if isinstance(answer, dict) else {"seconds": answer}
 
@@ -220,7 +229,7 @@ class Bench:
             self.row(f"rank 16 + 16, {kind}, file to file",
                      f"{found['seconds']:.2f} s = {found['ratio']:.2f} × floor ({found['base']:.2f} s), "
                      f"{found['slow']:.0f} modules by QR", f"≤ {most} × floor")
-            self.row(f"its peak memory, {kind}", f"{found['memory']:.0f} MB", "≤ 300 MB")
+            self.row(f"its peak memory, {kind}", f"{self.task('its_memory', pair)['memory']:.0f} MB", "≤ 300 MB")
         pair = self.pair(16, None)
         again = self.against("another_rank", "floor", pair)
         self.row("another rank of it, file to file", f"{again['seconds']:.2f} s = {again['ratio']:.2f} × floor",
@@ -242,9 +251,10 @@ class Bench:
                      f"products alone {gram_pass['products']:.1f} s) = "
                      f"{found['seconds'] / gram_pass['flop_bound']:.1f} × the flop bound, {found['slow']:.0f} by QR",
                      "≤ 2 × Gram pass")
-            self.row(f"its peak memory, {kind}", f"{found['memory']:.0f} MB", "≤ 600 MB")
-        all_of_it = self.task("lossless", self.pair(128, None))
-        self.row("rank 128 + 128, lossless", f"{all_of_it['seconds']:.1f} s, {all_of_it['memory']:.0f} MB", "≤ 600 MB")
+            self.row(f"its peak memory, {kind}", f"{self.task('its_memory', pair)['memory']:.0f} MB", "≤ 600 MB")
+        seconds = self.task("lossless", self.pair(128, None))["seconds"]
+        memory = self.task("its_memory_lossless", self.pair(128, None))["memory"]
+        self.row("rank 128 + 128, lossless", f"{seconds:.1f} s, {memory:.0f} MB", "≤ 600 MB")
 
     def dense(self) -> None:
         pair = self.pair(16, None)

@@ -191,6 +191,28 @@ def test_values_beyond_a_dtype_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out.safetensors").exists()
 
 
+@pytest.mark.parametrize("place", [0, 3])
+@pytest.mark.parametrize("length", [1000, 600_000])
+def test_a_value_beyond_a_dtype_is_found_wherever_it_lies_and_however_large_the_tensor(
+    length: int, place: int, tmp_path: Path
+) -> None:
+    changes = {f"diffusion_model.blocks.{i}.self_attn.q.lora_{part}.weight": torch.ones(*shape)
+               for i in range(4) for part, shape in (("up", (8, 1)), ("down", (1, length)))}
+    changes[f"diffusion_model.blocks.{place}.self_attn.q.lora_down.weight"][0, -1] = 3e38
+    save_file(changes, tmp_path / "a.safetensors")
+    lora = difflora.load(tmp_path / "a.safetensors")
+    with pytest.raises(OutputError, match=rf"blocks\.{place}\.self_attn\.q: its values do not fit into .*float16"):
+        difflora.save(lora, tmp_path / "out.safetensors", dtype="float16")
+    difflora.save(lora, tmp_path / "out.safetensors")
+
+
+def test_values_are_written_whose_sum_no_dtype_holds(tmp_path: Path) -> None:
+    key = "diffusion_model.blocks.0.self_attn.q.diff_b"
+    save_file({key: torch.full((2000,), 3e38)}, tmp_path / "a.safetensors")
+    out = difflora.save(difflora.load(tmp_path / "a.safetensors"), tmp_path / "out.safetensors")
+    assert bool((load_file(out)[key] == 3e38).all())
+
+
 @pytest.mark.parametrize(("dtype", "dialect"), [("int8", "native"), (torch.int8, "native"), ("float32", "esperanto")])
 def test_what_cannot_be_written_is_named(dtype: object, dialect: str, pair: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="int8|esperanto"):

@@ -85,14 +85,20 @@ class LowRank:
         """All terms side by side, their scales included: (out, rank) float32."""
         if len(self.terms) == 1 and self.terms[0].scale == 1.0:
             return self.terms[0].up.float()
-        return torch.cat([term.up.float() * term.scale for term in self.terms], dim=1)
+        up = torch.empty(self.shape[0], self.rank)
+        for columns, term in zip(torch.split(up, list(self.spec.ranks), dim=1), self.terms, strict=True):
+            columns.copy_(term.up).mul_(term.scale)
+        return up
 
     @property
     def down(self) -> Tensor:
         """All terms one below the other: (rank, in) float32."""
         if len(self.terms) == 1:
             return self.terms[0].down.float()
-        return torch.cat([term.down.float() for term in self.terms], dim=0)
+        down = torch.empty(self.rank, math.prod(self.shape[1:]))
+        for rows, term in zip(torch.split(down, list(self.spec.ranks)), self.terms, strict=True):
+            rows.copy_(term.down)
+        return down
 
     def scaled(self, factor: float) -> LowRank:
         return LowRank(tuple(replace(term, scale=term.scale * factor) for term in self.terms), self.shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import threading
 from collections.abc import Generator, Iterator, Mapping
@@ -204,11 +205,11 @@ def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
 
     The factor is a power of two, so the values' digits stay as they are.
     """
-    largest_up, largest_down = float(up.abs().max()), float(down.abs().max())
-    if not (0 < largest_up < float("inf") and 0 < largest_down < float("inf")):
+    largest_up, largest_down = (float(torch.stack(factor.aminmax()).abs().max()) for factor in (up, down))
+    if not (0 < largest_up < math.inf and 0 < largest_down < math.inf):
         return up, down
-    exponent = torch.tensor(largest_up / largest_down).log2().div(2).round()
-    return torch.ldexp(up, -exponent), torch.ldexp(down, exponent)
+    exponent = round(math.log2(largest_up / largest_down) / 2)
+    return up * 2.0**-exponent, down * 2.0**exponent
 
 
 def _metadata(lora: Lora, title: str, dtype: torch.dtype, dialect: str, known: bool = True) -> dict[str, str]:

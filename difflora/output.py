@@ -182,22 +182,21 @@ class _Writer:
                 yield key, torch.tensor(float(self.lora.specs[module].rank))
                 continue
             if (module, part) not in ready:
-                read, delta = next(deltas)
-                ready |= {(read, part): tensor for part, tensor in self._convert(read, delta).items()}
+                ready |= self._convert(*next(deltas))
                 done += 1
                 if progress:
                     progress(done, len(order))
             yield key, ready.pop((module, part)).view(shape)
 
-    def _convert(self, module: str, delta: Delta) -> dict[str, Tensor]:
+    def _convert(self, module: str, delta: Delta) -> dict[tuple[str, str], Tensor]:
         if isinstance(delta, LowRank):
             up, down = delta.up, delta.down
             if self.dtype.itemsize < 4:
                 up, down = _balanced(up, down)
-            return {"up": up.to(self.dtype), "down": down.to(self.dtype)}
+            return {(module, "up"): up.to(self.dtype), (module, "down"): down.to(self.dtype)}
         if isinstance(delta, Dense):
-            return {"diff": delta.dense().to(self.dtype)}
-        return {"bias" if module.endswith(".bias") else "diff": delta.value}
+            return {(module, "diff"): delta.dense().to(self.dtype)}
+        return {(module, "bias" if module.endswith(".bias") else "diff"): delta.value}
 
 
 def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:

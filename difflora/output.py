@@ -189,9 +189,9 @@ class _Writer:
             up, down = delta.up, delta.down
             if self.dtype.itemsize < 4:
                 up, down = _balanced(up, down)
-            parts = {"up": up.to(self.dtype), "down": down.to(self.dtype)}
+            parts = {"up": _converted(up, self.dtype), "down": _converted(down, self.dtype)}
         elif isinstance(delta, Dense):
-            parts = {"diff": delta.dense().to(self.dtype)}
+            parts = {"diff": _converted(delta.dense(), self.dtype)}
         else:
             parts = {"bias" if module.endswith(".bias") else "diff": delta.value}
         for tensor in parts.values():
@@ -199,6 +199,13 @@ class _Writer:
                 self.lora.check_finite(module)
                 raise OutputError(f"{module}: its values do not fit into {self.dtype}. Write float32 or bfloat16.")
         return parts
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """With NaN or infinity for what is too large for the dtype."""
+    if dtype == torch.float8_e4m3fn:  # it has no infinity, and newer versions of torch put its largest value there
+        tensor = tensor.masked_fill(tensor.abs() > torch.finfo(dtype).max, torch.nan)
+    return tensor.to(dtype)
 
 
 def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:

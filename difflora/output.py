@@ -193,10 +193,17 @@ class _Writer:
             up, down = delta.up, delta.down
             if self.dtype.itemsize < 4:
                 up, down = _balanced(up, down)
-            return {(module, "up"): up.to(self.dtype), (module, "down"): down.to(self.dtype)}
+            return {(module, "up"): _converted(up, self.dtype), (module, "down"): _converted(down, self.dtype)}
         if isinstance(delta, Dense):
-            return {(module, "diff"): delta.dense().to(self.dtype)}
+            return {(module, "diff"): _converted(delta.dense(), self.dtype)}
         return {(module, "bias" if module.endswith(".bias") else "diff"): delta.value}
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """With NaN or infinity for what is too large for the dtype."""
+    if dtype == torch.float8_e4m3fn:  # it has no infinity, and newer versions of torch put its largest value there
+        tensor = tensor.masked_fill(tensor.abs() > torch.finfo(dtype).max, torch.nan)
+    return tensor.to(dtype)
 
 
 def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:

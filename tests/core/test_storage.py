@@ -183,12 +183,19 @@ def test_small_dtypes_hold_factors_of_any_size_if_the_product_can(size: float, l
         assert np.linalg.norm(error) < 0.02 * np.linalg.norm(dense(one))
 
 
-def test_values_beyond_a_dtype_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float16", "float8_e4m3fn", "float8_e5m2"])
+def test_values_beyond_a_dtype_are_refused(dtype: str, tmp_path: Path) -> None:
     up, down, _ = factors(alpha=None)
     lora = difflora.load(write(tmp_path / "a.safetensors", {Q: (up * 1e7, down * 1e7, None)}))
-    with pytest.raises(OutputError, match=r"self_attn\.q: its values do not fit into .*float16"):
-        difflora.save(lora, tmp_path / "out.safetensors", dtype="float16")
+    with pytest.raises(OutputError, match=rf"self_attn\.q: its values do not fit into .*{dtype}"):
+        difflora.save(lora, tmp_path / "out.safetensors", dtype=dtype)
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_full_difference_beyond_a_dtype_is_refused(tmp_path: Path) -> None:
+    save_file({f"{kohya(Q)}.diff": torch.full((1024, 1024), 500.0)}, tmp_path / "a.safetensors")
+    with pytest.raises(OutputError, match=r"self_attn\.q: its values do not fit into .*float8_e4m3fn"):
+        difflora.save(difflora.load(tmp_path / "a.safetensors"), tmp_path / "out.safetensors", dtype="float8_e4m3fn")
 
 
 @pytest.mark.parametrize("place", [0, 3])

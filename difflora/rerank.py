@@ -221,7 +221,8 @@ def factor(up: Tensor, down: Tensor, scales: Tensor, ranks: Sequence[int]) -> li
     mix_down = (inverse[:, :, None] * vectors.mT) @ root
     mix_up = scales[:, :, None] * (gram_down @ (mix_down.mT * inverse[:, None, :] ** 2))
 
-    error = torch.minimum(bound.sqrt(), bound / squares[:, -1].sqrt())
+    # A square that counts as zero may have been as large as the limit and its own error together.
+    error = torch.where(squares[:, -1] > 0, bound / squares[:, -1].sqrt(), (5 * bound).sqrt())
     exact_enough = (error <= GRAM_TOLERANCE * values[:, 0]) | (bound == 0) | ~usable
     values[~usable] = torch.nan
     found = zip(values.unbind(), mix_up.unbind(), mix_down.unbind(), products.unbind(), strict=True)

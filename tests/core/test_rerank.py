@@ -15,7 +15,7 @@ import difflora
 from difflora.deltas import LowRank, Spec, Term
 from difflora.errors import DiffLoraError, FileError, PairError, RankError
 from difflora.lora import Lora
-from difflora.rerank import Energy, Factorisation, FixedRank, Knee, Ratio, _decomposed, rule_from_recipe
+from difflora.rerank import GRAM_TOLERANCE, Energy, Factorisation, FixedRank, Knee, Ratio, _decomposed, rule_from_recipe
 from tests.lora_files import K, Q, dense, factors, write, write_pair
 
 OUT, IN, RANK = 96, 64, 16
@@ -401,6 +401,13 @@ def test_slow_path_is_taken_where_gram_matrices_are_too_coarse_and_only_there(tm
         factorisation.run()
         slow[name] = factorisation.slow
     assert slow == {"independent": 0, "noise 0.1": 0, "noise 1e-06": 1}
+
+
+@pytest.mark.parametrize("last", [1e-7, 3e-7, 6e-7, 1e-6])
+def test_no_singular_value_is_further_off_than_the_fast_path_may_be(last: float) -> None:
+    """Many large ones beside a small one, which the error of the Gram matrices hides."""
+    values = difflora.rerank(with_spectrum([1.0] * 119 + [last]), FixedRank(1)).spectrum(Q)
+    assert abs(float(values[119]) - last) <= GRAM_TOLERANCE
 
 
 def test_vectors_pass_unchanged(tmp_path: Path) -> None:

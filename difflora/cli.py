@@ -696,7 +696,7 @@ def _one_sided(difference: CombinedLora) -> list[dict[str, Any]]:
     for side, (_, lora) in enumerate(difference.parts):
         modules = [name for name, sides in difference.one_sided.items() if sides == (side,)]
         if modules:
-            lines.append({"why": f"only in {lora.files[0].name}", "modules": modules})
+            lines.append({"why": f"only in {shown(lora.files[0].name)}", "modules": modules})
     return lines
 
 

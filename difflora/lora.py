@@ -222,6 +222,9 @@ class FileLora(Lora):
                                   "such a large one, so the file is damaged.")
             if not abs(source.scale) < LARGEST_SCALE:
                 raise TensorError(f"{self.name}: the scale of {shown(module)} (alpha / rank) is {source.scale:.3g}: the file is damaged.")
+        if not self._sources and self.keys_found.text_encoder:
+            raise FileError(f"{self.name}: only text encoder keys in this file ({len(self.keys_found.text_encoder)}), and a slider "
+                            "works on the diffusion model. Choose a LoRA of that.")
         if not self._sources:
             raise FileError(f"{self.name}: no LoRA weights in this file ({len(header.entries)} other tensors).")
         self.specs = {name: source.spec for name, source in self._sources.items()}

@@ -34,6 +34,8 @@ from .storage import (
 from .version import __version__
 
 _WITH_ALPHA = (names.NATIVE, names.KOHYA)  # diffusers and PEFT have no such tensor in their own files
+# What rounding to a dtype of one byte may change, as a share of the whole. Where the values fit, it is 4 to 8 %.
+LARGEST_LOSS = 0.2
 RECIPE_KEY = "difflora.recipe"
 ENERGY_KEY = "difflora.retained_energy"
 STRENGTH_KEY = "difflora.recommended_strength"
@@ -139,6 +141,7 @@ class _Writer:
 
     def __init__(self, lora: Lora, dtype: torch.dtype, dialect: str):
         self.lora, self.dtype = lora, dtype
+        self._energy = self._lost = 0.0  # (‖up‖ ‖down‖)² of all modules, and what rounding changes of it
         base, flat_prefix = lora.base_model, lora.flat_prefix
         sizes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
         self.module_of: dict[str, tuple[str, str]] = {}
@@ -187,23 +190,42 @@ class _Writer:
                 if progress:
                     progress(done, len(order))
             yield key, ready.pop((module, part)).view(shape)
+        self._check_rounding()
 
     def _convert(self, module: str, delta: Delta) -> dict[tuple[str, str], Tensor]:
         if isinstance(delta, LowRank):
             up, down = delta.up, delta.down
             if self.dtype.itemsize < 4:
                 up, down = _balanced(up, down)
-            return {(module, "up"): _converted(up, self.dtype), (module, "down"): _converted(down, self.dtype)}
+            up, down = self._rounded(up, down)
+            return {(module, "up"): up, (module, "down"): down}
         if isinstance(delta, Dense):
-            return {(module, "diff"): _converted(delta.dense(), self.dtype)}
+            return {(module, "diff"): self._rounded(delta.dense())[0]}
         return {(module, "bias" if module.endswith(".bias") else "diff"): delta.value}
 
+    def _rounded(self, *factors: Tensor) -> list[Tensor]:
+        """A module's factors in the file's dtype, with NaN or infinity for what is too large for it."""
+        if self.dtype.itemsize > 1:
+            return [factor.to(self.dtype) for factor in factors]
+        # float8_e4m3fn has no infinity, and newer versions of torch put its largest value there.
+        most = torch.finfo(self.dtype).max
+        rounded = [factor.masked_fill(factor.abs() > most, torch.nan).to(self.dtype) for factor in factors]
+        energies = [_energy(factor) for factor in factors]
+        if energy := math.prod(energies):
+            self._energy += energy
+            self._lost += energy * sum(_energy(factor - new.float()) / one
+                                       for factor, new, one in zip(factors, rounded, energies, strict=True))
+        return rounded
 
-def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """With NaN or infinity for what is too large for the dtype."""
-    if dtype == torch.float8_e4m3fn:  # it has no infinity, and newer versions of torch put its largest value there
-        tensor = tensor.masked_fill(tensor.abs() > torch.finfo(dtype).max, torch.nan)
-    return tensor.to(dtype)
+    def _check_rounding(self) -> None:
+        """Raise OutputError if most values are too small for the dtype, which would be rounded to zero without a word."""
+        if self._lost > LARGEST_LOSS**2 * self._energy:
+            share = math.sqrt(self._lost / self._energy)
+            raise OutputError(f"{self.dtype} would lose {share:.0%} of this LoRA: its values are too small for it. Write bfloat16.")
+
+
+def _energy(tensor: Tensor) -> float:
+    return float(tensor.square().sum(dtype=torch.float64))
 
 
 def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:

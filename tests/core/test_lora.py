@@ -224,6 +224,13 @@ def test_bias_of_lora_b_carries_the_scale(tmp_path: Path) -> None:
     assert torch.equal(lora[f"{Q}.bias"].value, torch.full((24,), 0.5))
 
 
+def test_a_file_with_nothing_but_a_text_encoder_says_so(tmp_path: Path) -> None:
+    save_file({f"lora_te1_text_model_encoder_layers_0_mlp_fc1.{part}": torch.ones(4, 4) for part in
+               ("lora_down.weight", "lora_up.weight")}, tmp_path / "a.safetensors")
+    with pytest.raises(FileError, match=r"a\.safetensors: only text encoder keys in this file \(2\)"):
+        difflora.load(tmp_path / "a.safetensors")
+
+
 def test_text_encoder_keys_are_a_warning(tmp_path: Path) -> None:
     extra = {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(4, 2),
              "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(2, 4)}

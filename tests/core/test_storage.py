@@ -213,6 +213,21 @@ def test_a_value_beyond_a_dtype_is_found_wherever_it_lies_and_however_large_the_
     difflora.save(lora, tmp_path / "out.safetensors")
 
 
+@pytest.mark.parametrize(("dtype", "size", "fits"), [
+    ("float8_e4m3fn", 1.0, True), ("float8_e4m3fn", 1e-3, False), ("float8_e5m2", 1e-3, True), ("float8_e5m2", 1e-6, False),
+])
+def test_values_too_small_for_eight_bits_are_refused(dtype: str, size: float, fits: bool, tmp_path: Path) -> None:
+    up, down, _ = factors(alpha=None)
+    lora = difflora.load(write(tmp_path / "a.safetensors", {Q: (up * size, down * size, None), K: (up * 0, down, None)}))
+    if fits:
+        error = difflora.load(difflora.save(lora, tmp_path / "out.safetensors", dtype=dtype))[Q].dense() - lora[Q].dense()
+        assert error.norm() < 0.12 * lora[Q].dense().norm()
+    else:
+        with pytest.raises(OutputError, match=rf"{dtype} would lose \d+% of this LoRA"):
+            difflora.save(lora, tmp_path / "out.safetensors", dtype=dtype)
+        assert not list(tmp_path.glob("*out*"))
+
+
 def test_values_are_written_whose_sum_no_dtype_holds(tmp_path: Path) -> None:
     key = "diffusion_model.blocks.0.self_attn.q.diff_b"
     save_file({key: torch.full((2000,), 3e38)}, tmp_path / "a.safetensors")

@@ -210,11 +210,11 @@ class _Writer:
         # float8_e4m3fn has no infinity, and newer versions of torch put its largest value there.
         most = torch.finfo(self.dtype).max
         rounded = [factor.masked_fill(factor.abs() > most, torch.nan).to(self.dtype) for factor in factors]
-        energies = [_energy(factor) for factor in factors]
-        if energy := math.prod(energies):
+        sizes = [_norm(factor) for factor in factors]
+        if energy := math.prod(sizes) ** 2:
             self._energy += energy
-            self._lost += energy * sum(_energy(factor - new.float()) / one
-                                       for factor, new, one in zip(factors, rounded, energies, strict=True))
+            self._lost += energy * sum((_norm(factor - new.float()) / size) ** 2
+                                       for factor, new, size in zip(factors, rounded, sizes, strict=True))
         return rounded
 
     def _check_rounding(self) -> None:
@@ -224,8 +224,8 @@ class _Writer:
             raise OutputError(f"{self.dtype} would lose {share:.0%} of this LoRA: its values are too small for it. Write bfloat16.")
 
 
-def _energy(tensor: Tensor) -> float:
-    return float(tensor.square().sum(dtype=torch.float64))
+def _norm(factor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(factor, dtype=torch.float64))
 
 
 def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:

@@ -73,11 +73,14 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 _LAYOUT_ORDER = {code: place for place, code in enumerate(reversed(DTYPES))}
 
 
-class NotFiniteError(OutputError):
-    """A value to be written is NaN or infinite, in the file's dtype at least. `key` is its tensor."""
+class NotFiniteError(Exception):
+    """A tensor to be written has NaN or infinite values, in the file's dtype at least. Its maker knows what to say.
 
-    def __init__(self, key: str, dtype: torch.dtype):
-        super().__init__(f"{shown(key)}: its values do not fit into {dtype}. Write float32 or bfloat16.")
+    key     of the tensor
+    """
+
+    def __init__(self, key: str):
+        super().__init__(key)
         self.key = key
 
 
@@ -435,8 +438,8 @@ def _check_written(data: np.ndarray, tensors: Sequence[tuple[str, Tensor]]) -> N
     """Raise NotFiniteError if one of these tensors of one dtype, which `data` holds one after the other, has NaN or Inf."""
     if data.size and not math.isfinite(torch.from_numpy(data).view(tensors[0][1].dtype).sum(dtype=torch.float32)):
         for key, tensor in tensors:  # it may be the sum alone that is too large
-            if not bool(torch.isfinite(tensor.float()).all()):
-                raise NotFiniteError(key, tensor.dtype)
+            if not _is_finite(tensor):
+                raise NotFiniteError(key)
 
 
 def _prefix(path: Path) -> str:
@@ -609,9 +612,13 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor.float()).all())
+
+
 def check_finite(name: str, key: str, tensor: Tensor) -> None:
     """Raise TensorError, naming the key, if a tensor holds NaN or Inf."""
-    if not bool(torch.isfinite(tensor.float()).all()):
+    if not _is_finite(tensor):
         what = "NaN" if bool(torch.isnan(tensor.float()).any()) else "infinite"
         raise TensorError(f"{name}: {shown(key)} holds {what} values: the training broke down, or the file is damaged.")
 

@@ -98,7 +98,7 @@ def full_size(_: list[str]) -> int:
     with readable(output), step("LoRA pair of Wan2.1-14B's size, rank 16, random numbers"):
         output.mkdir(exist_ok=True)
         # B is A with a tenth of noise: nearly collinear, as two trainings on paired scenes are.
-        run(PYTHON, "tests/full_size.py", output, "--noise", "0.1")
+        run(PYTHON, "scripts/full_size.py", output, "--noise", "0.1")
     result = output / "dense-minus-sparse.safetensors"
     print("Differential LoRA, rank 4:", flush=True)
     files = [output / "dense.safetensors", output / "sparse.safetensors", "-o", result]

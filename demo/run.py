@@ -27,8 +27,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from scripts.example_workflows import DEMO, filled  # noqa: E402
 from tests.comfy_server import ComfyError, ComfyServer, Interrupted  # noqa: E402
-from tests.example_workflows import DEMO, filled  # noqa: E402
 
 SLIDER = "difflora_demo_slider.safetensors"
 COMFYUI_PORT = 8188
@@ -57,7 +57,7 @@ def main() -> int:
             return _fail(f"COMFYUI_DIR is {comfyui!r}, which is no ComfyUI: it has no main.py")
         print("ComfyUI starts … ", end="", flush=True)
         started = time.monotonic()
-        with ComfyServer(base, Path(comfyui).resolve(), python=python, test_nodes=False, port=port) as comfy:
+        with ComfyServer(base, Path(comfyui).resolve(), python=python, helper_nodes=False, port=port) as comfy:
             print(f"done, {time.monotonic() - started:.0f} s", flush=True)
             return open_page(comfy) if options.open else run(comfy, output)
     except KeyboardInterrupt:

@@ -12,12 +12,14 @@ A slider from a pair:
 import sys
 
 try:
-    from .algebra import combine, subtract
-    from .analysis import Analysis, analyze
     from .errors import DiffLoraError
-    from .lora import Lora, load
-    from .output import save
-    from .rerank import Energy, FixedRank, Knee, Ratio, rerank
+    from .lora.algebra import combine, subtract
+    from .lora.file import load
+    from .lora.lora import Lora
+    from .rank.analysis import Analysis, analyze
+    from .rank.rerank import rerank
+    from .rank.rules import Energy, FixedRank, Knee, Ratio
+    from .saving.save import save
     from .version import __version__
 except KeyboardInterrupt:
     if sys.argv[0] != "-m":

@@ -2,30 +2,18 @@
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
-from . import (
-    analyze,
-    block_toggle,
-    checkpoints,
-    compare,
-    empty_text,
-    extract,
-    pair,
-    pairs,
-    response,
-    save,
-    shape,
-    slider,
-    sweep,
-    wanvideo,
-)
+from .algebra import analyze, extract, load_subtract, save, select_rerank
 from .demo import offer_demo_models
+from .slider import block_toggle, empty_text, native, wanvideo
+from .sweep import compare, response, sweep
+from .training import pairs, runs
 
 FAMILIES: list[list[type[io.ComfyNode]]] = [
-    pair.NODES,
-    shape.NODES,
+    load_subtract.NODES,
+    select_rerank.NODES,
     analyze.NODES,
     save.NODES,
-    slider.NODES,
+    native.NODES,
     wanvideo.NODES,
     block_toggle.NODES,
     extract.NODES,
@@ -33,7 +21,7 @@ FAMILIES: list[list[type[io.ComfyNode]]] = [
     sweep.NODES,
     response.NODES,
     compare.NODES,
-    checkpoints.NODES,
+    runs.NODES,
     pairs.NODES,
 ]
 

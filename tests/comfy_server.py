@@ -33,7 +33,7 @@ from typing import Any
 import aiohttp
 
 ROOT = Path(__file__).resolve().parents[1]
-TEST_NODES = ROOT / "tests/e2e/test_nodes"
+HELPER_NODES = ROOT / "tests/e2e/helper_nodes"
 PACK_NAME = "differential-lora"
 
 Prompt = dict[str, dict[str, Any]]
@@ -94,7 +94,7 @@ class ComfyServer:
         flags: Sequence[str] = (),
         wrapper: Path | None = None,
         python: str | Path = sys.executable,
-        test_nodes: bool = True,
+        helper_nodes: bool = True,
         pack: Path | None = ROOT,
         timeout: float = 300,
         port: int = 0,
@@ -105,7 +105,7 @@ class ComfyServer:
         self.wrapper = wrapper
         self.python = python
         self.timeout = timeout
-        self.packs = {PACK_NAME: pack, "test_nodes": TEST_NODES if test_nodes else None, "wrapper": wrapper}
+        self.packs = {PACK_NAME: pack, "helper_nodes": HELPER_NODES if helper_nodes else None, "wrapper": wrapper}
         self.client_id = uuid.uuid4().hex
         self.port = port  # 0: any that is free
         self.log_file = self.base / "comfyui.log"

@@ -85,7 +85,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def start_comfy(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Callable[..., object]]:
-    """Starts further servers, with flags of their own: `start_comfy("--cache-none", test_nodes=False)`.
+    """Starts further servers, with flags of their own: `start_comfy("--cache-none", helper_nodes=False)`.
 
     They end with the session; a test that is done with one earlier calls its `stop()`.
     """

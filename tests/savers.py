@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import difflora
-from difflora import output
 from difflora.errors import ExistsError
+from difflora.saving import save
 
 PAUSE = 0.001  # seconds after each module, so that a save has a middle to be killed in
 
@@ -28,7 +28,7 @@ def processes() -> Any:
 
 
 def same_bytes_every_time() -> None:
-    output.now = lambda: "2026-01-01T00:00:00+00:00"
+    save.now = lambda: "2026-01-01T00:00:00+00:00"
 
 
 def save_for_ever(inputs: Sequence[Path], out: Path, begun: Connection) -> None:

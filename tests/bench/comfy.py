@@ -24,9 +24,9 @@ import psutil
 import torch
 
 import difflora
+from scripts.full_size import write_pair
 from tests import small_models
 from tests.comfy_server import PACK_NAME, ComfyServer
-from tests.full_size import write_pair
 
 Figure = tuple[str, str, str]
 
@@ -65,7 +65,7 @@ def import_share(start, runs: int) -> Figure:
     """The pack's share of the time from the start of the process to its first answer, as ComfyUI itself counts."""
     shares, seconds = [], []
     for _ in range(runs):
-        with start(test_nodes=False) as server:
+        with start(helper_nodes=False) as server:
             took = time.monotonic() - server.started
             line = re.search(rf"([0-9.]+) seconds.*{PACK_NAME}", server.log)
         seconds.append(float(line[1]))

@@ -26,8 +26,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import difflora
-from difflora.deltas import LowRank
-from tests.full_size import write_pair
+from difflora.lora.deltas import LowRank
+from scripts.full_size import write_pair
 
 ROOT = Path(__file__).resolve().parents[2]
 

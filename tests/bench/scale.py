@@ -20,10 +20,10 @@ import torch
 from safetensors.torch import save_file
 
 import difflora
-from difflora.extract import extract
-from difflora.krylov import approximate
+from difflora.lora.extract import extract
+from difflora.rank.krylov import approximate
+from scripts.full_size import modules, write_pair
 from tests.bench.library import ROOT, _Memory
-from tests.full_size import modules, write_pair
 
 DIM, FFN = 5120, 13824
 

@@ -26,10 +26,10 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from difflora.clip_store import About, ClipStore
-from difflora.mosaic import Label, grid_images, grid_of, sheet_frames, sheet_of, signed
-from difflora.response import Sweep, measure_sweeps
-from difflora.video import PREVIEW, Frame, write_video
+from difflora.clips.mosaic import Label, grid_images, grid_of, sheet_frames, sheet_of, signed
+from difflora.clips.response import Sweep, measure_sweeps
+from difflora.clips.store import About, ClipStore
+from difflora.clips.video import PREVIEW, Frame, write_video
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -86,7 +86,7 @@ def expansion(nodes: int, strengths: int) -> float:
         module.__path__ = [str(folder)]
         sys.modules[name] = module
     from comfy_execution.graph_utils import GraphBuilder
-    from pack.nodes.sweep_plan import Between, WatchedFiles
+    from pack.nodes.sweep.plan import Between, WatchedFiles
 
     prompt: dict[str, Any] = {"sweep": {"class_type": "DiffLoraStrengthSweep", "inputs": {}}}
     previous = "sweep"

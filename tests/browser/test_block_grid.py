@@ -3,7 +3,7 @@
 import pytest
 
 from difflora.errors import SelectionError
-from difflora.selection import Selection
+from difflora.lora.selection import Selection
 from tests.browser.face import WAN_COLUMNS, Face, wan_names, wire_text
 
 NAMES = wan_names()

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from scripts.locale_texts import LOCALES
 from tests.browser.face import Face
-from tests.nodes.locale_texts import LOCALES
 
 
 @pytest.mark.parametrize("language", ("ja", "zh"))

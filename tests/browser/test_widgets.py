@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from difflora.selection import Selection
+from difflora.lora.selection import Selection
 from tests import small_models
 from tests.browser.face import Face, wire_text
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import difflora
-from difflora.analysis import Analysis, ModuleNumbers, analyze_pair, average_spectrum, pair_of, selection_weight
-from difflora.comparison import ComparedLora
 from difflora.errors import PairError
-from difflora.lora import Lora
+from difflora.lora.lora import Lora
+from difflora.rank.analysis import Analysis, ModuleNumbers, analyze_pair, average_spectrum, pair_of, selection_weight
+from difflora.rank.passing_stats import ComparedLora
 from tests.lora_files import FFN, K, Q, dense, factors, write, write_pair
 
 

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import difflora
-from difflora.cli import main
+from difflora.cli.commands import main
 from difflora.errors import DiffLoraError, FileError
-from difflora.output import RECIPE_KEY
-from difflora.storage import read_header
+from difflora.saving.save import RECIPE_KEY
+from difflora.storage.reader import read_header
 from tests.lora_files import FFN, K, Q, factors, kohya, tensors, write, write_pair
 
 ROOT = Path(__file__).parents[2]

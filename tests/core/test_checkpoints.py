@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from difflora import load
-from difflora.checkpoints import Run, common_numbers, compare_runs, find_runs, pair_of_files, to_csv, to_text
 from difflora.errors import FileError, PairError
+from difflora.training.runs import Run, common_numbers, compare_runs, find_runs, pair_of_files, to_csv, to_text
 
 MODULES = ("blocks.0.self_attn.q", "blocks.0.ffn.0", "blocks.1.cross_attn.v")
 SHAPE, RANK = (24, 16), 3

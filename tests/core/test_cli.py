@@ -15,9 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import difflora
-from difflora import old_script, recipes
-from difflora.cli import main
+from difflora.cli import old_script
+from difflora.cli.commands import main
 from difflora.errors import DiffLoraError, RecipeError
+from difflora.saving import recipes
 from tests.lora_files import FFN, K, Q, dense, factors, kohya, write, write_pair
 
 ROOT = Path(__file__).parents[2]

@@ -8,11 +8,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from difflora.clip_store import About, ClipStore
+from difflora.clips.mosaic import (
+    Label,
+    columns_for,
+    fitted,
+    fitting,
+    grid_frames,
+    grid_of,
+    sheet_frames,
+    sheet_of,
+    signed,
+)
+from difflora.clips.store import About, ClipStore
+from difflora.clips.strengths import sweep_strengths
+from difflora.clips.video import read_video, write_video
 from difflora.errors import FileError, OutputError, UnsupportedError
-from difflora.mosaic import Label, columns_for, fitted, fitting, grid_frames, grid_of, sheet_frames, sheet_of, signed
-from difflora.strengths import sweep_strengths
-from difflora.video import read_video, write_video
 
 av = pytest.importorskip("av")
 

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import difflora
-from difflora.cli import main
+from difflora.cli.commands import main
 from difflora.errors import DiffLoraError, FileError, PairError
-from difflora.extract import extract
+from difflora.lora.extract import extract
 
 Q = "blocks.0.self_attn.q"
 
@@ -194,7 +194,7 @@ def no_work(monkeypatch):
     def approximate(*_):
         raise AssertionError("approximated")
 
-    monkeypatch.setattr(sys.modules["difflora.rerank"], "approximate", approximate)
+    monkeypatch.setattr(sys.modules["difflora.rank.factorisation"], "approximate", approximate)
 
 
 @pytest.mark.parametrize("make", [lambda file, link: file, os.symlink, os.link, lambda file, link: file.parent / "." / file.name])
@@ -271,7 +271,7 @@ def test_inputs_are_hashed_beside_the_work_and_waiting_for_them_can_be_cancelled
         if calls.count(total) > 3:
             raise Stop
 
-    monkeypatch.setattr(sys.modules["difflora.output"], "file_sha256", never_done)
+    monkeypatch.setattr(sys.modules["difflora.saving.save"], "file_sha256", never_done)
     lora = difflora.rerank(extract(base, tuned), difflora.FixedRank(2))
     with pytest.raises(Stop):
         difflora.save(lora, tmp_path / "out" / "x.safetensors", progress=progress)
@@ -282,7 +282,7 @@ def test_inputs_are_hashed_beside_the_work_and_waiting_for_them_can_be_cancelled
 def test_ctrl_c_within_a_module_leaves_nothing(models, tmp_path, monkeypatch, capsys):
     base, tuned, _ = models
     (tmp_path / "out").mkdir()
-    real = sys.modules["difflora.rerank"].approximate
+    real = sys.modules["difflora.rank.factorisation"].approximate
 
     def interrupted(matrix, rank, tick):
         def stop():
@@ -290,7 +290,7 @@ def test_ctrl_c_within_a_module_leaves_nothing(models, tmp_path, monkeypatch, ca
 
         return real(matrix, rank, stop)
 
-    monkeypatch.setattr(sys.modules["difflora.rerank"], "approximate", interrupted)
+    monkeypatch.setattr(sys.modules["difflora.rank.factorisation"], "approximate", interrupted)
     for rule in ("--rank=4", "--energy=0.9"):
         assert main(["extract", str(base), str(tuned), "-o", str(tmp_path / "out" / "x.safetensors"), rule]) == 2
         assert capsys.readouterr().err == "difflora: interrupted; nothing was written.\n"

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 import difflora
 from difflora import Energy, FixedRank, Knee, Ratio
-from difflora.deltas import Dense, LowRank
 from difflora.errors import TensorError
+from difflora.lora.deltas import Dense, LowRank
 
 OUT, IN, RANK = 48, 36, 3
 random = np.random.default_rng(0)
@@ -164,7 +164,7 @@ Q = "blocks.0.self_attn.q"
 @pytest.fixture
 def approximations(monkeypatch):
     """The ranks at which matrices were approximated, in order."""
-    module, ranks = sys.modules["difflora.rerank"], []
+    module, ranks = sys.modules["difflora.rank.factorisation"], []
     real = module.approximate
     monkeypatch.setattr(module, "approximate", lambda matrix, rank, tick: ranks.append(rank) or real(matrix, rank, tick))
     return ranks
@@ -173,7 +173,7 @@ def approximations(monkeypatch):
 @pytest.mark.parametrize("budget", [0, 10**9])
 @pytest.mark.parametrize("rule", [FixedRank(4), FixedRank(20), Energy(0.97)])
 def test_a_result_does_not_depend_on_what_was_asked_before(tmp_path, monkeypatch, rule, budget):
-    monkeypatch.setattr(sys.modules["difflora.rerank"], "DENSE_BUDGET", budget)
+    monkeypatch.setattr(sys.modules["difflora.rank.factorisation"], "DENSE_BUDGET", budget)
     lora_file = write(tmp_path / "a.safetensors", {"diff": falling(640)[0]})
     for other in (FixedRank(40), Energy(0.999), FixedRank(1), Knee()):
         _ = difflora.rerank(lora_file, other)[Q]
@@ -195,7 +195,7 @@ def test_a_smaller_rank_is_the_beginning_of_a_larger_one(tmp_path, approximation
 def test_full_matrices_are_worked_out_once_and_once_more_only_for_factors_beyond_the_budget(
     tmp_path, monkeypatch, approximations, rule, made, budget
 ):
-    monkeypatch.setattr(sys.modules["difflora.rerank"], "DENSE_BUDGET", budget)
+    monkeypatch.setattr(sys.modules["difflora.rank.factorisation"], "DENSE_BUDGET", budget)
     small = difflora.rerank(write(tmp_path / "a.safetensors", {"diff": falling(640)[0]}), rule)
     difflora.save(small, tmp_path / "small.safetensors")
     again = [] if budget or isinstance(rule, FixedRank) else made[-1:]

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import difflora
-from difflora import krylov
+from difflora.rank import krylov
 
 
 def noisy(rows, columns, rank, seed=0):

@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import difflora
-from difflora.deltas import Delta, LowRank, Spec, Term, Vector, add, zero
 from difflora.errors import DiffLoraError, FileError, PairError, SelectionError, TensorError
-from difflora.lora import CombinedLora, FileLora, Lora, batches
+from difflora.lora.deltas import Delta, LowRank, Spec, Term, Vector, add, zero
+from difflora.lora.file import FileLora
+from difflora.lora.lora import CombinedLora, Lora, batches
 from tests.lora_files import FFN, K, Q, dense, factors, kohya, write, write_pair
 
 

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 import difflora
 from difflora.errors import PairError
-from difflora.flat_names import dotted
-from difflora.names import OUTPUT_DIALECTS, read_keys, write_key
+from difflora.names.flat import dotted
+from difflora.names.keys import OUTPUT_DIALECTS, read_keys, write_key
 from tests.model_names import WHOLE, names_of
 
 DOWN, UP = ".lora_down.weight", ".lora_up.weight"

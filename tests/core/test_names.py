@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from difflora.errors import FileError
-from difflora.names import OUTPUT_DIALECTS, base_model, read_keys, write_key
+from difflora.names.keys import OUTPUT_DIALECTS, base_model, read_keys, write_key
 
 Q = "blocks.0.self_attn.q"
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from difflora import pairs
 from difflora.errors import FileError, OutputError, PairError
-from difflora.pairs import Dataset, Limits
+from difflora.training import pairs
+from difflora.training.pairs import Dataset, Limits
 
 SIZE = (160, 96)
 

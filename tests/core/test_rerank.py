@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import difflora
-from difflora.deltas import LowRank, Spec, Term
 from difflora.errors import DiffLoraError, FileError, PairError, RankError
-from difflora.lora import Lora
-from difflora.rerank import GRAM_TOLERANCE, Energy, Factorisation, FixedRank, Knee, Ratio, _decomposed, rule_from_recipe
+from difflora.lora.deltas import LowRank, Spec, Term
+from difflora.lora.lora import Lora
+from difflora.rank.factorisation import GRAM_TOLERANCE, Factorisation, _decomposed
+from difflora.rank.rules import Energy, FixedRank, Knee, Ratio, rule_from_recipe
 from tests.lora_files import K, Q, dense, factors, write, write_pair
 
 OUT, IN, RANK = 96, 64, 16
@@ -318,7 +319,7 @@ def test_spectrum_and_energy_touch_no_file_after_the_first_run(tmp_path: Path) -
 @pytest.mark.parametrize("budget", [192_000_000, 1])
 def test_another_rank_of_a_known_lora_equals_a_fresh_one(budget: int, tmp_path: Path,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["difflora.rerank"], "MIX_BUDGET", budget)
+    monkeypatch.setattr(sys.modules["difflora.rank.factorisation"], "MIX_BUDGET", budget)
     a, b = write_pair(tmp_path)
 
     def fresh() -> Lora:
@@ -338,7 +339,7 @@ def test_kept_columns_stay_within_the_budget(monkeypatch: pytest.MonkeyPatch) ->
         (Term(torch.randn(50, 32, generator=random), torch.randn(32, 40, generator=random)),), (50, 40))
         for i in range(4)})
     budget = 16 * 32 * 4 * 5  # five columns of each side in every module
-    monkeypatch.setattr(sys.modules["difflora.rerank"], "MIX_BUDGET", budget)
+    monkeypatch.setattr(sys.modules["difflora.rank.factorisation"], "MIX_BUDGET", budget)
     factorisation = Factorisation(lora)
     factorisation.run()
     kept = [factorisation[name] for name in lora]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from difflora import response
-from difflora.clip_store import About, ClipStore
+from difflora.clips import response
+from difflora.clips.response import Response, Sweep, measure_frames, measure_sweeps
+from difflora.clips.store import About, ClipStore
 from difflora.errors import UnsupportedError
-from difflora.response import Response, Sweep, measure_frames, measure_sweeps
 
 kornia = pytest.importorskip("kornia")
 pytest.importorskip("scipy")

@@ -19,8 +19,8 @@ import pytest
 import torch
 
 import difflora
-from difflora import storage
 from difflora.errors import FileError, OutputError
+from difflora.storage import reader, writer
 from tests import savers
 from tests.lora_files import factors, write
 
@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def bytes_of(loras: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Which LoRA a saved file is, by its SHA-256."""
-    monkeypatch.setattr("difflora.output.now", difflora.output.now)
+    monkeypatch.setattr("difflora.saving.save.now", difflora.saving.save.now)
     savers.same_bytes_every_time()
     out = tmp_path / "slider.safetensors"
     return {sha256(difflora.save(difflora.load(path), out, overwrite=True)): number for number, path in enumerate(loras)}
@@ -128,7 +128,7 @@ def test_the_next_save_removes_what_killed_ones_have_left(loras: list[Path], fol
 def test_what_is_left_makes_room_before_room_is_missed(loras: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = folder / "slider.safetensors"
     left = leftover_of(loras[0], out)
-    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: SimpleNamespace(free=0 if left.exists() else 10**9))
+    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: SimpleNamespace(free=0 if left.exists() else 10**9))
     difflora.save(difflora.load(loras[1]), out)
     assert list(folder.iterdir()) == [out]
 
@@ -320,19 +320,19 @@ def test_a_file_replaced_while_its_header_is_read(loras: list[Path], folder: Pat
     """The header of the old file is never taken for that of the new one."""
     out = folder / "slider.safetensors"
     difflora.save(difflora.load(loras[0]), out)
-    readable = storage._readable
+    readable = reader._readable
 
     @contextlib.contextmanager
     def replaced(path: Path) -> Iterator[object]:
         with readable(path) as file:
-            monkeypatch.setattr(storage, "_readable", readable)
+            monkeypatch.setattr(reader, "_readable", readable)
             difflora.save(difflora.load(loras[1]), out, overwrite=True)
             yield file
 
-    monkeypatch.setattr(storage, "_readable", replaced)
-    header = storage.read_header(out)
+    monkeypatch.setattr(reader, "_readable", replaced)
+    header = reader.read_header(out)
     with pytest.raises(FileError, match="changed after it was loaded"):
-        storage.read_tensors(header, list(header.entries))
+        reader.read_tensors(header, list(header.entries))
 
 
 def test_a_folder_that_became_a_file(loras: list[Path], folder: Path) -> None:
@@ -353,22 +353,22 @@ def test_a_file_cut_off_while_it_is_read(what: str, size: int, loras: list[Path]
     """The rest is missing in the middle of the read: no crash, no zeros."""
     out = folder / "slider.safetensors"
     out.write_bytes(loras[0].read_bytes())
-    header = storage.read_header(out)
-    identify = storage.FileIdentity.of
+    header = reader.read_header(out)
+    identify = reader.FileIdentity.of
 
-    def cut(path: Path, *more: object) -> storage.FileIdentity:
+    def cut(path: Path, *more: object) -> reader.FileIdentity:
         identity = identify(path, *more)
         os.truncate(out, size)
         return identity
 
-    monkeypatch.setattr(storage.FileIdentity, "of", cut)
+    monkeypatch.setattr(reader.FileIdentity, "of", cut)
     with pytest.raises(FileError, match="slider.safetensors: "):
         if what == "header":
-            found = storage.read_header(out)
-            monkeypatch.setattr(storage.FileIdentity, "of", identify)
-            storage.read_tensors(found, list(found.entries))
+            found = reader.read_header(out)
+            monkeypatch.setattr(reader.FileIdentity, "of", identify)
+            reader.read_tensors(found, list(found.entries))
         else:
-            storage.read_tensors(header, list(header.entries))
+            reader.read_tensors(header, list(header.entries))
 
 
 # No room
@@ -391,7 +391,7 @@ def test_a_disk_that_is_full_after_any_number_of_bytes(overwrite: bool, loras: l
     before = out.read_bytes() if overwrite else None
     if not overwrite:
         out.unlink()
-    monkeypatch.setattr(storage, "open", lambda path, mode, **_: (
+    monkeypatch.setattr(writer, "open", lambda path, mode, **_: (
         io.BufferedRandom(SmallDisk(path, "x+")) if mode == "x+b" else io.FileIO(path, "r")), raising=False)
     for room in (0, 1, 5000, whole // 2, whole - 1):
         monkeypatch.setattr(SmallDisk, "room", room)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from difflora.errors import SelectionError
-from difflora.patterns import Pattern
-from difflora.selection import Selection, stack_of, summary
+from difflora.lora.patterns import Pattern
+from difflora.lora.selection import Selection, stack_of, summary
 from tests.model_names import DATA, names_of
 
 

@@ -19,12 +19,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import difflora
-from difflora import storage
 from difflora.errors import DiffLoraError, FileError, OutputError
-from difflora.lora import Lora
-from difflora.names import OUTPUT_DIALECTS
-from difflora.output import ENERGY_KEY, RECIPE_KEY
-from difflora.storage import Draft, Plan, draft_file, read_header, read_tensors
+from difflora.lora.lora import Lora
+from difflora.names.keys import OUTPUT_DIALECTS
+from difflora.saving.save import ENERGY_KEY, RECIPE_KEY
+from difflora.storage import reader
+from difflora.storage.dtypes import DTYPES
+from difflora.storage.reader import read_header, read_tensors
+from difflora.storage.writer import Draft, Layout, draft_file, publish
 from tests.lora_files import FFN, K, Q, dense, factors, kohya, write, write_pair
 
 BIAS, NORM, MODULATION = f"{K}.bias", "blocks.0.norm3", "blocks.0.modulation"
@@ -99,7 +101,7 @@ def test_content_hash_leaves_the_date_out(pair: tuple[Path, Path], tmp_path: Pat
                                          monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = []
     for day in ("2025-01-01T00:00:00+00:00", "2026-02-02T00:00:00+00:00"):
-        monkeypatch.setattr("difflora.output.now", lambda day=day: day)
+        monkeypatch.setattr("difflora.saving.save.now", lambda day=day: day)
         out = difflora.save(difflora.load(pair[0]), tmp_path / "out.safetensors", overwrite=True)
         stored = safe_open(out, "pt").metadata()
         assert stored["modelspec.date"] == day
@@ -362,7 +364,7 @@ def test_long_names_do_not_make_the_temporary_one_too_long(pair: tuple[Path, Pat
 
 
 def test_a_plan_that_is_not_kept_leaves_nothing(tmp_path: Path) -> None:
-    plan = Plan.of({"a": (torch.float32, (2,)), "b": (torch.float32, (3,))})
+    plan = Layout.of({"a": (torch.float32, (2,)), "b": (torch.float32, (3,))})
     for tensors in ([], [("a", torch.zeros(2))], [("b", torch.zeros(3)), ("a", torch.zeros(2))],
                     [("a", torch.zeros(2)), ("b", torch.zeros(3, dtype=torch.float64))]):
         with pytest.raises((AssertionError, ValueError)):
@@ -375,7 +377,7 @@ def test_a_plan_that_is_not_kept_leaves_nothing(tmp_path: Path) -> None:
 
 
 def draft_of(path: Path, value: float, overwrite: bool) -> contextlib.AbstractContextManager[Draft]:
-    plan = Plan.of({"x": (torch.float32, (2,))})
+    plan = Layout.of({"x": (torch.float32, (2,))})
     return draft_file(path, plan, (pair for pair in [("x", torch.full((2,), float(value)))]), {}, dict, overwrite)
 
 
@@ -426,7 +428,7 @@ def test_two_files_get_their_names_together_or_not_at_all(
         for name in ("link", "replace", "rename", "unlink"):
             if links or name != "link":
                 patched.setattr(os, name, failing(getattr(os, name)))
-        storage.publish([first, second])
+        publish([first, second])
     there = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     if there != before:
         assert set(there) == {"high.safetensors", "low.safetensors"}
@@ -438,7 +440,7 @@ def test_a_name_taken_meanwhile_takes_the_other_file_back(links: bool, tmp_path:
     with pytest.raises(OutputError, match="low.safetensors: the file exists"):
         with draft_of(high, 1, False) as first, draft_of(low, 2, False) as second:
             low.write_bytes(b"somebody else's")
-            storage.publish([first, second])
+            publish([first, second])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"low.safetensors": b"somebody else's"}
 
 
@@ -452,7 +454,7 @@ def test_a_draft_that_is_not_published_leaves_nothing(tmp_path: Path) -> None:
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=8).filter(lambda key: key != "__metadata__"),
-                       st.tuples(st.sampled_from(sorted(storage.DTYPES)), st.lists(st.integers(0, 4), max_size=3)),
+                       st.tuples(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(0, 4), max_size=3)),
                        min_size=1, max_size=6))
 @settings(max_examples=60)
 def test_reads_what_the_safetensors_library_writes(tensors: dict[str, tuple[str, list[int]]]) -> None:
@@ -460,10 +462,10 @@ def test_reads_what_the_safetensors_library_writes(tensors: dict[str, tuple[str,
 
     made = {}
     for place, (key, (code, shape)) in enumerate(tensors.items()):
-        size = int(np.prod(shape, dtype=int)) * storage.DTYPES[code].itemsize
+        size = int(np.prod(shape, dtype=int)) * DTYPES[code].itemsize
         data = torch.arange(place, place + size) % (2 if code == "BOOL" else 256)
-        made[key] = data.to(torch.uint8).view(storage.DTYPES[code]).reshape(shape) if size else torch.empty(
-            shape, dtype=storage.DTYPES[code])
+        made[key] = data.to(torch.uint8).view(DTYPES[code]).reshape(shape) if size else torch.empty(
+            shape, dtype=DTYPES[code])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.safetensors"
         save_file(made, path)
@@ -490,7 +492,7 @@ def test_hash_is_remembered_until_the_file_changes(pair: tuple[Path, Path], monk
     lora = difflora.load(pair[0])
     assert lora.sha256 == hashlib.sha256(pair[0].read_bytes()).hexdigest()
     with monkeypatch.context() as patched:
-        patched.setattr(storage, "_readable", lambda path: pytest.fail("read again"))
+        patched.setattr(reader, "_readable", lambda path: pytest.fail("read again"))
         assert lora.sha256
     write(pair[0], {Q: factors(seed=5)})
     with pytest.raises(FileError, match="changed"):

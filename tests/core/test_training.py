@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from difflora import training
-from difflora.cli import main
+from difflora.cli.commands import main, run_recipe
+from difflora.cli.parser import parser
 from difflora.errors import OutputError, TrainingError
-from difflora.training import PRESETS, Machine, Training, Variable, parse_clips
+from difflora.training import musubi
+from difflora.training.musubi import PRESETS, Machine, Training, Variable, parse_clips
 
 HERE = Path(__file__).resolve().parent.parent
 FLAGS = json.loads((HERE / "data" / "musubi_flags.json").read_text())
@@ -51,7 +52,7 @@ def ask_musubi(task: dict, cwd: Path | None = None) -> dict:
 def words_of(recipe: Training, side: str = "detailed") -> list[tuple[str, list[str]]]:
     """(script, words) of each command that runs one of musubi-tuner's scripts."""
     found = []
-    for command in training.commands(recipe, side).values():
+    for command in musubi.commands(recipe, side).values():
         for position, word in enumerate(command):
             if isinstance(word, Variable) and word.name == "MUSUBI":
                 words = [w.name if isinstance(w, Variable) else w for w in command[position + 1 :]]
@@ -93,12 +94,12 @@ def test_defaults_are_the_authors_settings():
         "--blocks_to_swap 16",
     ):
         assert setting in line
-    assert "resolution = [192, 192]" in training.dataset_toml(PRESETS["slider"], "detailed")
-    assert "batch_size = 1\n" in training.dataset_toml(PRESETS["slider"], "detailed")
+    assert "resolution = [192, 192]" in musubi.dataset_toml(PRESETS["slider"], "detailed")
+    assert "batch_size = 1\n" in musubi.dataset_toml(PRESETS["slider"], "detailed")
 
 
 def test_style_preset_is_the_mixed_image_and_video_setup():
-    toml = training.dataset_toml(PRESETS["style"], "detailed")
+    toml = musubi.dataset_toml(PRESETS["style"], "detailed")
     assert "resolution = [768, 768]" in toml
     assert 'resolution = [768, 416]\ntarget_frames = [1, 21]\nframe_extraction = "head"' in toml
     assert 'resolution = [384, 208]\ntarget_frames = [45]\nframe_extraction = "uniform"\nframe_sample = 2' in toml
@@ -109,7 +110,7 @@ def test_style_preset_is_the_mixed_image_and_video_setup():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_sides_differ_in_nothing_but_the_side(preset):
-    made = training.files(PRESETS[preset], MACHINE, SIDES)
+    made = musubi.files(PRESETS[preset], MACHINE, SIDES)
     assert len(made) == 6
     for name, text in made.items():
         if "detailed" in name:
@@ -139,12 +140,12 @@ def test_each_model_of_wan22_is_trained_within_its_own_timesteps():
 
 
 def test_only_wan22_has_use_for_a_second_model():
-    made = training.files(Training(), dataclasses.replace(MACHINE, dit_high_noise=""), SIDES)
-    assert made == training.files(Training(), MACHINE, SIDES)
+    made = musubi.files(Training(), dataclasses.replace(MACHINE, dit_high_noise=""), SIDES)
+    assert made == musubi.files(Training(), MACHINE, SIDES)
     assert not any("NOISE" in text or "timestep " in text or "subtract" in text for text in made.values())
-    assert training.hints(Training(), Machine("m", "d", "", "v", "t")) == [
+    assert musubi.hints(Training(), Machine("m", "d", "", "v", "t")) == [
         "Install the package lion-pytorch into the Python of musubi-tuner."]
-    assert training.hints(WAN22, Machine("m", "d", "", "v", "t"))[1:] == ["Fill in dit_high_noise at the top of the command files."]
+    assert musubi.hints(WAN22, Machine("m", "d", "", "v", "t"))[1:] == ["Fill in dit_high_noise at the top of the command files."]
 
 
 @pytest.mark.skipif(not shutil.which("bash") or os.name == "nt", reason="no bash")
@@ -160,15 +161,15 @@ def test_wan22_ends_with_the_command_that_makes_the_slider(sides, tmp_path):
     python.write_text("#!/bin/sh\n")
     python.chmod(0o755)
     folder = tmp_path / "training"
-    made = training.files(WAN22, Machine(python=str(python), **paths), sides, "my slider")
-    training.write_files(folder, made)
+    made = musubi.files(WAN22, Machine(python=str(python), **paths), sides, "my slider")
+    musubi.write_files(folder, made)
     done = subprocess.run(["bash", str(folder / f"train_{sides[1]}.sh")], capture_output=True, text=True, check=True)
     last, line = done.stdout.splitlines()[-2:]
     assert last == "When both sides are trained, in this folder:"
     for side in sides:
         assert f"echo {last}\r\necho {line}\r\npause" in made[f"train_{side}.bat"]
         (folder / "loras" / side).mkdir(parents=True)
-        for command in list(training.commands(WAN22, side, "my slider").values())[-2:]:
+        for command in list(musubi.commands(WAN22, side, "my slider").values())[-2:]:
             file = folder / command[command.index("--output_dir") + 1] / f"{command[command.index('--output_name') + 1]}.safetensors"
             write(file, {Q: factors(seed=len(list(folder.rglob("*.safetensors"))))})
     program, *words = split_arguments(line)
@@ -181,7 +182,7 @@ def test_wan22_ends_with_the_command_that_makes_the_slider(sides, tmp_path):
 
 
 def test_wan22_on_windows_names_every_file_it_needs():
-    variables, commands = read_batch(training.files(WAN22, MACHINE)["train_sparse.bat"])
+    variables, commands = read_batch(musubi.files(WAN22, MACHINE)["train_sparse.bat"])
     assert variables["DIT_HIGH_NOISE"] == MACHINE.dit_high_noise
     dits = [command[command.index("--dit") + 1] for command in commands if "--dit" in command]
     assert dits == [MACHINE.dit_high_noise, MACHINE.dit]
@@ -217,7 +218,7 @@ def test_wan22_on_windows_names_every_file_it_needs():
 )
 def test_a_setting_that_cannot_work_is_refused_with_its_reason(change, reason):
     with pytest.raises(TrainingError, match=reason):
-        training.files(dataclasses.replace(Training(), **change), MACHINE)
+        musubi.files(dataclasses.replace(Training(), **change), MACHINE)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +234,7 @@ def test_a_setting_that_cannot_work_is_refused_with_its_reason(change, reason):
 )
 def test_a_path_that_no_command_file_can_hold_is_refused(machine, reason):
     with pytest.raises(TrainingError, match=reason):
-        training.files(Training(), machine)
+        musubi.files(Training(), machine)
 
 
 @pytest.mark.parametrize(
@@ -241,23 +242,23 @@ def test_a_path_that_no_command_file_can_hold_is_refused(machine, reason):
 )
 def test_a_name_that_is_more_than_a_word_cannot_name_a_side(side):
     with pytest.raises(TrainingError, match="cannot name a side"):
-        training.files(Training(), MACHINE, (side, "sparse"))
+        musubi.files(Training(), MACHINE, (side, "sparse"))
 
 
 @pytest.mark.parametrize("side", ["con", "AUX", "nul.x", "lpt1"])
 def test_a_device_of_windows_cannot_name_a_side(side):
     with pytest.raises(TrainingError, match="device on Windows"):
-        training.files(Training(), MACHINE, (side, "sparse"))
+        musubi.files(Training(), MACHINE, (side, "sparse"))
 
 
 def test_half_a_character_is_refused():
     with pytest.raises(TrainingError, match="half a character"):
-        training.files(Training(), dataclasses.replace(MACHINE, dit="/m/\ud800"))
+        musubi.files(Training(), dataclasses.replace(MACHINE, dit="/m/\ud800"))
 
 
 def test_sides_need_two_names():
     with pytest.raises(TrainingError, match="give each another name"):
-        training.files(Training(), MACHINE, ("Detailed", "detailed"))
+        musubi.files(Training(), MACHINE, ("Detailed", "detailed"))
 
 
 # The command files, run for real or read as cmd.exe reads them
@@ -297,9 +298,9 @@ def test_shell_script_passes_every_path_through_unharmed(tmp_path):
     recipe = dataclasses.replace(
         Training(), extra="--training_comment 'two words; $(touch pwned)'", optimizer_args="betas=(0.9,0.99)"
     )
-    training.write_files(folder, training.files(recipe, machine, ("très dense", "sparse")))
+    musubi.write_files(folder, musubi.files(recipe, machine, ("très dense", "sparse")))
     calls = run_script(folder, str(folder / "train_très dense.sh"), python)
-    expected = training.commands(recipe, "très dense")
+    expected = musubi.commands(recipe, "très dense")
     values = {key.upper(): str(path) for key, path in paths.items()}
     assert calls == [
         [str(folder), *(values[w.name] + w.tail if isinstance(w, Variable) else w for w in command)]
@@ -310,7 +311,7 @@ def test_shell_script_passes_every_path_through_unharmed(tmp_path):
 
 @pytest.mark.skipif(not shutil.which("bash") or os.name == "nt", reason="no bash")
 def test_shell_script_names_what_is_missing_before_it_starts(tmp_path):
-    training.write_files(tmp_path, training.files(Training(), Machine(musubi=str(tmp_path), dit="/not/there")))
+    musubi.write_files(tmp_path, musubi.files(Training(), Machine(musubi=str(tmp_path), dit="/not/there")))
     done = subprocess.run(["bash", str(tmp_path / "train_sparse.sh")], capture_output=True, text=True)
     assert done.returncode == 1
     assert "Not found: '/not/there'. Correct the top of this file." in done.stderr
@@ -384,14 +385,14 @@ def test_batch_file_passes_every_path_through_unharmed():
     recipe = dataclasses.replace(
         Training(), extra="--training_comment '50% & more \\'", optimizer_args="betas=(0.9,0.99)"
     )
-    text = training.files(recipe, machine, ("très dense", "sparse"))["train_très dense.bat"]
+    text = musubi.files(recipe, machine, ("très dense", "sparse"))["train_très dense.bat"]
     assert "\n" not in text.replace("\r\n", ""), "cmd.exe wants CR LF"
     assert text[: text.index("chcp")].isascii()
     variables, commands = read_batch(text)
     values = {key.upper(): value.rstrip("\\") for key, value in dataclasses.asdict(machine).items()}
     assert {key: variables[key] for key in values if key != "DIT_HIGH_NOISE"} == {
         key: value for key, value in values.items() if key != "DIT_HIGH_NOISE"}
-    expected = training.commands(recipe, "très dense").values()
+    expected = musubi.commands(recipe, "très dense").values()
     assert commands == [
         [
             machine.python,
@@ -407,7 +408,7 @@ def test_batch_file_passes_every_path_through_unharmed():
 def test_any_path_is_passed_through_or_refused(path, which):
     machine = dataclasses.replace(MACHINE, **{which: path})
     try:
-        text = training.files(Training(), machine)["train_sparse.bat"]
+        text = musubi.files(Training(), machine)["train_sparse.bat"]
     except TrainingError:
         return
     variables, _ = read_batch(text)
@@ -418,31 +419,29 @@ def test_any_path_is_passed_through_or_refused(path, which):
 
 
 def test_nothing_is_overwritten_unless_asked(tmp_path):
-    first = training.files(Training(), MACHINE)
-    written = training.write_files(tmp_path, first)
+    first = musubi.files(Training(), MACHINE)
+    written = musubi.write_files(tmp_path, first)
     assert sorted(path.name for path in written) == sorted(first)
-    training.write_files(tmp_path, first)  # the same again is no loss
+    musubi.write_files(tmp_path, first)  # the same again is no loss
     (tmp_path / "detailed.toml").write_text("# edited by hand")
-    second = training.files(dataclasses.replace(Training(), rank=8), MACHINE)
+    second = musubi.files(dataclasses.replace(Training(), rank=8), MACHINE)
     with pytest.raises(OutputError, match="is already in"):
-        training.write_files(tmp_path, second)
+        musubi.write_files(tmp_path, second)
     assert "--network_dim 16" in (tmp_path / "train_sparse.sh").read_text()
     assert (tmp_path / "detailed.toml").read_text() == "# edited by hand"
-    training.write_files(tmp_path, second, overwrite=True)
+    musubi.write_files(tmp_path, second, overwrite=True)
     assert "--network_dim 8" in (tmp_path / "train_sparse.sh").read_text()
 
 
 def command_line(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    training.add_recipe_command(parser.add_subparsers(required=True))
-    return parser.parse_args(["recipe", *words])
+    return parser().parse_args(["recipe", *words])
 
 
 def test_command_line_writes_what_it_is_told(dataset, capsys):
     arguments = command_line(
         str(dataset), "--rank", "8", "--no-fp8-base", "--learning-rate", "1e-4", "--dit", "/m/dit.st"
     )
-    assert arguments.run(arguments) == 0
+    assert run_recipe(arguments) == 0
     script = (dataset / "training" / "train_sparse.sh").read_text()
     assert "--network_dim 8 " in script
     assert "--learning_rate 0.0001" in script
@@ -458,7 +457,7 @@ def test_command_line_writes_what_it_is_told(dataset, capsys):
 
 def test_a_windows_path_among_the_extra_flags_keeps_its_backslashes():
     settings = dataclasses.replace(Training(), extra=r"--resume 'C:\train\new state\x' --log C:\logs")
-    for text in (training.shell_script(settings, MACHINE, "a"), training.batch_file(settings, MACHINE, "a")):
+    for text in (musubi.shell_script(settings, MACHINE, "a"), musubi.batch_file(settings, MACHINE, "a")):
         assert r"C:\train\new state\x" in text and r"C:\logs" in text
 
 
@@ -475,7 +474,7 @@ def test_command_line_hands_extra_flags_on_as_they_are(tmp_path, words):
 
 def test_command_line_starts_from_a_preset(dataset):
     arguments = command_line(str(dataset), "--preset", "style", "--steps", "100", "--sides", "detailed")
-    arguments.run(arguments)
+    run_recipe(arguments)
     assert "AdamW8bit" in (dataset / "training" / "train_detailed.sh").read_text()
     assert "--max_train_steps 100 " in (dataset / "training" / "train_detailed.sh").read_text()
     assert not (dataset / "training" / "sparse.toml").exists()
@@ -484,7 +483,7 @@ def test_command_line_starts_from_a_preset(dataset):
 def test_command_line_wants_the_folders_to_be_there(dataset):
     arguments = command_line(str(dataset), "--sides", "detailed", "empty")
     with pytest.raises(OutputError, match="no folder 'empty'"):
-        arguments.run(arguments)
+        run_recipe(arguments)
     assert not (dataset / "training").exists()
 
 
@@ -513,9 +512,9 @@ def test_every_flag_is_one_that_musubi_has(recipe):
 def test_choices_offered_are_choices_that_musubi_has():
     known = FLAGS["scripts"]["wan_train_network.py"]
     for offered, flag in [
-        (training.TASKS, "--task"),
-        (training.SAMPLINGS, "--timestep_sampling"),
-        (training.PRECISIONS, "--mixed_precision"),
+        (musubi.TASKS, "--task"),
+        (musubi.SAMPLINGS, "--timestep_sampling"),
+        (musubi.PRECISIONS, "--mixed_precision"),
     ]:
         assert set(offered) <= set(known[flag]["choices"])
 
@@ -532,7 +531,7 @@ def test_musubi_accepts_the_recipe_finds_the_images_and_builds_the_optimizer(pre
         for side in SIDES:
             (dataset / side / "clip.mp4").write_bytes(b"")
             (dataset / side / "clip.txt").write_text("")
-    training.write_files(dataset / "training", training.files(recipe, MACHINE, SIDES))
+    musubi.write_files(dataset / "training", musubi.files(recipe, MACHINE, SIDES))
     commands = [command for side in SIDES for command in words_of(recipe, side)]
     task = {"commands": commands, "datasets": [f"{side}.toml" for side in SIDES], "optimizer": commands[2][1]}
     answer = ask_musubi(task, cwd=dataset / "training")

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 import difflora
-from difflora import cli, storage, twins
-from difflora.cli import main
-from difflora.storage import read_header
+from difflora.cli import commands
+from difflora.cli.commands import main
+from difflora.saving import wan22
+from difflora.storage.reader import read_header
 from tests.lora_files import FFN, K, Q, factors, write
 
 ROOT = Path(__file__).parents[2]
@@ -214,7 +215,7 @@ def test_failure_of_low_leaves_high_as_it_was(where: str, error: BaseException |
 
         return call
 
-    module, name = {"fsync": (os, "fsync"), "analyze": (cli, "analyze_pair"), "replace": (storage.os, "replace")}[where]
+    module, name = {"fsync": (os, "fsync"), "analyze": (commands, "analyze_pair"), "replace": (os, "replace")}[where]
     monkeypatch.setattr(module, name, second_time(getattr(module, name)))
     refused(*words(pairs, "-o", tmp_path / "out.safetensors", "--overwrite"))
     assert done >= 2
@@ -261,7 +262,7 @@ def test_interrupted_while_low_is_written(number: int, tmp_path: Path) -> None:
     ("", None),
 ])
 def test_noise_that_a_name_speaks_of(name: str, noise: str | None) -> None:
-    assert twins.noise_said(name) == noise
+    assert wan22.noise_said(name) == noise
 
 
 def test_files_that_look_mixed_up_are_said(pairs: dict[str, tuple[Path, Path]], tmp_path: Path, run: Callable[..., str]) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests import full_size, small_models
+from scripts import full_size
+from tests import small_models
 from tests.comfy_server import Interrupted, NodeFailed, PromptRejected
 from tests.e2e.test_chain import chain, message
 

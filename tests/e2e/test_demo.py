@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import difflora
-from tests.example_workflows import DEMO, filled
+from scripts.example_workflows import DEMO, filled
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from difflora.names import KOHYA, NATIVE, read_keys, write_key
+from difflora.names.keys import KOHYA, NATIVE, read_keys, write_key
 from tests.conftest import absent
 from tests.model_names import names_of
 

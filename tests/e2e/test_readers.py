@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import difflora
-from difflora import names
+from difflora.names.keys import OUTPUT_DIALECTS
 from tests import small_models
 from tests.e2e.test_block_toggle import Native, Wrapper, node
 
@@ -355,7 +355,7 @@ KINDS = {
     "mixed": loaded("mixed"),
     "mixed, re-ranked": reranked("mixed"),
 }  # fmt: skip
-OURS = {f"difflora's {dialect} names": dialect for dialect in names.OUTPUT_DIALECTS}
+OURS = {f"difflora's {dialect} names": dialect for dialect in OUTPUT_DIALECTS}
 READABLE = [writer for writer, dialect in OURS.items() if dialect in ("native", "kohya")]
 
 

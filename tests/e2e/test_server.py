@@ -56,7 +56,7 @@ def test_pack_loads_without_a_word_of_complaint(comfy):
 
 
 def test_every_node_of_the_pack_is_listed(comfy):
-    source = (comfy.base / "custom_nodes/differential-lora/nodes").glob("*.py")
+    source = (comfy.base / "custom_nodes/differential-lora/nodes").rglob("*.py")
     written = {name for file in source for name in re.findall(r'node_id="(DiffLora\w+)"', file.read_text("utf-8"))}
     listed = {name for name, info in comfy.object_info().items() if name.startswith("DiffLora")}
     assert listed == written

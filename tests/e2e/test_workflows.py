@@ -10,9 +10,19 @@ import av
 import pytest
 
 import difflora
+from scripts.example_workflows import (
+    EXPLORE,
+    FAST,
+    FOLDER,
+    FULL,
+    NATIVE,
+    SWEEP_NATIVE,
+    SWEEP_WRAPPER,
+    WORKFLOWS,
+    filled,
+)
 from tests import small_models, wrapper_signatures
 from tests.comfy_server import PACK_NAME
-from tests.example_workflows import EXPLORE, FAST, FOLDER, FULL, NATIVE, SWEEP_NATIVE, SWEEP_WRAPPER, WORKFLOWS, filled
 
 WITH_WRAPPER = (FAST, FULL, SWEEP_WRAPPER)
 ids = {"ids": lambda workflow: workflow.name.split(" ")[0]}

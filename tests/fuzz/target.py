@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import difflora
-from difflora.analysis import analyze_pair
 from difflora.errors import RecipeError
-from difflora.extract import extract
-from difflora.names import OUTPUT_DIALECTS
-from difflora.recipes import SavedRecipe, from_recipe, told
-from difflora.selection import summary
+from difflora.lora.extract import extract
+from difflora.lora.selection import summary
+from difflora.names.keys import OUTPUT_DIALECTS
+from difflora.rank.analysis import analyze_pair
+from difflora.saving.recipes import SavedRecipe, from_recipe, told
 
 MOST = 1_000_000  # values of one delta that are still multiplied out
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from difflora.errors import TensorError
-from difflora.lora import load
+from difflora.lora.file import load
 from tests.conftest import absent
 from tests.fuzz.made_up import METADATA, MODULES, PREFIXES, VALUES, made_up
 from tests.fuzz.target import read_like_a_user

@@ -8,8 +8,8 @@ from torch import nn
 
 from tests.nodes.test_wan_nodes import _pack_module
 
-branches = _pack_module("nodes.branches")
-deltas = _pack_module("difflora.deltas")
+branches = _pack_module("nodes.slider.branches")
+deltas = _pack_module("difflora.lora.deltas")
 
 
 def low_rank(seed, rows=24, columns=16, dtype=torch.float32):

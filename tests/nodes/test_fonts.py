@@ -6,7 +6,7 @@ from PIL import ImageFont
 from tests.conftest import absent
 from tests.nodes.test_paths import _pack_module
 
-fonts = _pack_module("nodes.fonts")
+fonts = _pack_module("nodes.common.fonts")
 
 
 def has(font, character):

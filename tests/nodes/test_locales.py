@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import difflora.errors
+from scripts.locale_texts import LOCALES, english, inputs_of, own_nodes
 from tests import small_models
-from tests.nodes.locale_texts import LOCALES, english, inputs_of, own_nodes
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "js" / "docs"
@@ -36,7 +36,7 @@ def object_info(comfy):
 
 
 def test_english_texts_are_those_of_the_nodes(object_info):
-    """`python -m tests.nodes.locale_texts URL` writes them anew; then translate what has changed."""
+    """`python -m scripts.locale_texts URL` writes them anew; then translate what has changed."""
     assert read("en", "nodeDefs.json") == english(object_info)
 
 
@@ -78,11 +78,11 @@ def test_words_of_the_widgets_are_translated(language):
 def sentences():
     """The template of every Sentence in the library and the nodes, and where it is."""
     found = {}
-    for file in [*(ROOT / "difflora").glob("*.py"), *(ROOT / "nodes").glob("*.py")]:
+    for file in [*(ROOT / "difflora").rglob("*.py"), *(ROOT / "nodes").rglob("*.py")]:
         for call in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Sentence":
                 where = f"{file.name}:{call.lineno}"
-                if file.name != "wording.py":
+                if file.name != "sentence.py":
                     assert isinstance(call.args[0], ast.Constant), f"{where}: only a literal can be looked up and translated"
                     found[call.args[0].value] = where
     return {text: where for text, where in found.items() if re.search("[A-Za-z]", re.sub(r"\{\d+\}", "", text))}
@@ -99,7 +99,7 @@ def test_what_nodes_say_is_translated(language):
 
 
 # Their errors reach nobody on the page.
-COMMAND_LINE = {"cli.py", "old_script.py", "recipes.py", "twins.py", "wording.py"}
+COMMAND_LINE = {"cli.py", "old_script.py", "recipes.py", "twins.py", "sentence.py"}
 
 
 def template(text):
@@ -122,7 +122,7 @@ def alternatives(text):
 
 
 def sources():
-    for file in sorted([*(ROOT / "difflora").glob("*.py"), *(ROOT / "nodes").glob("*.py")]):
+    for file in sorted([*(ROOT / "difflora").rglob("*.py"), *(ROOT / "nodes").rglob("*.py")]):
         yield file, list(ast.walk(ast.parse(file.read_text("utf-8"))))
 
 

@@ -23,7 +23,7 @@ def _pack_module(name: str):
     return importlib.import_module(f"pack.{name}")
 
 
-paths = _pack_module("nodes.paths")
+paths = _pack_module("nodes.common.paths")
 errors = _pack_module("difflora.errors")
 
 
@@ -169,9 +169,9 @@ def test_a_network_path_is_no_file_of_a_list_where_comfyui_raises_for_one(monkey
     fake = types.ModuleType("folder_paths")
     fake.get_full_path = get_full_path
     monkeypatch.setitem(sys.modules, "folder_paths", fake)
-    monkeypatch.delitem(sys.modules, "pack.nodes.inputs", raising=False)
-    inputs = _pack_module("nodes.inputs")
+    monkeypatch.delitem(sys.modules, "pack.nodes.common.inputs", raising=False)
+    inputs = _pack_module("nodes.common.inputs")
     assert inputs.found("loras", r"\\server\share\a.safetensors") is None
     with pytest.raises(errors.DiffLoraError, match="not in the loras folder"):
         inputs.listed_file("loras", r"\\server\share\a.safetensors")
-    monkeypatch.delitem(sys.modules, "pack.nodes.inputs")
+    monkeypatch.delitem(sys.modules, "pack.nodes.common.inputs")

@@ -23,8 +23,8 @@ def _pack_module(name: str):
     return importlib.import_module(f"pack.{name}")
 
 
-wires = _pack_module("nodes.wrapper_wires")
-whole_blocks = _pack_module("nodes.whole_blocks")
+wires = _pack_module("nodes.slider.wrapper_wires")
+whole_blocks = _pack_module("nodes.slider.whole_blocks")
 errors = _pack_module("difflora.errors")
 
 IN_BLOCK = [f"{attention}.{p}" for attention in ("self_attn", "cross_attn") for p in "qkvo"] + ["ffn.0", "ffn.2"]

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import difflora
-from difflora import FixedRank, names
-from difflora.lora import FileLora
+from difflora import FixedRank
+from difflora.lora.file import FileLora
+from difflora.names.keys import OUTPUT_DIALECTS
 from tests.lora_files import factors
 
 diffusers = pytest.importorskip("diffusers")
@@ -221,7 +222,7 @@ KINDS: dict[str, Callable[[Path], difflora.Lora]] = {
     "flat minus full convolution": lambda folder: difflora.subtract(
         convolution()(folder), convolution(1, 2, 2, core=True)(folder), weight_b=0.5),
 }  # fmt: skip
-OURS = {f"difflora's {dialect} names": dialect for dialect in names.OUTPUT_DIALECTS}
+OURS = {f"difflora's {dialect} names": dialect for dialect in OUTPUT_DIALECTS}
 WRITER = {dialect: writer for writer, dialect in OURS.items()}
 CONVOLUTIONS = [kind for kind in KINDS if "convolution" in kind]
 

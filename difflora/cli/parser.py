@@ -1,0 +1,237 @@
+"""The words of the command line. Each command is parsed into a namespace whose `command` names it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..errors import DiffLoraError
+from ..names.keys import NATIVE, OUTPUT_DIALECTS
+from ..saving import wan22
+from ..sentence import printable
+from ..storage.dtypes import OUTPUT_DTYPES
+from ..training.musubi import PRESETS, Machine, Training
+from ..version import __version__
+
+DEFAULT_RANK = 4
+EXTRACT_RANK = 32  # a whole fine-tune takes more than what is left between two LoRAs
+OLD_FLAGS = ("lora_a", "lora_b", "target_blocks", "target_indices", "alpha", "target_norm", "magnitude_threshold",
+             "auto_threshold_percentile", "exclude_non_targeted", "analyze_blocks", "device", "fast_svd")
+
+
+class UsageError(DiffLoraError):
+    """The command line itself cannot be understood."""
+
+
+def words_of(arguments: Sequence[str]) -> list[str]:
+    """The command line with one spelling of every flag. What follows ``--extra`` is musubi-tuner's, flags and all."""
+    words: list[str] = []
+    for word in arguments:
+        if words and words[-1] == "--extra":
+            words[-1] = f"--extra={word}"
+        else:
+            words.append(_hyphens(word))
+    return words
+
+
+def _hyphens(word: str) -> str:
+    """``--target_blocks`` is ``--target-blocks``; what stands after ``=``, and a value that only begins like one, stay."""
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value if re.fullmatch(r"--[A-Za-z_-]+", flag) else word
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any):
+        super().__init__(**{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser: argparse.ArgumentParser = _Parser(prog="difflora", description="Exact differences of LoRAs: sliders from pairs.")
+    parser.add_argument("--version", action="version", version=f"difflora {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    command = commands.add_parser("subtract", help="write A - B as a small LoRA: the slider",
+                                  description="Writes the exact difference of two LoRAs, at the best small rank. For the "
+                                              "two models of Wan2.2-A14B, --high and --low write two files in one go.")
+    command.add_argument("pair", nargs="*", metavar="A B", help="the LoRA with more of the property, the one with less")
+    for noise in wan22.NOISES:
+        command.add_argument(f"--{noise}", nargs=2, metavar=("A", "B"),
+                             help=f"instead of A B: the pair of Wan2.2's {noise}-noise model; writes OUT_{noise}.safetensors")
+    _add_rank_rules(command)
+    _add_selection(command)
+    command.add_argument("--weight-a", type=_finite, default=1.0, metavar="W", help="factor of A (default 1)")
+    command.add_argument("--weight-b", type=_finite, default=1.0, metavar="W", help="factor of B (default 1)")
+    command.add_argument("--unmatched", choices=("keep", "drop", "error"), default=None,
+                         help="a module that only one side has: count the other as zero (keep, the default), leave it "
+                              "out (drop), or stop (error)")
+    _add_output(command)
+    _add_old_flags(command)
+    _add_ignore_unknown(command)
+    command.set_defaults(command="subtract")
+
+    command = commands.add_parser("extract", help="write what a fine-tuned model changed about its base as a LoRA",
+                                  description="Writes the difference of two checkpoints as a LoRA. Each may be one "
+                                              ".safetensors file or a folder of shards.")
+    command.add_argument("base", metavar="BASE", help="the model that the other one was made from")
+    command.add_argument("tuned", metavar="TUNED", help="the fine-tuned model")
+    _add_rank_rules(command, EXTRACT_RANK)
+    _add_selection(command)
+    _add_output(command)
+    command.set_defaults(command="extract")
+
+    command = commands.add_parser("rerank", help="write a LoRA at another rank",
+                                  description="Writes the best approximation of a LoRA at a smaller rank.")
+    command.add_argument("file")
+    _add_rank_rules(command)
+    _add_selection(command)
+    _add_output(command)
+    _add_ignore_unknown(command)
+    command.set_defaults(command="rerank")
+
+    command = commands.add_parser("convert", help="write a LoRA in another dialect or dtype",
+                                  description="Writes a LoRA again without loss of rank: other key names, other dtype, "
+                                              "alpha folded in.")
+    command.add_argument("file")
+    _add_selection(command)
+    _add_output(command)
+    _add_ignore_unknown(command)
+    command.set_defaults(command="convert")
+
+    command = commands.add_parser("inspect", help="say what is in a LoRA file",
+                                  description="Says what is in a LoRA file; reads no weights except to hash them.")
+    command.add_argument("file")
+    _add_ignore_unknown(command)
+    _add_json(command)
+    command.set_defaults(command="inspect")
+
+    command = commands.add_parser("analyze", help="compare two LoRAs, module by module",
+                                  description="Compares two LoRAs exactly: norms, cosine, what cancels, how many "
+                                              "directions the difference has. Writes nothing.")
+    command.add_argument("a", metavar="A")
+    command.add_argument("b", metavar="B")
+    command.add_argument("--weight-a", type=_finite, default=1.0, metavar="W", help="factor of A (default 1)")
+    command.add_argument("--weight-b", type=_finite, default=1.0, metavar="W", help="factor of B (default 1)")
+    command.add_argument("--select", metavar="EXPR", help='only these modules, such as "attn" or "blocks 0-9 & ffn"')
+    command.add_argument("--by", choices=("component", "block", "module"), default="component",
+                         help="what a line of the table stands for (default component)")
+    command.add_argument("--csv", action="store_true", help="print all modules for a spreadsheet")
+    _add_ignore_unknown(command)
+    _add_json(command)
+    command.set_defaults(command="analyze")
+
+    command = commands.add_parser("rebuild", help="make a file again from the recipe inside it",
+                                  description="Reads the recipe in a file's metadata, finds the inputs by their "
+                                              "SHA-256 and makes the file again, bit for bit the same tensors.")
+    command.add_argument("file", help="a file that difflora wrote")
+    command.add_argument("--twin", action="store_true", help="make the file's twin of the other noise instead")
+    command.add_argument("--inputs", required=True, metavar="DIR", help="where to look for the input files")
+    _add_place(command)
+    _add_ignore_unknown(command)
+    command.set_defaults(command="rebuild")
+
+    _add_recipe(commands)
+    return parser
+
+
+def _finite(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{printable(repr(text))} is not a finite number")
+    return number
+
+
+def _add_rank_rules(command: argparse.ArgumentParser, default: int = DEFAULT_RANK) -> None:
+    rule = command.add_argument_group("how much to keep").add_mutually_exclusive_group()
+    rule.add_argument("--rank", type=int, metavar="R", help=f"this rank in every module (default {default})")
+    rule.add_argument("--energy", type=_finite, metavar="P", help="the smallest rank that keeps this share, such as 0.95")
+    rule.add_argument("--ratio", type=_finite, metavar="P", help="singular values above the largest one / P")
+    rule.add_argument("--knee", action="store_true", help="singular values before the knee of the spectrum")
+    rule.add_argument("--lossless", action="store_true", help="everything, at the sum of the ranks")
+    command.add_argument("--max-rank", type=int, metavar="R", help="never above this rank")
+
+
+def _add_selection(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--select", metavar="EXPR", help='only these modules, such as "attn" or "blocks 0-9 & ffn=0.5"')
+    command.add_argument("--nullify", action="store_true", help="write the others as zeros instead of leaving them out")
+    command.add_argument("--scale", type=_finite, metavar="S", help="multiply the result (default 1)")
+
+
+def _add_output(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--dtype", choices=tuple(OUTPUT_DTYPES), default=None, help="of the weights (default float32)")
+    command.add_argument("--dialect", choices=OUTPUT_DIALECTS, default=NATIVE,
+                         help="whose key names to write (default native, which ComfyUI and WanVideoWrapper read)")
+    _add_place(command)
+
+
+def _add_place(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-o", "--output", required=True, metavar="OUT", help="the .safetensors file to write")
+    command.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    _add_json(command)
+
+
+def _add_ignore_unknown(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--ignore-unknown", action="store_true", help="go on if keys of a file are not understood")
+
+
+def _add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _add_old_flags(command: argparse.ArgumentParser) -> None:
+    old = command.add_argument_group(
+        "flags of the old script",
+        "Accepted as they stand. With --lora_a the script's defaults hold: rank 16, float16, only modules that both "
+        "files have, zeros for what is not targeted, scaled to --target_norm unless --alpha is given.",
+    )
+    old.add_argument("--lora-a", metavar="A")
+    old.add_argument("--lora-b", metavar="B")
+    old.add_argument("--target-blocks", nargs="+", metavar="WORD", help="attn, ffn, self_attn, …, all")
+    old.add_argument("--target-indices", nargs="+", metavar="N", help="block numbers")
+    old.add_argument("--alpha", type=_finite, metavar="S", help="multiplies the difference; another name of --scale")
+    old.add_argument("--target-norm", type=_finite, metavar="N", help="without --alpha: the mean norm of the modules")
+    small = old.add_mutually_exclusive_group()
+    small.add_argument("--magnitude-threshold", type=_finite, metavar="N", help="leave out modules of a smaller norm")
+    small.add_argument("--auto-threshold-percentile", type=_finite, metavar="P", help="the same, the norm as a percentile")
+    old.add_argument("--exclude-non-targeted", action="store_true", default=None, help="leave out what is not targeted")
+    old.add_argument("--analyze-blocks", action="store_true", default=None, help="print the norms block by block")
+    old.add_argument("--device", help="answered: the CPU is enough")
+    old.add_argument("--fast-svd", action="store_true", default=None, help="answered: the exact way is faster")
+
+
+def _add_recipe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "recipe",
+        help="write what musubi-tuner needs to train both sides of a pair alike",
+        description="Writes DATASET/training: a dataset file and command files (.sh, .bat) for each side.",
+    )
+    command.add_argument("dataset", type=Path, help="the folder that holds the two folders of images")
+    command.add_argument("--preset", choices=tuple(PRESETS), default="slider", help="settings to start from")
+    command.add_argument("--sides", nargs="+", default=["detailed", "sparse"], help="the folders' names")
+    command.add_argument("--name", default="slider", help="what the LoRA files' names start with")
+    command.add_argument("--overwrite", action="store_true", help="replace files of an earlier recipe")
+    for each in (*dataclasses.fields(Training), *dataclasses.fields(Machine)):
+        if each.metadata:
+            _add_option(command, each)
+    command.set_defaults(command="recipe")
+
+
+def _add_option(command: argparse.ArgumentParser, setting: dataclasses.Field[Any]) -> None:
+    text = setting.metadata["help"].replace("%", "%%")
+    flag = f"--{setting.name.replace('_', '-')}"
+    if isinstance(setting.default, bool):
+        command.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        return
+    choices = setting.metadata.get("choices")
+    command.add_argument(flag, type=type(setting.default), default=None, choices=choices, help=text)

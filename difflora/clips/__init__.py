@@ -1,0 +1,1 @@
+"""Pictures and clips: decoded, kept, laid out side by side, compared, measured."""

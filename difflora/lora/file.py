@@ -1,0 +1,330 @@
+"""A LoRA in a safetensors file: which tensors make which module, at which scale, read when they are asked for."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import FileError, TensorError, UnsupportedError
+from ..lora import lycoris
+from ..names.keys import WHOLE_WEIGHTS, read_keys
+from ..sentence import Sentence, printable
+from ..storage.dtypes import CODES, FLOATS
+from ..storage.reader import FileIdentity, Header, check_finite, file_sha256, read_header, read_tensors
+from .adapter_config import AdapterConfig
+from .deltas import Delta, Dense, LowRank, Spec, Term, Vector
+from .lora import Lora, Recipe, StoredLora
+
+SMALL_SIDE = 512  # a matrix with a side this small is a product of factors already: itself and an identity
+LARGEST_WEIGHT = 2**31  # values in one tensor; an embedding of a large language model has a billion
+LARGEST_SCALE = 1e30  # of alpha / rank; more is damage, and overflows
+DENSE_SHARE = 0.5  # factors of a larger rank than this share of the smaller side are no smaller than the matrix
+
+
+# Parts of a module that change a weight in a way that no sum of changes can say.
+_NOT_LINEAR = {
+    "dora_scale": "this is a DoRA. It scales whole weights, which is not linear in them, so a difference of two would not be "
+                  "exact.",
+    "reshape_weight": "this is the shape to which the model's weight is padded before the LoRA is added, as control LoRAs do. "
+                      "A weight of another shape is no change that can be subtracted.",
+    "set_weight": "this takes the place of the model's weight. Without that weight, what it changes is not known.",
+}
+
+
+class FileLora(StoredLora):
+    """One safetensors file, in any dialect."""
+
+    def __init__(
+        self, header: Header, ignore_unknown: bool = False, adapter_config: Mapping[str, Any] | None = None
+    ):
+        self.header = header
+        self.metadata = MappingProxyType(dict(header.metadata))
+        try:
+            self.keys_found = read_keys(header.entries, header.metadata)
+        except FileError as error:
+            raise FileError(f"{self.name}: {error}") from error
+        self.dialect = self.keys_found.dialect
+        self._refuse_foreign_keys(ignore_unknown)
+        alphas = self._read_alphas()
+        adapter = self._adapter = AdapterConfig.of(header, adapter_config)
+        if adapter.beside:
+            self.warnings += (Sentence("{0}: its scale comes from {1} beside it; keep the two together.", self.name, adapter.name),)
+        if adapter.rivals and any(self._needs_alpha(parts) for parts in self.keys_found.modules.values()):
+            self.warnings += (Sentence("{0}: adapter_config.json beside it was not used, because {1} .safetensors files lie there "
+                                       "and it does not say whose it is. Without it the scale is 1; if it is this file's, put the "
+                                       "two into a folder of their own.", self.name, adapter.rivals),)
+        self._sources: dict[str, _Source] = {}
+        self.alphas: dict[str, float] = {}
+        for module, parts in self.keys_found.modules.items():
+            for name, source in self._module_sources(module, parts, alphas, adapter):
+                self._sources[name] = source
+        for module, source in self._sources.items():
+            sizes = [math.prod(header.entries[key].shape) for key in source.keys]
+            if not all(sizes):
+                raise TensorError(f"{self.name}: {printable(source.keys[sizes.index(0)])} holds no values: the file is damaged.")
+            if max(*sizes, math.prod(source.spec.shape)) > LARGEST_WEIGHT:
+                raise TensorError(f"{self.name}: {printable(module)} would change a weight of shape {source.spec.shape}: no model has "
+                                  "such a large one, so the file is damaged.")
+            if not abs(source.scale) < LARGEST_SCALE:
+                raise TensorError(f"{self.name}: the scale of {printable(module)} (alpha / rank) is {source.scale:.3g}: the file is damaged.")
+        if not self._sources and self.keys_found.text_encoder:
+            raise FileError(f"{self.name}: only text encoder keys in this file ({len(self.keys_found.text_encoder)}), and a slider "
+                            "works on the diffusion model. Choose a LoRA of that.")
+        if not self._sources:
+            raise FileError(f"{self.name}: no LoRA weights in this file ({len(header.entries)} other tensors).")
+        self.specs = {name: source.spec for name, source in self._sources.items()}
+        if not any(not spec.is_vector for spec in self.specs.values()):
+            self.warnings += (Sentence("{0} changes no weight matrix, only biases, norms or modulation.", self.name),)
+
+    @property
+    def path(self) -> Path:
+        return self.header.path
+
+    @property
+    def parents(self) -> tuple[Lora, ...]:
+        return ()
+
+    @property
+    def files(self) -> tuple[StoredLora, ...]:
+        return (self,)
+
+    @property
+    def inputs(self) -> tuple[FileIdentity, ...]:
+        return (self.header.identity,)
+
+    @property
+    def made_from(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """What each matrix's product of factors is multiplied by: alpha / rank, or as a configuration says."""
+        return {name: source.scale for name, source in self._sources.items() if not source.spec.is_vector}
+
+    @property
+    def sha256(self) -> str:
+        return file_sha256(self.header.identity)
+
+    def describe(self, sha256: Callable[[FileIdentity], str]) -> Recipe:
+        recipe = {"op": "load", "file": self.name, "sha256": sha256(self.header.identity)}
+        # A configuration beside the file is part of the content, but not of the hash.
+        return recipe | ({"adapter_config": self._adapter.config} if self._adapter.beside else {})
+
+    def read(self, modules: Sequence[str]) -> dict[str, Delta]:
+        tensors = read_tensors(self.header, [key for module in modules for key in self._sources[module].keys])
+        return {module: self._sources[module].delta([tensors[key] for key in self._sources[module].keys])
+                for module in modules}
+
+    def check_finite(self, module: str) -> None:
+        if source := self._sources.get(module):
+            for key, tensor in read_tensors(self.header, source.keys).items():
+                check_finite(self.name, key, tensor)
+
+    def _refuse_foreign_keys(self, ignore_unknown: bool) -> None:
+        found = self.keys_found
+        ignored = list(found.unknown)
+        for reason, keys in found.foreign.items():
+            beside = reason == WHOLE_WEIGHTS and bool(found.modules)  # not a checkpoint
+            if beside and ignore_unknown:
+                ignored += keys
+                continue
+            raise UnsupportedError(f"{self.name}: {printable(keys[0])} and {len(keys) - 1} more keys: {reason}."
+                                   + " ignore_unknown (--ignore-unknown) goes on without them." * beside)
+        for part, reason in _NOT_LINEAR.items():
+            if key := next((parts[part] for parts in found.modules.values() if part in parts), None):
+                raise UnsupportedError(f"{self.name}: {printable(key)}: {reason} Train plain LoRAs for a slider.")
+        if found.unknown and not ignore_unknown:
+            raise UnsupportedError(
+                f"{self.name}: {len(found.unknown)} keys are not understood, the first is {printable(found.unknown[0])}. "
+                "Nothing was left out in silence; ignore_unknown (--ignore-unknown) goes on without them."
+            )
+        if ignored:
+            self.warnings += (Sentence("{0}: {1} keys were ignored, the first is {2}.", self.name, len(ignored),
+                                       printable(min(ignored))),)
+        if found.text_encoder:
+            self.warnings += (Sentence("{0}: {1} text encoder keys were left out: the slider works on the diffusion model.",
+                                       self.name, len(found.text_encoder)),)
+
+    @staticmethod
+    def _needs_alpha(parts: Mapping[str, str]) -> bool:
+        return "alpha" not in parts and not parts.keys() <= {"diff", "bias"}
+
+    def _read_alphas(self) -> dict[str, float]:
+        keys = [parts["alpha"] for parts in self.keys_found.modules.values() if "alpha" in parts]
+        for key in keys:
+            if math.prod(self.header.entries[key].shape) != 1:
+                raise TensorError(f"{self.name}: {printable(key)} must be one number, "
+                                  f"but has shape {self.header.entries[key].shape}.")
+        alphas = {key: float(tensor) for key, tensor in read_tensors(self.header, keys).items()}
+        for key, alpha in alphas.items():
+            if not math.isfinite(alpha):
+                raise TensorError(f"{self.name}: {printable(key)} is {alpha}: the file is damaged.")
+        return alphas
+
+    def _module_sources(
+        self, module: str, parts: dict[str, str], alphas: Mapping[str, float], adapter: AdapterConfig
+    ) -> Iterator[tuple[str, _Source]]:
+        """What each of a module's parameters changes by: its weight, its bias."""
+        left = set(parts)
+        entries = self.header.entries
+        for part, key in parts.items():
+            if part != "alpha" and CODES[entries[key].dtype] not in FLOATS:
+                raise TensorError(f"{self.name}: {printable(key)} holds {entries[key].dtype} values, not weights.")
+        scale = 1.0
+        if other := next((form for form in _FORMS if form.belongs(parts)), None):
+            used = [part for part in other.parts if part in parts]
+            left -= {*used, "alpha"}
+            shape, rank, divisor = self._form_shape(module, other, {part: parts[part] for part in used})
+            divisor = divisor or adapter.rank_of(module, parts)
+            if divisor is not None:
+                stored = alphas[parts["alpha"]] if "alpha" in parts else None
+                scale, alpha = adapter.scale(module, parts, divisor, stored)
+                if alpha is not None:
+                    self.alphas[module] = alpha
+            yield module, _FormSource(other, {part: parts[part] for part in used}, shape, rank, scale)
+        elif "down" in parts or "up" in parts:
+            left -= {"down", "up", "alpha"}
+            if not ("down" in parts and "up" in parts):
+                have, lack = ("down", "up") if "down" in parts else ("up", "down")
+                raise TensorError(f"{self.name}: {printable(module)} has {printable(parts[have])}, but nothing for its {lack} side: "
+                                  "the file is damaged.")
+            up, down = entries[parts["up"]].shape, entries[parts["down"]].shape
+            shape, rank = self._low_rank_shape(module, parts, up, down)
+            alpha = alphas[parts["alpha"]] if "alpha" in parts else None
+            scale, alpha = adapter.scale(module, parts, rank, alpha)
+            if alpha is not None:
+                self.alphas[module] = alpha
+            yield module, _Source((parts["up"], parts["down"]), Spec(shape, (rank,)), scale)
+        if "diff" in parts and not ({"up", "down"} & set(parts) or other):
+            left -= {"diff", "alpha"}
+            shape = entries[parts["diff"]].shape
+            if len(shape) < 2 or module.endswith("modulation"):
+                yield module, _Source((parts["diff"],), Spec(shape), 1.0)
+            else:
+                rank = min(shape[0], math.prod(shape[1:]))
+                yield module, _FormSource(_FULL, {"diff": parts["diff"]}, shape, rank, 1.0)
+        for part, factor in (("bias", 1.0), ("up_bias", scale)):
+            if part in parts:
+                left -= {part}
+                yield module + ".bias", _Source((parts[part],), Spec(entries[parts[part]].shape), factor)
+        if left == {"alpha"}:
+            raise TensorError(f"{self.name}: {printable(parts['alpha'])} is there, but nothing that it scales: the factors of "
+                              f"{printable(module)} are missing, so the file is incomplete.")
+        if left:
+            part = sorted(left)[0]
+            raise UnsupportedError(f"{self.name}: {printable(parts[part])}: {printable(module)} holds this beside "
+                                   f"{printable(next((parts[p] for p in parts if p not in left), 'nothing else'))}. What the two "
+                                   "do together is not known, so the file cannot be subtracted.")
+
+    def _form_shape(
+        self, module: str, form: _Form, parts: Mapping[str, str]
+    ) -> tuple[tuple[int, ...], int, int | None]:
+        shapes = {part: self.header.entries[key].shape for part, key in parts.items()}
+        try:
+            shape, rank, divisor = form.shape(shapes)
+            if rank == 0 or 0 in shape:
+                raise ValueError
+        except (KeyError, ValueError, IndexError) as error:
+            listed = ", ".join(f"{printable(parts[part])} {size}" for part, size in shapes.items())
+            raise TensorError(f"{self.name}: the parts of {printable(module)} do not fit together ({listed}): the file is damaged or "
+                              "from an unknown trainer.") from error
+        return shape, rank, divisor
+
+    def _low_rank_shape(
+        self, module: str, parts: dict[str, str], up: tuple[int, ...], down: tuple[int, ...]
+    ) -> tuple[tuple[int, ...], int]:
+        kernel_on_up = math.prod(up[2:])
+        if len(up) < 2 or len(down) < 2 or kernel_on_up != 1 or 0 in up + down or up[1] != down[0]:
+            why = "the ranks differ" if len(up) > 1 and len(down) > 1 and up[1] != down[0] else "they do not fit"
+            raise TensorError(
+                f"{self.name}: {printable(module)} has {printable(parts['down'])} of shape {down} but {printable(parts['up'])} of shape "
+                f"{up}: {why}, so the file is damaged or from an unknown trainer."
+            )
+        kernel = down[2:] if any(size != 1 for size in down[2:]) else ()
+        return (up[0], down[1], *kernel), down[0]
+
+
+class _Source:
+    """Which tensors of a file make up one delta, and how."""
+
+    def __init__(self, keys: tuple[str, ...], spec: Spec, scale: float):
+        self.keys, self.spec, self.scale = keys, spec, scale
+
+    def delta(self, tensors: Sequence[Any]) -> Delta:
+        if self.spec.is_vector:
+            return Vector(tensors[0].float() * self.scale if self.scale != 1.0 else tensors[0].float())
+        up, down = (tensor if tensor.ndim == 2 else tensor.flatten(1) for tensor in tensors)
+        return LowRank((Term(up, down, self.scale),), self.spec.shape)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """An adapter that is not stored as up and down: which parts it has, its shape by headers, its factors, its matrix."""
+
+    marks: tuple[str, ...]
+    parts: tuple[str, ...]
+    shape: Callable[[Mapping[str, tuple[int, ...]]], tuple[tuple[int, ...], int, int | None]]
+    factors: Callable[[Mapping[str, Tensor]], lycoris.Factors]
+    full: Callable[[Mapping[str, Tensor]], Tensor]
+
+    def belongs(self, parts: Mapping[str, str]) -> bool:
+        return any(mark in parts for mark in self.marks)
+
+
+def _product_of(factors: Callable[[Mapping[str, Tensor]], lycoris.Factors]) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    def full(parts: Mapping[str, Tensor]) -> Tensor:
+        up, down = factors(parts)
+        return up @ down
+
+    return full
+
+
+_FORMS = (
+    _Form(("mid",), ("up", "mid", "down"), lycoris.middle_shape, lycoris.middle, _product_of(lycoris.middle)),
+    _Form(lycoris.LOHA, (*lycoris.LOHA, "hada_t1", "hada_t2"), lycoris.loha_shape, lycoris.hadamard, lycoris.hadamard_full),
+    _Form(lycoris.LOKR, lycoris.LOKR, lycoris.lokr_shape, lycoris.kronecker, _product_of(lycoris.kronecker)),
+)
+_FULL = _Form(("diff",), ("diff",), lambda shapes: (shapes["diff"], 0, None), lambda parts: lycoris.thin(parts["diff"]),
+              lambda parts: parts["diff"].flatten(1))
+
+
+class _FormSource(_Source):
+    """Reads such an adapter as plain factors; as a full matrix where those would be no smaller."""
+
+    def __init__(self, form: _Form, parts: Mapping[str, str], shape: tuple[int, ...], rank: int, scale: float):
+        self.form, self.parts = form, tuple(parts)
+        side = min(shape[0], math.prod(shape[1:]))
+        dense = rank > DENSE_SHARE * side and side > SMALL_SIDE
+        self.multiplied_out = dense or rank > side
+        super().__init__(tuple(parts.values()), Spec(shape, () if dense else (min(rank, side),), dense), scale)
+
+    def delta(self, tensors: Sequence[Tensor]) -> Delta:
+        if self.spec.dense and self.form is _FULL:  # as it is stored
+            return Dense(((tensors[0].flatten(1), self.scale),), (), self.spec.shape)
+        parts = dict(zip(self.parts, tensors, strict=True))
+        if self.multiplied_out:
+            full = self.form.full(parts)
+            if self.spec.dense:
+                return Dense(((full.float(), self.scale),), (), self.spec.shape)
+            up, down = lycoris.thin(full)
+        else:
+            up, down = self.form.factors(parts)
+        return LowRank((Term(up, down, self.scale),), self.spec.shape)
+
+
+def load(
+    path: str | os.PathLike[str], ignore_unknown: bool = False, adapter_config: Mapping[str, Any] | None = None
+) -> FileLora:
+    """Open a LoRA file. Reads its header and scales; tensors are read when a module is asked for.
+
+    adapter_config  the PEFT configuration that goes with it; None looks for `adapter_config.json` beside the file
+    raises  FileError, UnsupportedError or TensorError if the file cannot be taken as a linear change of weights
+    """
+    return FileLora(read_header(path), ignore_unknown, adapter_config)

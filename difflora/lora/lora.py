@@ -1,0 +1,302 @@
+"""`Lora`: an immutable, lazy mapping from module names to deltas.
+
+Operations make a new `Lora` that remembers what it was made of; nothing is computed and no tensor is read
+until something asks for a module. The tree of operations is also the recipe that is written into saved files.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ..errors import PairError
+from ..names.keys import FileKeys, base_model, model_order
+from ..sentence import Sentence, printable
+from ..storage.reader import FileIdentity, file_sha256
+from .deltas import Delta, Spec, add, sum_shape, zero
+from .selection import Selection
+
+Recipe = dict[str, Any]
+BATCH_BUDGET = 11_000_000  # bytes of float64 factors worked on at once: what stays in the processor's cache
+
+
+class Lora(Mapping[str, Delta], ABC):
+    """Canonical module name -> delta, in model order.
+
+    specs       shape and rank of every module, from headers alone
+    metadata    what the file or files say of themselves
+    warnings    what a user should know, one line each
+    """
+
+    specs: Mapping[str, Spec]
+    metadata: Mapping[str, str] = MappingProxyType({})
+    warnings: tuple[Sentence, ...] = ()
+
+    @abstractmethod
+    def read(self, modules: Sequence[str]) -> dict[str, Delta]:
+        """The deltas of some modules, read together: one pass through each file."""
+
+    def stream(self, modules: Sequence[str], tick: Callable[[], None] = lambda: None) -> Iterator[tuple[str, Delta]]:
+        """The deltas of many modules in this order, a few at a time in memory.
+
+        tick  called now and then inside work that takes long for one module; may raise to cancel
+        """
+        for batch in batches(self.specs, modules):
+            read = self.read(batch)
+            for name in batch:
+                yield name, read.pop(name)
+
+    @abstractmethod
+    def describe(self, sha256: Callable[[FileIdentity], str]) -> Recipe:
+        """The recipe, with each file's hash as `sha256` gives it."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How to make this again, as JSON data: files by base name and SHA-256, operations, weights."""
+        return self.describe(file_sha256)
+
+    @property
+    @abstractmethod
+    def parents(self) -> tuple[Lora, ...]:
+        """What this was made of."""
+
+    def __getitem__(self, module: str) -> Delta:
+        if module not in self.specs:
+            raise KeyError(module)
+        return self.read([module])[module]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def __contains__(self, module: object) -> bool:
+        return module in self.specs
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)} modules, rank {self.rank_text}>"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.specs)
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The modules whose weight matrix changes, as opposed to biases, norms and modulation tables."""
+        return tuple(name for name, spec in self.specs.items() if not spec.is_vector)
+
+    @property
+    def dense(self) -> tuple[str, ...]:
+        """The matrices that are stored in full, at least in part."""
+        return tuple(name for name, spec in self.specs.items() if spec.dense)
+
+    @property
+    def factored(self) -> tuple[str, ...]:
+        """The matrices that are products of small factors."""
+        return tuple(name for name in self.matrices if not self.specs[name].dense)
+
+    @property
+    def rank_text(self) -> str:
+        ranks = sorted({self.specs[name].rank for name in self.matrices})
+        return "-" if not ranks else str(ranks[0]) if len(ranks) == 1 else Sentence("{0} to {1}", ranks[0], ranks[-1])
+
+    @functools.cached_property
+    def base_model(self) -> str | None:
+        """Which model this was trained on, as far as names and shapes tell. A part of a LoRA knows it from the whole."""
+        agreed = {parent.base_model for parent in self.parents}
+        if len(agreed) == 1 and (base := agreed.pop()):
+            return base
+        return base_model({name: spec.shape for name, spec in self.specs.items()})
+
+    @functools.cached_property
+    def flat_prefix(self) -> str:
+        """What the flat names of other models than Wan start with in the files; "" if there are none, or they differ."""
+        prefixes = {file.keys_found.flat_prefix for file in self.files}
+        return prefixes.pop() if len(prefixes) == 1 else ""
+
+    @property
+    def files(self) -> tuple[StoredLora, ...]:
+        """Every LoRA file that this is made of, each once."""
+        return tuple(dict.fromkeys(file for parent in self.parents for file in parent.files))
+
+    @property
+    def inputs(self) -> tuple[FileIdentity, ...]:
+        """Every file that this is made of, each once: LoRAs, and shards of checkpoints."""
+        return tuple(dict.fromkeys(file for parent in self.parents for file in parent.inputs))
+
+    @property
+    def made_from(self) -> tuple[str, ...]:
+        """What to call the LoRAs and models that this is made of."""
+        return tuple(dict.fromkeys(name for parent in self.parents for name in parent.made_from))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the recipe: equal if and only if the content is."""
+        return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()
+
+    def select(self, expression: str, nullify: bool = False) -> Lora:
+        """Keep the modules that `expression` picks, weighed as it says; see `difflora.selection`.
+
+        nullify  write what is not picked as zeros instead of leaving it out
+        raises   SelectionError if the expression cannot be read or picks nothing
+        """
+        return SelectedLora(self, Selection.parse(expression), nullify)
+
+    def scaled(self, factor: float) -> Lora:
+        """Every delta times `factor`."""
+        return CombinedLora([(factor, self)])
+
+    def check_finite(self, module: str) -> None:
+        """Raise TensorError, naming file and key, if a file that `module` is made of holds NaN or Inf there."""
+        for parent in self.parents:
+            parent.check_finite(module)
+
+
+class StoredLora(Lora):
+    """A LoRA that is a file of its own; `lora.file` reads it.
+
+    keys_found  the file's keys, by module
+    """
+
+    keys_found: FileKeys
+
+    @property
+    @abstractmethod
+    def path(self) -> Path:
+        """Where the file lies."""
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+
+class CombinedLora(Lora):
+    """A weighted sum. A module that a part lacks counts as zero there, unless `unmatched` says otherwise.
+
+    parts      (weight, lora), at least one
+    unmatched  "keep", "drop" (only modules that every part has) or "error"
+    raises     PairError if shapes differ, nothing is common, or a module is one-sided under "error"
+    """
+
+    def __init__(self, parts: Sequence[tuple[float, Lora]], unmatched: str = "keep"):
+        if unmatched not in ("keep", "drop", "error"):
+            raise PairError(f'unmatched is {printable(unmatched)}; it can be "keep", "drop" or "error".')
+        for weight, _ in parts:
+            if not math.isfinite(weight):
+                raise PairError(f"A weight is {weight}; it must be a finite number.")
+        self.parts = tuple((float(weight), lora) for weight, lora in parts)
+        self.unmatched = unmatched
+        loras = [lora for _, lora in parts]
+        self.warnings = tuple(dict.fromkeys(line for lora in loras for line in lora.warnings))
+        if len(loras) == 1:
+            self.metadata = loras[0].metadata
+        everything = sorted({name: None for lora in loras for name in lora}, key=model_order)
+        having = {name: tuple(i for i, lora in enumerate(loras) if name in lora) for name in everything}
+        self.one_sided = {name: sides for name, sides in having.items() if len(sides) < len(loras)}
+        common = [name for name in everything if name not in self.one_sided]
+        self._check(loras, everything, common)
+        self.specs = {name: self._spec(name, loras) for name in (common if unmatched == "drop" else everything)}
+
+    def _check(self, loras: Sequence[Lora], everything: Sequence[str], common: Sequence[str]) -> None:
+        for name in everything:
+            having = [lora for lora in loras if name in lora]
+            shapes = [lora.specs[name].shape for lora in having]
+            if any(math.prod(shape) != math.prod(shapes[0]) or shape[:1] != shapes[0][:1] for shape in shapes):
+                listed = " and ".join(f"{label(lora)}{_model(lora)}: {shape}"
+                                      for lora, shape in zip(having, shapes, strict=True))
+                raise PairError(f"{printable(name)} has different shapes ({listed}): these LoRAs were trained on different base "
+                                "models.")
+            if len({lora.specs[name].is_vector for lora in having}) > 1:
+                raise PairError(f"{printable(name)} is a matrix in one LoRA and a vector in another: they do not fit together.")
+        if not common:
+            examples = "; ".join(f"{label(lora)}{_model(lora)} has {printable(next(iter(lora)))} …" for lora in loras)
+            raise PairError(f"These LoRAs have no module in common: {examples}")
+        if self.unmatched == "error" and self.one_sided:
+            name, sides = next(iter(self.one_sided.items()))
+            raise PairError(f"{len(self.one_sided)} modules are in one LoRA only, the first is {printable(name)} "
+                            f'(in {label(loras[sides[0]])}). Use "keep" to count them as zero on the other side, or '
+                            '"drop".')
+
+    @staticmethod
+    def _spec(name: str, loras: Sequence[Lora]) -> Spec:
+        specs = [lora.specs[name] for lora in loras if name in lora]
+        ranks = tuple(rank for spec in specs for rank in spec.ranks)
+        return Spec(sum_shape(spec.shape for spec in specs), ranks, any(spec.dense for spec in specs))
+
+    @property
+    def parents(self) -> tuple[Lora, ...]:
+        return tuple(lora for _, lora in self.parts)
+
+    def describe(self, sha256: Callable[[FileIdentity], str]) -> Recipe:
+        return {"op": "combine", "unmatched": self.unmatched,
+                "terms": [{"weight": weight, "of": lora.describe(sha256)} for weight, lora in self.parts]}
+
+    def read(self, modules: Sequence[str]) -> dict[str, Delta]:
+        read = [(weight, lora.read([name for name in modules if name in lora])) for weight, lora in self.parts]
+        return {name: add([part[name].scaled(weight) for weight, part in read if name in part]) for name in modules}
+
+
+class SelectedLora(Lora):
+    """Some modules of another LoRA, weighed."""
+
+    def __init__(self, of: Lora, selection: Selection, nullify: bool):
+        self.of, self.selection, self.nullify = of, selection, nullify
+        self.metadata = of.metadata
+        self.weights = {name: weight for name, weight in selection.weights(of).items() if weight != 0.0}
+        self.warnings = of.warnings
+        for term in selection.unmatched(of):
+            self.warnings += (Sentence("The selection's term {0} matches nothing in this LoRA.", printable(term)),)
+        self.specs = {name: spec for name, spec in of.specs.items() if nullify or name in self.weights}
+
+    @property
+    def parents(self) -> tuple[Lora, ...]:
+        return (self.of,)
+
+    def describe(self, sha256: Callable[[FileIdentity], str]) -> Recipe:
+        return {"op": "select", "expression": self.selection.text, "nullify": self.nullify,
+                "of": self.of.describe(sha256)}
+
+    def read(self, modules: Sequence[str]) -> dict[str, Delta]:
+        read = self.of.read([name for name in modules if name in self.weights])
+        return {name: read[name].scaled(self.weights[name]) if name in read else zero(self.specs[name])
+                for name in modules}
+
+
+def label(lora: Lora) -> str:
+    """What to call a LoRA in a message: its file name or names."""
+    return " and ".join(lora.made_from) or "the LoRA"
+
+
+def _model(lora: Lora) -> str:
+    return f" ({lora.base_model})" if lora.base_model else ""
+
+
+def batches(specs: Mapping[str, Spec], modules: Sequence[str], budget: int = BATCH_BUDGET) -> Iterator[list[str]]:
+    """Cut a list of modules into runs whose factors fit into `budget` bytes of float64; never an empty run."""
+    batch: list[str] = []
+    used = 0
+    for name in modules:
+        spec = specs[name]
+        size = 8 * sum(spec.ranks) * (spec.out_features + spec.in_features)
+        size += 8 * spec.out_features * spec.in_features if spec.dense else 0
+        if batch and used + size > budget:
+            yield batch
+            batch, used = [], 0
+        batch.append(name)
+        used += size
+    if batch:
+        yield batch

@@ -1,0 +1,1 @@
+"""What trainers call a model's modules, and what those are called here."""

@@ -1,0 +1,374 @@
+"""Exact re-ranking: the best approximation of a difference at a small rank, without ever forming the full matrix.
+
+With the stacked factors U (out × k) and D (k × in), everything about ΔW = U D lives in k × k matrices:
+
+    G_U = UᵀU = RᵀR,   G_D = D Dᵀ,   S = R G_D Rᵀ = W Σ² Wᵀ
+
+Σ are the singular values of ΔW. The rank-r result needs only a mix of the stored factors,
+
+    up = U · (G_D Rᵀ W_r Σ_r^-3/2),   down = (Σ_r^-1/2 W_rᵀ R) · D
+
+which by Eckart & Young (1936) is the best there is. A and B are meant to be nearly collinear, so their Gram
+matrices are nearly singular: they are accumulated in float64, a bound on their error is computed for every module,
+and a module for which that bound is too large is done again by Householder QR of both factors, whose error is not
+squared.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..errors import TensorError
+from ..lora.deltas import LowRank, Spec, Term
+from ..lora.lora import Lora, batches
+from ..progress import Progress
+from .krylov import Approximation, approximate
+from .rules import FixedRank, Knee, RankRule
+
+EPSILON = torch.finfo(torch.float64).eps
+GRAM_TOLERANCE = 4e-7  # largest error of a singular value, as a share of the largest one, that the fast path may make
+MAX_WORKERS = 8
+LEAST_OF_DENSE = 16
+MIX_BUDGET = 192_000_000  # bytes of mixing columns kept between runs
+DENSE_BUDGET = 640_000_000  # bytes of factors of modules stored in full, kept likewise: a 14B model's at rank 32
+LARGEST = 1e100  # a singular value beyond this is damage, and its square would overflow
+
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Factored:
+    """One module's spectrum, and the columns that mix its stored factors into singular vectors.
+
+    singular_values  (min(k, out, in),) float64, from large to small; what rounding cannot tell from zero is zero
+    mix_up           (k, kept): up = stacked up @ mix_up, where the stacked factors are as stored and the scales in here
+    mix_down         (kept, k): down = mix_down @ stacked down
+    products         (terms, terms): inner products of the stacked terms, ⟨ΔW_s, ΔW_t⟩
+    by_qr            whether the slow path was taken
+    """
+
+    singular_values: Tensor
+    mix_up: Tensor
+    mix_down: Tensor
+    products: Tensor
+    by_qr: bool
+
+    @property
+    def energy(self) -> float:
+        """‖ΔW‖², the squared Frobenius norm."""
+        return float(self.singular_values.square().sum())
+
+
+def factor(up: Tensor, down: Tensor, scales: Tensor, ranks: Sequence[int]) -> list[Factored]:
+    """Factor a batch of modules of one shape: ``up · diag(scales) · down``.
+
+    up (batch, out, k), down (batch, k, in), scales (batch, k), all float64; ranks: how the k columns divide into terms.
+    A NaN or Inf in a factor, or a square too large for float64, comes out as a NaN spectrum.
+    """
+    most = min(up.shape[1], up.shape[2], down.shape[2])
+    gram_up, gram_down = _gram(up).mul_(scales[:, :, None]).mul_(scales[:, None, :]), _gram(down.mT)
+    products = _block_sums(gram_up * gram_down, ranks)
+    largest = torch.linalg.vector_norm(gram_up, dim=(1, 2)) * torch.linalg.vector_norm(gram_down, dim=(1, 2))
+    bound = 4 * EPSILON * largest
+    usable = torch.isfinite(largest)
+    if not usable.all():  # LAPACK would refuse
+        gram_up, gram_down = (torch.where(usable[:, None, None], gram, 0.0) for gram in (gram_up, gram_down))
+    root = _root(gram_up)
+    core = root @ gram_down @ root.mT
+    squares, vectors = _decomposed(torch.linalg.eigh, (core + core.mT) / 2)
+    squares, vectors = squares.flip(-1)[:, :most], vectors.flip(-1)[:, :, :most]
+    # A value whose square is within the error of the Gram matrices is not told from zero.
+    squares = torch.where(squares > 4 * bound[:, None], squares, 0.0)
+    values = squares.sqrt()
+    inverse = torch.where(values > 0, values, torch.inf).rsqrt()
+    mix_down = (inverse[:, :, None] * vectors.mT) @ root
+    mix_up = scales[:, :, None] * (gram_down @ (mix_down.mT * inverse[:, None, :] ** 2))
+
+    # A square that counts as zero may have been as large as the limit and its own error together.
+    error = torch.where(squares[:, -1] > 0, bound / squares[:, -1].sqrt(), (5 * bound).sqrt())
+    exact_enough = (error <= GRAM_TOLERANCE * values[:, 0]) | (bound == 0) | ~usable
+    values[~usable] = torch.nan
+    found = zip(values.unbind(), mix_up.unbind(), mix_down.unbind(), products.unbind(), strict=True)
+    return [
+        Factored(*parts, by_qr=False) if fast else _factor_by_qr(up[i], down[i], scales[i], products[i])
+        for i, (parts, fast) in enumerate(zip(found, exact_enough.tolist(), strict=True))
+    ]
+
+
+def _decomposed(decompose: Callable[[Tensor], Any], matrix: Tensor) -> Any:
+    """What eigh or svd makes of a matrix. LAPACK gives up on some whose entries are a hundred orders of magnitude apart."""
+    try:
+        return decompose(matrix)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        size = matrix.abs()
+        return decompose(torch.where(size > EPSILON**2 * size.amax((-2, -1), keepdim=True), matrix, 0.0))
+
+
+def _gram(factor: Tensor) -> Tensor:
+    """factorᵀ factor, (batch, k, k), from the panels on and below the diagonal: the others mirror them.
+
+    The panels are as wide as the tiles that matrix libraries compute in, 24 or twice that in float64. At k = 32 this
+    takes 0.6 of the time of one product of 32 × 32, most of which is spent on the eight columns that fill no tile.
+    """
+    k = factor.shape[-1]
+    width = 24 if k < 64 else 48
+    gram = factor.new_empty(len(factor), k, k)
+    for start in range(0, k, width):
+        panel = slice(start, start + width)
+        gram[:, start:, panel] = factor[..., start:].mT @ factor[..., panel]
+        gram[:, panel, start + width :] = gram[:, start + width :, panel].mT
+    return gram
+
+
+def _root(gram: Tensor) -> Tensor:
+    """R with RᵀR = gram: Cholesky, or eigenvalues where the factor is rank-deficient."""
+    lower, failed = torch.linalg.cholesky_ex(gram)
+    root: Tensor = lower.mT
+    if bool(failed.any()):
+        squares, vectors = _decomposed(torch.linalg.eigh, gram[failed != 0])
+        root[failed != 0] = squares.clamp_min(0).sqrt()[:, :, None] * vectors.mT
+    return root
+
+
+def _factor_by_qr(up: Tensor, down: Tensor, scales: Tensor, products: Tensor) -> Factored:
+    most = min(up.shape[0], up.shape[1], down.shape[1])
+    root_up, root_down = torch.linalg.qr(up, mode="r").R * scales, torch.linalg.qr(down.mT, mode="r").R
+    left, values, right = _decomposed(_thin_svd, root_up @ root_down.mT)
+    # Householder's backward error. Equal factors with opposite signs leave this much, and it means nothing.
+    floor = 64 * EPSILON * torch.linalg.matrix_norm(root_up) * torch.linalg.matrix_norm(root_down)
+    values = torch.where(values > floor, values, 0.0)[:most]
+    inverse = torch.where(values > 0, values, torch.inf).rsqrt()
+    mix_down = inverse[:, None] * (left[:, :most].mT @ root_up)
+    mix_up = scales[:, None] * (root_down.mT @ right[:most].mT) * inverse
+    return Factored(values, mix_up, mix_down, products, True)
+
+
+def _thin_svd(matrix: Tensor) -> Any:
+    return torch.linalg.svd(matrix, full_matrices=False)
+
+
+def _block_sums(matrix: Tensor, ranks: Sequence[int]) -> Tensor:
+    terms = torch.repeat_interleave(torch.eye(len(ranks), dtype=matrix.dtype), torch.tensor(ranks), dim=1)
+    return terms @ matrix @ terms.mT
+
+
+class Factorisation:
+    """All that is known of the spectra of one LoRA's modules, kept between re-ranks of it.
+
+    Singular values are always kept, so that energy and spectrum read no file again, and certificates. Mixing columns are
+    kept while they fit into MIX_BUDGET, the factors of modules stored in full while they fit into DENSE_BUDGET; beyond
+    it they are worked out again when a larger rank is asked for, or the factors.
+    """
+
+    def __init__(self, lora: Lora):
+        # The LoRA owns this. Weak, because a circle would keep both in memory until Python looks for circles.
+        self._lora = weakref.ref(lora)
+        self._known: dict[str, Factored] = {}
+        self._approximations: dict[str, dict[int, Approximation]] = {}  # module -> rank it was made at -> approximation
+        self._columns = sum(lora.specs[name].rank for name in lora.factored)
+
+    @property
+    def lora(self) -> Lora:
+        lora = self._lora()
+        if lora is None:
+            raise ReferenceError("the LoRA of this factorisation is gone")
+        return lora
+
+    def __getitem__(self, module: str) -> Factored:
+        if module not in self._known:
+            self.run([module])
+        return self._known[module]
+
+    def approximation(
+        self, module: str, rule: RankRule, most: int, tick: Callable[[], None] = lambda: None, factors: bool = False
+    ) -> Approximation:
+        """A module that is stored in full, approximated as far as the rule needs, which is not above `most`.
+
+        The approximation is made at 16, 32, 64 … and cut, whatever was asked before: a result depends on its own settings
+        alone, and a smaller rank is the beginning of a larger one.
+
+        factors  whether they are needed; without them, no module is worked out twice
+        """
+        least = most if isinstance(rule, Knee) else min(most, rule.rank) if isinstance(rule, FixedRank) else 1
+        rank = max(LEAST_OF_DENSE, 1 << (least - 1).bit_length())
+        found = self._approximated(module, rank, tick)
+        while rank < most and rule.needs_more(found.values, found.energy):
+            rank *= 2
+            found = self._approximated(module, rank, tick)
+        return found if found.complete or not factors else self._approximated(module, rank, tick, factors)
+
+    def _approximated(self, module: str, rank: int, tick: Callable[[], None], factors: bool = False) -> Approximation:
+        known = self._approximations.setdefault(module, {})
+        if rank not in known or (factors and not known[rank].complete):
+            matrix = self.lora[module].dense().flatten(1)
+            self._check_size(module, torch.linalg.vector_norm(matrix, float("inf")))
+            found = approximate(matrix, rank, tick)
+            known.update({other: one.without_factors() for other, one in known.items()})
+            held = sum(one.bytes for ranks in self._approximations.values() for one in ranks.values())
+            known[rank] = found if held + found.bytes <= DENSE_BUDGET else found.without_factors()
+            return found
+        return known[rank]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every matrix is factored, so that spectra and energy are known."""
+        return all(name in self._known for name in self.lora.factored)
+
+    @property
+    def slow(self) -> int:
+        """How many modules took the slow path so far."""
+        return sum(factored.by_qr for factored in self._known.values())
+
+    def run(self, modules: Sequence[str] | None = None, progress: Progress | None = None) -> None:
+        """Factor these modules (all by default), unless they are known already."""
+        modules = self.lora.factored if modules is None else modules
+        todo = [name for name in modules if name not in self._known]
+        done = len(modules) - len(todo)
+        with closing(_in_parallel(self._factor, self._groups(todo))) as results:
+            for group, factored in results:
+                self._keep(group, factored)
+                done += len(group)
+                if progress:
+                    progress(done, len(modules))
+
+    def mixed(self, modules: Sequence[str], specs: Mapping[str, Spec]) -> Iterator[tuple[str, LowRank]]:
+        """The modules at their new ranks, factored on the way if need be: one pass through the files."""
+
+        def work(group: Sequence[str], workspace: _Workspace) -> tuple[list[Factored] | None, list[LowRank]]:
+            up, down, scales = self._stack(group, workspace)
+            known = [one for name in group if (one := self._known.get(name))
+                     and one.mix_up.shape[1] >= specs[name].rank]
+            factored = None if len(known) == len(group) else factor(up, down, scales, self.lora.specs[group[0]].ranks)
+            return factored, _mix(up, down, factored or known, [specs[name] for name in group])
+
+        with closing(_in_parallel(work, self._groups(modules))) as results:
+            for group, (factored, deltas) in results:
+                if factored:
+                    self._keep(group, factored)
+                yield from zip(group, deltas, strict=True)
+
+    def _groups(self, modules: Sequence[str]) -> Iterator[list[str]]:
+        """Runs of modules of one shape, within the budget."""
+        specs = self.lora.specs
+        for _, run in itertools.groupby(modules, key=lambda name: (specs[name].shape, specs[name].ranks)):
+            yield from batches(specs, list(run))
+
+    def _factor(self, group: Sequence[str], workspace: _Workspace) -> list[Factored]:
+        return factor(*self._stack(group, workspace), self.lora.specs[group[0]].ranks)
+
+    def _stack(self, group: Sequence[str], workspace: _Workspace) -> tuple[Tensor, Tensor, Tensor]:
+        """Read modules of one shape and stack their factors as stored: up (n, out, k), down (n, k, in), scales (n, k)."""
+        spec = self.lora.specs[group[0]]
+        deltas = self.lora.read(group)
+        terms = [deltas.pop(name).terms for name in group]  # type: ignore[union-attr]
+        up = workspace.take(0, (len(group), spec.out_features, spec.rank))
+        down = workspace.take(1, (len(group), spec.rank, spec.in_features))
+        # Side by side first, in the dtype of the file: rows of a few numbers are slow to convert.
+        up.flatten(0, 1).copy_(torch.cat([torch.cat([_addable(term.up) for term in module], dim=1) for module in terms]))
+        down.flatten(0, 1).copy_(torch.cat([_addable(term.down) for module in terms for term in module]))
+        scales = [[term.scale for term in module for _ in range(term.rank)] for module in terms]
+        return up, down, torch.tensor(scales, dtype=torch.float64)
+
+    def _keep(self, group: Sequence[str], factored: Sequence[Factored]) -> None:
+        kept = max(1, MIX_BUDGET // (16 * self._columns))
+        for name, one in zip(group, factored, strict=True):
+            self._check_size(name, one.singular_values[0])
+            if kept < one.mix_up.shape[1]:
+                one = replace(one, mix_up=one.mix_up[:, :kept].clone(), mix_down=one.mix_down[:kept].clone())
+            self._known[name] = one
+
+    def _check_size(self, module: str, value: Tensor) -> None:
+        """`value` is the module's largest, or NaN where a factor is not finite."""
+        if not float(value) < LARGEST:
+            self.lora.check_finite(module)
+            raise TensorError(f"{module}: its values reach {float(value):.1g}, which no training makes: a file is damaged.")
+
+
+def _addable(factor: Tensor) -> Tensor:
+    """A dtype that torch promotes to another; it does not with those of one byte."""
+    return factor.float() if factor.dtype.itemsize == 1 else factor
+
+
+class _Workspace:
+    """Memory for the stacked factors, used again for every batch: fresh pages cost more than the arithmetic."""
+
+    def __init__(self) -> None:
+        self._buffers = [torch.empty(0, dtype=torch.float64)] * 2
+
+    def take(self, which: int, shape: tuple[int, ...]) -> Tensor:
+        size = math.prod(shape)
+        if self._buffers[which].numel() < size:
+            self._buffers[which] = torch.empty(size, dtype=torch.float64)
+        return self._buffers[which][:size].view(shape)
+
+
+def _in_parallel(
+    work: Callable[[Sequence[str], _Workspace], Result], groups: Iterator[list[str]]
+) -> Generator[tuple[list[str], Result], None, None]:
+    """``work`` on every group, several at once, results in order.
+
+    One thread of torch for each group instead of all threads for one: the matrices are small, so this is nearly
+    twice as fast, it reads files meanwhile, and the bits do not depend on the number of cores. torch's own number of
+    threads is put back at the end.
+    """
+    threads = torch.get_num_threads()
+    workers = min(threads, MAX_WORKERS)
+    workspaces: SimpleQueue[_Workspace] = SimpleQueue()
+    for _ in range(workers):
+        workspaces.put(_Workspace())
+
+    def run(group: list[str]) -> Result:
+        workspace = workspaces.get()
+        try:
+            return work(group, workspace)
+        finally:
+            workspaces.put(workspace)
+
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            pending: deque[tuple[list[str], Future[Result]]] = deque()
+            for group in groups:
+                pending.append((group, pool.submit(run, group)))
+                if len(pending) > 2 * workers:  # so that nobody waits while a result is written
+                    group, future = pending.popleft()
+                    yield group, future.result()
+            while pending:
+                group, future = pending.popleft()
+                yield group, future.result()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _mix(up: Tensor, down: Tensor, factored: Sequence[Factored], specs: Sequence[Spec]) -> list[LowRank]:
+    """Modules of one shape at their new ranks, which may differ."""
+    rank = max(spec.rank for spec in specs)
+    # Both as a few long rows: matrix libraries take three times as long for a few long columns.
+    downs = (torch.stack([one.mix_down[:rank] for one in factored]) @ down).float()
+    # A singular vector's sign is arbitrary: the largest entry of each row of `down` is positive.
+    least, largest = torch.aminmax(downs, dim=2, keepdim=True)
+    sign = torch.where(-least > largest, -1.0, 1.0)
+    ups = (torch.stack([one.mix_up[:, :rank].mT for one in factored]).mul_(sign) @ up.mT).float()
+    downs.mul_(sign)
+    return [LowRank((Term(ups[i, : spec.rank].mT, downs[i, : spec.rank]),), spec.shape) for i, spec in enumerate(specs)]
+
+
+def factorisation_of(lora: Lora) -> Factorisation:
+    """The one factorisation that all re-ranks of a LoRA share; it lives as long as the LoRA."""
+    found: Factorisation | None = lora.__dict__.get("_factorisation")
+    if found is None:
+        found = lora.__dict__["_factorisation"] = Factorisation(lora)
+    return found

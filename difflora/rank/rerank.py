@@ -1,0 +1,240 @@
+"""A LoRA at another rank: every matrix at the rank that a rule chooses, and what that keeps."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import PairError
+from ..lora.deltas import Delta, Spec
+from ..lora.extract import CheckpointDifference
+from ..lora.lora import CombinedLora, Lora, Recipe, SelectedLora, label
+from ..progress import Progress
+from ..storage.reader import FileIdentity
+from .factorisation import Factorisation, factorisation_of
+from .krylov import Approximation
+from .rules import FixedRank, Knee, RankRule, check_count
+
+MOST_OF_DENSE = 256  # singular values of a module stored in full, for the knee
+# Energy that rounding leaves of equal products of different float32 factors, as a share of what was added up.
+ROUNDING = (4 * torch.finfo(torch.float32).eps) ** 2
+
+
+class RerankedLora(Lora):
+    """Another LoRA's matrices at the ranks that a rule chooses; vectors stay as they are."""
+
+    def __init__(self, of: Lora, rule: RankRule, max_rank: int | None = None):
+        if max_rank is not None:
+            check_count("max rank", max_rank)
+        self.of, self.rule, self.max_rank = of, rule, max_rank
+        self.metadata, self.warnings = of.metadata, of.warnings
+        self.factorisation = factorisation_of(of)
+        self._specs: dict[str, Spec] | None = None
+
+    @property
+    def specs(self) -> Mapping[str, Spec]:  # type: ignore[override]
+        if self._specs is None:
+            if not isinstance(self.rule, FixedRank):
+                self.factorisation.run()
+            self._specs = {name: spec if spec.is_vector else Spec(spec.shape, (self._rank(name, spec),))
+                           for name, spec in self.of.specs.items()}
+        return self._specs
+
+    def _rank(self, name: str, spec: Spec) -> int:
+        most = min(spec.rank, spec.out_features, spec.in_features, self.max_rank or spec.rank)
+        if isinstance(self.rule, FixedRank):
+            return min(self.rule.rank, most)
+        return max(1, min(self.rule.count(self.spectrum(name), self.total_energy(name)), most))
+
+    def _approximation(
+        self, name: str, tick: Callable[[], None] = lambda: None, factors: bool = False
+    ) -> Approximation:
+        spec = self.of.specs[name]
+        most = min(spec.rank, self.max_rank or (MOST_OF_DENSE if isinstance(self.rule, Knee) else spec.rank))
+        if isinstance(self.rule, FixedRank):
+            most = min(most, self.rule.rank)
+        return self.factorisation.approximation(name, self.rule, most, tick, factors)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.of.specs)
+
+    def __len__(self) -> int:
+        return len(self.of.specs)
+
+    def __contains__(self, module: object) -> bool:
+        return module in self.of.specs
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        return self.of.matrices
+
+    @property
+    def dense(self) -> tuple[str, ...]:
+        return self.of.dense
+
+    @property
+    def factored(self) -> tuple[str, ...]:
+        return self.of.factored
+
+    @property
+    def parents(self) -> tuple[Lora, ...]:
+        return (self.of,)
+
+    def describe(self, sha256: Callable[[FileIdentity], str]) -> Recipe:
+        return {"op": "rerank", "rule": self.rule.recipe, "max_rank": self.max_rank, "of": self.of.describe(sha256)}
+
+    @property
+    def prepared(self) -> bool:
+        return isinstance(self.rule, FixedRank) or self._specs is not None
+
+    def prepare(self, progress: Progress | None = None) -> None:
+        """Do now what the ranks depend on.
+
+        raises  PairError if it turns out that nothing is left, see `check_something_left`
+        """
+        total = len(self.matrices)
+        check_models_differ(self, _tick(progress, 0, total))
+        self.factorisation.run(progress=progress and (lambda done, _: progress(done, total)))
+        for done, name in enumerate(self.dense, total - len(self.dense)):
+            self._approximation(name, _tick(progress, done, total))
+            if progress:
+                progress(done + 1, total)
+        check_something_left(self)
+        _ = self.specs
+
+    def read(self, modules: Sequence[str]) -> dict[str, Delta]:
+        read = dict(self.stream(modules))
+        return {name: read[name] for name in modules}
+
+    def stream(self, modules: Sequence[str], tick: Callable[[], None] = lambda: None) -> Iterator[tuple[str, Delta]]:
+        specs = self.of.specs
+        for (vectors, dense), run in itertools.groupby(
+            modules, key=lambda name: (specs[name].is_vector, specs[name].dense)
+        ):
+            if vectors:
+                yield from self.of.stream(list(run))
+            elif dense:
+                for name in run:
+                    found = self._approximation(name, tick, factors=True)
+                    yield name, found.at(self.specs[name].rank, specs[name].shape)
+            else:
+                yield from self.factorisation.mixed(list(run), self.specs)
+
+    def total_energy(self, module: str) -> float:
+        """‖Δ‖² of the module before the cut."""
+        return self._approximation(module).energy if self.of.specs[module].dense else self.factorisation[module].energy
+
+    @property
+    def certificates(self) -> dict[str, Approximation]:
+        """For modules that are stored in full: the error, and how far above the smallest possible it can be."""
+        return {name: self._approximation(name).cut(self.specs[name].rank) for name in self.dense}
+
+    def spectrum(self, module: str) -> Tensor:
+        """The module's singular values before the cut, from large to small, float64.
+
+        All of them; of a module that is stored in full, those that have been worked out.
+        """
+        return self._approximation(module).values if self.of.specs[module].dense else (
+            self.factorisation[module].singular_values)
+
+    def module_energy(self, module: str) -> float:
+        """Share of the module's energy that its rank retains; 1 for a module that does not change."""
+        total = self.total_energy(module)
+        return min(1.0, self._kept(module) / total) if total > 0 else 1.0
+
+    def _kept(self, module: str) -> float:
+        return float(self.spectrum(module).square()[: self.specs[module].rank].sum())
+
+    @property
+    def retained_energy(self) -> float:
+        """Share of the whole energy, over all matrices, that is retained: Σ kept σ² / Σ σ²."""
+        self.factorisation.run()
+        total = math.fsum(self.total_energy(name) for name in self.matrices)
+        return min(1.0, math.fsum(self._kept(name) for name in self.matrices) / total) if total > 0 else 1.0
+
+
+def check_something_left(lora: Lora) -> None:
+    """Raise PairError if a sum of LoRAs is zero in every module, but for the rounding of float32 factors.
+
+    Modules are looked at until one is not zero, which as a rule is the first. A LoRA that is no sum may be zero.
+    """
+    made = _made_of(lora)
+    total = made[-1]
+    if not isinstance(total, CombinedLora):
+        return
+    known = [one.factorisation for one in made if isinstance(one, RerankedLora)]
+    factorisation = known[-1] if known else factorisation_of(total)
+    left = _left(made)
+    # Whole matrices last: only they take time.
+    if all(_is_nothing(total, name, factorisation) for name in sorted(left, key=lambda name: total.specs[name].dense)):
+        raise PairError(f"{label(total)}: the result is zero in every module, but for rounding. Choose the two sides of a "
+                        "pair, modules in which they differ, or weights other than zero.")
+
+
+def check_models_differ(lora: Lora, tick: Callable[[], None] = lambda: None) -> None:
+    """Raise PairError if what is left of two checkpoints is alike in both, before minutes are spent on zeros.
+
+    Weights are read until one differs, which as a rule is the first.
+    tick    called after each; may raise to cancel
+    """
+    made = _made_of(lora)
+    models = made[-1]
+    if not isinstance(models, CheckpointDifference):
+        return
+    for name in _left(made):
+        if models.differ_in(name):
+            return
+        tick()
+    raise PairError(f"{label(models)} hold the same weights, at least where they were chosen: their difference is zero. Choose a "
+                    "fine-tuned model and the one that it was made from.")
+
+
+def _made_of(lora: Lora) -> list[Lora]:
+    """What was made of what, up to the first that was made of several, or of none."""
+    made = [lora]
+    while len(made[-1].parents) == 1:
+        made.append(made[-1].parents[0])
+    return made
+
+
+def _left(made: Sequence[Lora]) -> list[str]:
+    """The modules of the first that no selection on the way has written as zeros."""
+    selected = [one.weights for one in made if isinstance(one, SelectedLora)]
+    return [name for name in made[0] if all(name in weights for weights in selected)]
+
+
+def _is_nothing(total: CombinedLora, name: str, factorisation: Factorisation) -> bool:
+    spec = total.specs[name]
+    if not (spec.is_vector or spec.dense):
+        known = factorisation[name]
+        return known.energy <= ROUNDING * float(known.products.trace())
+    added = math.fsum((weight * _norm(part[name])) ** 2 for weight, part in total.parts if name in part)
+    return _norm(total[name]) ** 2 <= ROUNDING * added
+
+
+def _norm(delta: Delta) -> float:
+    return float(torch.linalg.vector_norm(delta.dense(), dtype=torch.float64))
+
+
+def _tick(progress: Progress | None, done: int, total: int) -> Callable[[], None]:
+    return lambda: progress(done, total) if progress else None
+
+
+def rerank(lora: Lora, rule: RankRule, max_rank: int | None = None, progress: Progress | None = None) -> RerankedLora:
+    """The best approximation of every matrix at the rank that `rule` chooses.
+
+    Exact, see the top of this file. Lazy: modules are factored when they are first read. With `progress`, they are
+    factored now. Another re-rank of the same `lora` object reuses the factorisation.
+
+    raises  RankError if the rule or `max_rank` asks for less than rank 1
+    """
+    if not lora.matrices:
+        raise PairError("There is no weight matrix to re-rank: only biases, norms or modulation change.")
+    result = RerankedLora(lora, rule, max_rank)
+    if progress:
+        result.prepare(progress)
+    return result

@@ -1,0 +1,272 @@
+"""How a `Lora` becomes a file: keys, dtype, metadata, and one pass that never holds the whole result."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import threading
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import OutputError
+from ..lora.deltas import Delta, Dense, LowRank
+from ..lora.lora import Lora
+from ..names.keys import KOHYA, NATIVE, OUTPUT_DIALECTS, is_outside_blocks, with_kernel, write_key
+from ..progress import Progress
+from ..rank.rerank import RerankedLora, check_models_differ, check_something_left
+from ..storage.dtypes import OUTPUT_DTYPES
+from ..storage.reader import file_sha256
+from ..storage.writer import Draft, Layout, NotFiniteError, check_target, draft_file, now, publish
+from ..version import __version__
+
+_WITH_ALPHA = (NATIVE, KOHYA)  # diffusers and PEFT have no such tensor in their own files
+# What rounding to a dtype of one byte may change, as a share of the whole. Where the values fit, it is 4 to 8 %.
+LARGEST_LOSS = 0.2
+RECIPE_KEY = "difflora.recipe"
+ENERGY_KEY = "difflora.retained_energy"
+STRENGTH_KEY = "difflora.recommended_strength"
+
+
+def save(
+    lora: Lora,
+    path: str | os.PathLike[str],
+    dtype: str | torch.dtype = "float32",
+    dialect: str = NATIVE,
+    overwrite: bool = False,
+    metadata: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a LoRA as a safetensors file that appears only when it is complete.
+
+    dtype      "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2" or a torch dtype
+    dialect    one of `OUTPUT_DIALECTS`; alpha is written as the rank or not at all, so every reader's scale is 1
+    metadata   entries to add, or to put in the place of ours
+    progress   called with (done, total) modules; may raise to cancel
+    raises     OutputError if it cannot be written, TensorError if an input holds NaN or Inf, PairError if a sum of
+               LoRAs is zero in every module
+    """
+    with drafted(lora, path, dtype, dialect, overwrite, metadata, progress) as draft:
+        publish([draft])
+    return draft.path
+
+
+@contextlib.contextmanager
+def drafted(
+    lora: Lora,
+    path: str | os.PathLike[str],
+    dtype: str | torch.dtype = "float32",
+    dialect: str = NATIVE,
+    overwrite: bool = False,
+    metadata: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Draft]:
+    """As `save`, but the file has a temporary name until `storage.publish` gives it its own, alone or with others.
+
+    Without that, nothing is left of it on leaving.
+    """
+    path = Path(path)
+    torch_dtype = _dtype(dtype)
+    if dialect not in OUTPUT_DIALECTS:
+        raise OutputError(f"There is no dialect {dialect!r}; choose one of {', '.join(OUTPUT_DIALECTS)}.")
+    check_target(path, overwrite)
+    no_more = threading.Event()
+    with contextlib.ExitStack() as kept:
+        with ThreadPoolExecutor(1) as pool:
+            # Hashing the inputs needs neither Python nor the maths library: it runs beside the algebra.
+            hashes = [pool.submit(file_sha256, file, no_more) for file in lora.inputs]
+
+            def tick(done: int) -> None:
+                if progress:
+                    progress(done, len(lora))
+
+            def described() -> Mapping[str, str]:
+                check_something_left(lora)  # not before: the spectra are known now
+                while wait(hashes, 0.1).not_done:
+                    tick(len(lora))
+                return _metadata(lora, path.stem, torch_dtype, dialect) | dict(metadata or {})
+
+            try:
+                check_models_differ(lora, lambda: tick(0))
+                if isinstance(lora, RerankedLora) and not lora.prepared:
+                    lora.prepare(_part(progress, 0, 2))
+                    progress = _part(progress, 1, 2)
+                writer = _Writer(lora, torch_dtype, dialect)
+                placeholder = _metadata(lora, path.stem, torch_dtype, dialect, known=False) | dict(metadata or {})
+                draft = kept.enter_context(
+                    draft_file(path, writer.plan, writer.tensors(progress), placeholder, described, overwrite))
+            except NotFiniteError as error:
+                module, _ = writer.module_of[error.key]
+                lora.check_finite(module)
+                raise OutputError(f"{module}: its values do not fit into {torch_dtype}. Write float32 or bfloat16.") from error
+            finally:
+                # After an error or a cancel, nobody waits for the hash of a checkpoint.
+                no_more.set()
+                for future in hashes:
+                    future.cancel()
+        yield draft
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        if dtype in OUTPUT_DTYPES.values():
+            return dtype
+    elif dtype in OUTPUT_DTYPES:
+        return OUTPUT_DTYPES[dtype]
+    raise OutputError(f"Cannot write {dtype}; choose one of {', '.join(OUTPUT_DTYPES)}.")
+
+
+def _part(progress: Progress | None, part: int, parts: int) -> Progress | None:
+    """The progress of one of several equal parts of the work, as progress of the whole."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(part * total + done, parts * total)
+
+
+class _Writer:
+    """Produces a file's tensors in the order of its plan, reading modules in small batches on the way."""
+
+    def __init__(self, lora: Lora, dtype: torch.dtype, dialect: str):
+        self.lora, self.dtype = lora, dtype
+        self._energy = self._lost = 0.0  # (‖up‖ ‖down‖)² of all modules, and what rounding changes of it
+        base, flat_prefix = lora.base_model, lora.flat_prefix
+        sizes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+        self.module_of: dict[str, tuple[str, str]] = {}
+        for module, spec in lora.specs.items():
+            if spec.is_vector:
+                weight, _, last = module.rpartition(".")
+                name, part = (weight, "bias") if last == "bias" else (module, "diff")
+                tensors = {part: (torch.float32, spec.shape)}
+            elif spec.dense:
+                if dialect not in (NATIVE, KOHYA):
+                    raise OutputError(f"{module} is stored in full, and the {dialect} dialect has only small factors. "
+                                      "Re-rank it first, or write the native dialect.")
+                name, tensors = module, {"diff": (dtype, with_kernel(module, spec.shape))}
+            else:
+                name, shape = module, with_kernel(module, spec.shape)
+                tensors = {
+                    "up": (dtype, (shape[0], spec.rank, *(1 for _ in shape[2:]))),
+                    "down": (dtype, (spec.rank, *shape[1:])),
+                    "alpha": (torch.float32, ()),
+                }
+                if dialect not in _WITH_ALPHA or (dialect == NATIVE and is_outside_blocks(name)):
+                    del tensors["alpha"]  # diffusers refuses one there, and no alpha means the same scale of 1
+            for part, size in tensors.items():
+                key = write_key(name, part, dialect, base, flat_prefix)
+                if key in sizes:
+                    raise OutputError(f"{module} and {self.module_of[key][0]} would have the same name in the {dialect} "
+                                      "dialect. Choose another dialect.")
+                sizes[key] = size
+                self.module_of[key] = (module, part)
+        self.plan = Layout.of(sizes)
+        self.module_of = {key: self.module_of[key] for key, _, _ in self.plan.tensors}
+
+    def tensors(self, progress: Progress | None) -> Generator[tuple[str, Tensor], None, None]:
+        order = list(dict.fromkeys(module for module, part in self.module_of.values() if part != "alpha"))
+        done = 0
+        deltas = self.lora.stream(order, lambda: progress(done, len(order)) if progress else None)
+        ready: dict[tuple[str, str], Tensor] = {}  # a module's bias may come between its two factors
+        for key, _, shape in self.plan.tensors:
+            module, part = self.module_of[key]
+            if part == "alpha":
+                yield key, torch.tensor(float(self.lora.specs[module].rank))
+                continue
+            if (module, part) not in ready:
+                ready |= self._convert(*next(deltas))
+                done += 1
+                if progress:
+                    progress(done, len(order))
+            yield key, ready.pop((module, part)).view(shape)
+        self._check_rounding()
+
+    def _convert(self, module: str, delta: Delta) -> dict[tuple[str, str], Tensor]:
+        if isinstance(delta, LowRank):
+            up, down = delta.up, delta.down
+            if self.dtype.itemsize < 4:
+                up, down = _balanced(up, down)
+            up, down = self._rounded(up, down)
+            return {(module, "up"): up, (module, "down"): down}
+        if isinstance(delta, Dense):
+            return {(module, "diff"): self._rounded(delta.dense())[0]}
+        return {(module, "bias" if module.endswith(".bias") else "diff"): delta.value}
+
+    def _rounded(self, *factors: Tensor) -> list[Tensor]:
+        """A module's factors in the file's dtype, with NaN or infinity for what is too large for it."""
+        if self.dtype.itemsize > 1:
+            return [factor.to(self.dtype) for factor in factors]
+        # float8_e4m3fn has no infinity, and newer versions of torch put its largest value there.
+        most = torch.finfo(self.dtype).max
+        rounded = [factor.masked_fill(factor.abs() > most, torch.nan).to(self.dtype) for factor in factors]
+        sizes = [_norm(factor) for factor in factors]
+        if energy := math.prod(sizes) ** 2:
+            self._energy += energy
+            self._lost += energy * sum((_norm(factor - new.float()) / size) ** 2
+                                       for factor, new, size in zip(factors, rounded, sizes, strict=True))
+        return rounded
+
+    def _check_rounding(self) -> None:
+        """Raise OutputError if most values are too small for the dtype, which would be rounded to zero without a word."""
+        if self._lost > LARGEST_LOSS**2 * self._energy:
+            share = math.sqrt(self._lost / self._energy)
+            raise OutputError(f"{self.dtype} would lose {share:.0%} of this LoRA: its values are too small for it. Write bfloat16.")
+
+
+def _norm(factor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(factor, dtype=torch.float64))
+
+
+def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product with factors of like size, so that neither leaves the range of a small dtype.
+
+    The factor is a power of two, so the values' digits stay as they are.
+    """
+    largest_up, largest_down = (float(torch.stack(factor.aminmax()).abs().max()) for factor in (up, down))
+    if not (0 < largest_up < math.inf and 0 < largest_down < math.inf):
+        return up, down
+    exponent = round(math.log2(largest_up / largest_down) / 2)
+    return up * 2.0**-exponent, down * 2.0**exponent
+
+
+def _metadata(lora: Lora, title: str, dtype: torch.dtype, dialect: str, known: bool = True) -> dict[str, str]:
+    """Without `known`, a stand-in of the same length, before the inputs are hashed and the energy is known."""
+    ranks = sorted({lora.specs[name].rank for name in lora.matrices})
+    rank = "Dynamic" if len(ranks) > 1 else str(ranks[0]) if ranks else "0"
+    base = _agreed(lora, "ss_base_model_version") or lora.base_model or "unknown"
+    architecture = _agreed(lora, "modelspec.architecture") or f"{base}/lora"
+    recipe = {
+        "version": 1,
+        "made_by": f"difflora {__version__}",
+        "dtype": str(dtype).removeprefix("torch."),
+        "dialect": dialect,
+        "of": lora.recipe if known else lora.describe(lambda file: "0" * 64),
+    }
+    entries = {
+        "ss_network_module": _agreed(lora, "ss_network_module") or "networks.lora",
+        "ss_network_dim": rank,
+        "ss_network_alpha": f"{ranks[0]}.0" if len(ranks) == 1 else rank,
+        "ss_base_model_version": base,
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": architecture,
+        "modelspec.implementation": _agreed(lora, "modelspec.implementation") or "https://github.com/Wan-Video/Wan2.1",
+        "modelspec.title": title,
+        "modelspec.date": now(),
+        "modelspec.merged_from": ", ".join(name.removesuffix(".safetensors") for name in lora.made_from),
+        RECIPE_KEY: json.dumps(recipe, sort_keys=True),
+    }
+    if isinstance(lora, RerankedLora):
+        entries[ENERGY_KEY] = f"{lora.retained_energy if known else 0:.6f}"
+
+    return entries
+
+
+def _agreed(lora: Lora, key: str) -> str | None:
+    """A metadata value that all input files share."""
+    values = {file.metadata.get(key) for file in lora.files}
+    return values.pop() if len(values) == 1 else None
+
+

@@ -1,0 +1,376 @@
+"""Writing a safetensors file that is either whole or not there.
+
+A file is drafted under a temporary name beside its own, and gets its name when all of it is on the disk. Several drafts
+are published together or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import glob
+import hashlib
+import json
+import math
+import os
+import platform
+import secrets
+import shutil
+import struct
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ExistsError, OutputError
+from .dtypes import CODES, DTYPES, METADATA_KEY, is_finite
+
+if sys.platform != "win32":
+    import fcntl
+SYNC_AFTER = 24_000_000  # bytes
+GATHERED = 1_000_000  # bytes of small tensors that are hashed and written at once
+# Windows opens these as devices, whatever their extension and in every folder.
+WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", "CLOCK$"}
+WINDOWS_DEVICES |= {f"{port}{digit}" for port in ("COM", "LPT") for digit in "0123456789¹²³"}
+_LAYOUT_ORDER = {code: place for place, code in enumerate(reversed(DTYPES))}
+
+
+class NotFiniteError(Exception):
+    """A tensor to be written has NaN or infinite values, in the file's dtype at least. Its maker knows what to say.
+
+    key     of the tensor
+    """
+
+    def __init__(self, key: str):
+        super().__init__(key)
+        self.key = key
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tensors that a file will hold, in the order in which they have to be written."""
+
+    tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> Layout:
+        """In the order of the safetensors library, so that tools which write the file again get the same bytes."""
+        order = sorted(tensors, key=lambda key: (_LAYOUT_ORDER[CODES[tensors[key][0]]], key))
+        return cls([(key, *tensors[key]) for key in order])
+
+    @property
+    def data_size(self) -> int:
+        return sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in self.tensors)
+
+    def header(self, metadata: Mapping[str, str]) -> bytes:
+        table: dict[str, Any] = {METADATA_KEY: dict(metadata)} if metadata else {}
+        end = 0
+        for key, dtype, shape in self.tensors:
+            begin, end = end, end + math.prod(shape) * dtype.itemsize
+            table[key] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+        text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode("utf-8", errors="replace")
+        text += b" " * (-len(text) % 8)
+        return struct.pack("<Q", len(text)) + text
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A complete file that still has a temporary name, beside the one that it is to get."""
+
+    temporary: Path
+    path: Path
+    overwrite: bool
+
+    @property
+    def previous(self) -> Path:
+        """Where the file that has the name so far waits while several drafts are published."""
+        return self.temporary.with_suffix(".old")
+
+
+@contextlib.contextmanager
+def draft_file(
+    path: str | os.PathLike[str],
+    plan: Layout,
+    produce: Generator[tuple[str, Tensor], None, None],
+    placeholder: Mapping[str, str],
+    describe: Callable[[], Mapping[str, str]],
+    overwrite: bool = False,
+) -> Iterator[Draft]:
+    """Write a safetensors file under a temporary name. `publish` gives it its own; without that, it is gone on leaving.
+
+    produce   yields the planned tensors in the planned order, so that the whole result never has to be in memory
+    describe  gives the metadata once everything is written; `placeholder` must have the same keys and lengths.
+              `sshs_model_hash` and `sshs_legacy_hash` (kohya's) are added for the new content
+    raises    OutputError if the folder is missing or read-only, the file exists, or the disk is full; NotFiniteError;
+              whatever it raises, no part of a file is left behind; what a killed process has left, the next save removes
+    """
+    path = Path(path)
+    _remove_abandoned(path)  # before the free space is looked at
+    check_target(path, overwrite, plan.data_size)
+    head = plan.header({**placeholder, "sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8})
+    with said_as_output_error(path):
+        temporary, file = _open_temporary(path)
+    try:
+        with file:
+            with said_as_output_error(path):
+                try:
+                    _write(file, head, plan, produce, describe)
+                except BaseException:
+                    file.close()  # which may fail like the writing, and is told like it
+                    raise
+            if sys.platform == "win32":
+                file.close()  # Windows renames no open file; elsewhere it stays locked until it has its name
+            yield Draft(temporary, path, overwrite)
+    finally:
+        produce.close()
+        if temporary.exists():  # a read-only disk refuses even to remove what is not there
+            temporary.unlink()
+
+
+def _write(
+    file: BinaryIO,
+    head: bytes,
+    plan: Layout,
+    produce: Iterator[tuple[str, Tensor]],
+    describe: Callable[[], Mapping[str, str]],
+) -> None:
+    """Everything that `draft_file` puts into its file. `head` is the header with placeholders, as long as the final one."""
+    # What is written goes to the disk while the rest is worked out.
+    with ThreadPoolExecutor(1) as disk:
+        syncs: list[Future[None]] = []
+        file.write(head)
+        digest, unsynced = hashlib.sha256(), 0
+        for piece in _pieces(plan, produce):
+            digest.update(piece)
+            unsynced += file.write(piece)
+            if unsynced > SYNC_AFTER and (not syncs or syncs[-1].done()):
+                unsynced = 0
+                syncs.append(disk.submit(os.fsync, file.fileno()))
+        metadata = describe()
+        hashes = {
+            "sshs_model_hash": digest.hexdigest(),
+            "sshs_legacy_hash": _legacy_hash(file, len(head), plan, metadata),
+        }
+        final = plan.header({**metadata, **hashes})
+        if len(final) != len(head):
+            raise AssertionError("the metadata's length changed while the file was written")
+        file.seek(0)
+        file.write(final)
+        file.flush()
+        os.fsync(file.fileno())
+        for sync in syncs:
+            sync.result()  # the system tells of a failed write once
+
+
+def _pieces(plan: Layout, produce: Iterator[tuple[str, Tensor]]) -> Iterator[memoryview]:
+    """The bytes of the planned tensors. Small ones are gathered: at each hash and write, Python may pass to another thread."""
+    memory = np.empty(GATHERED, dtype=np.uint8)
+    gathered: list[tuple[str, Tensor]] = []
+    used = 0
+    for (key, dtype, shape), (produced, tensor) in zip(plan.tensors, produce, strict=True):
+        if produced != key or tensor.dtype != dtype or tuple(tensor.shape) != shape:
+            raise AssertionError(f"planned {key} {dtype} {shape}, got {produced} {tensor.shape}")
+        size = tensor.numel() * dtype.itemsize
+        if gathered and (used + size > GATHERED or dtype != gathered[-1][1].dtype):
+            _check_written(memory[:used], gathered)
+            yield memory[:used].data
+            gathered, used = [], 0
+        # numpy knows no bfloat16 and no float8.
+        array = (tensor if dtype.itemsize > 2 else tensor.view(torch.int16 if dtype.itemsize == 2 else torch.uint8)).numpy()
+        if size > GATHERED:
+            whole = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            _check_written(whole, [(key, tensor)])
+            yield whole.data
+            continue
+        np.copyto(memory[used : used + size].view(array.dtype).reshape(shape), array)
+        gathered.append((key, tensor))
+        used += size
+    if gathered:
+        _check_written(memory[:used], gathered)
+        yield memory[:used].data
+
+
+def _check_written(data: np.ndarray, tensors: Sequence[tuple[str, Tensor]]) -> None:
+    """Raise NotFiniteError if one of these tensors of one dtype, which `data` holds one after the other, has NaN or Inf."""
+    if data.size and not math.isfinite(torch.from_numpy(data).view(tensors[0][1].dtype).sum(dtype=torch.float32)):
+        for key, tensor in tensors:  # it may be the sum alone that is too large
+            if not is_finite(tensor):
+                raise NotFiniteError(key)
+
+
+def _prefix(path: Path) -> str:
+    """How the temporary files of saves to `path` begin: each machine has its own, and removes only those.
+
+    Locks show what other processes of this machine do; on a network share, not always what other machines do.
+    """
+    mark = hashlib.sha256(f"{platform.node()}\0{path.name}".encode(errors="replace")).hexdigest()
+    return f".{path.stem[:40]}.{mark[:12]}."
+
+
+def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
+    """A new hidden file beside `path`, open, and locked for as long as it is open."""
+    while True:
+        temporary = path.with_name(f"{_prefix(path)}{secrets.token_hex(8)}.tmp")
+        file = open(temporary, "x+b")
+        if sys.platform != "win32":
+            with contextlib.suppress(OSError):  # a file system without locks: nobody removes anything there
+                fcntl.flock(file, fcntl.LOCK_EX)
+        if temporary.exists():
+            return temporary, file
+        file.close()  # another save found it before it was locked
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what killed saves to `path` have left. What cannot be removed does no harm, so errors are not told."""
+    with contextlib.suppress(OSError):
+        for temporary in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
+            with contextlib.suppress(OSError):
+                _remove_unless_in_use(temporary)
+
+
+if sys.platform == "win32":
+
+    def _remove_unless_in_use(temporary: Path) -> None:
+        # One that is open cannot be deleted. Between closing and renaming it is not open, but new.
+        if time.time() - temporary.stat().st_mtime > 600:
+            temporary.unlink()
+
+else:
+
+    def _remove_unless_in_use(temporary: Path) -> None:
+        with open(temporary, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            temporary.unlink()
+
+
+def publish(drafts: Sequence[Draft]) -> None:
+    """Give files their names: all of them, or none, and then what had a name before has it again.
+
+    raises  ExistsError if somebody made a file of that name meanwhile, OutputError if one cannot be replaced
+    """
+    *first, last = drafts
+    try:
+        for draft in first:
+            with said_as_output_error(draft.path):
+                _keep_previous(draft)
+                _publish(draft)
+        with said_as_output_error(last.path):
+            _publish(last)
+    except BaseException:
+        if last.temporary.exists():
+            for draft in drafts:
+                _withdraw(draft)
+        else:  # stopped after the last one got its name
+            _forget_previous(first)
+        raise
+    _forget_previous(first)
+
+
+def _keep_previous(draft: Draft) -> None:
+    if not (draft.overwrite and os.path.lexists(draft.path)):
+        return
+    try:
+        os.link(draft.path, draft.previous)
+    except OSError:  # a file system without hard links
+        os.rename(draft.path, draft.previous)
+
+
+def _publish(draft: Draft) -> None:
+    temporary, path = draft.temporary, draft.path
+    if draft.overwrite:
+        os.replace(temporary, path)
+        return
+    # A file that somebody made meanwhile must make this fail, and a rename would replace it, but on Windows.
+    if sys.platform == "win32":
+        os.rename(temporary, path)
+        return
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        # Killed between these two, a save leaves an empty file: not torn, and no reader takes it for a LoRA.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            if temporary.exists():  # else it is done
+                path.unlink()
+            raise
+    else:
+        temporary.unlink()
+
+
+def _withdraw(draft: Draft) -> None:
+    """Undo `_publish`, wherever it stopped."""
+    if os.path.lexists(draft.previous):
+        os.replace(draft.previous, draft.path)
+        draft.previous.unlink(missing_ok=True)  # where both names are links to one file, nothing was replaced
+    elif not draft.temporary.exists() or (draft.path.exists() and os.path.samefile(draft.temporary, draft.path)):
+        draft.path.unlink(missing_ok=True)
+
+
+def _forget_previous(drafts: Sequence[Draft]) -> None:
+    for draft in drafts:
+        draft.previous.unlink(missing_ok=True)
+
+
+def _legacy_hash(file: BinaryIO, data_start: int, plan: Layout, metadata: Mapping[str, str]) -> str:
+    """The old short hash of kohya's tools: of the 64 kB after the first MB of the file, had it only its training metadata."""
+    begin, end = 0x100000, 0x110000
+    head = plan.header({key: value for key, value in metadata.items() if key.startswith("ss_")})
+    window = head[begin:end]
+    file.seek(data_start + max(0, begin - len(head)))
+    window += file.read(max(0, end - max(begin, len(head))))
+    return hashlib.sha256(window).hexdigest()[:8]
+
+
+def check_target(path: Path, overwrite: bool, size: int = 0) -> None:
+    """Raise OutputError early if a file cannot be written there; `size` in bytes."""
+    with said_as_output_error(path):
+        if path.suffix != ".safetensors":
+            raise OutputError(f"{path.name}: the name must end in .safetensors.")
+        if not path.parent.is_dir():
+            raise OutputError(f"{path.name}: the folder {path.parent} does not exist. Make it, or choose another.")
+        if path.is_dir():
+            raise OutputError(f"{path.name}: this is a folder; give the name of a file.")
+        if path.exists() and not overwrite:
+            raise FileExistsError(errno.EEXIST, "the file exists")
+        free = shutil.disk_usage(path.parent).free
+        if size > free:
+            raise OutputError(f"{path.name}: the result needs {size:,} bytes, but only {free:,} are free on that disk.")
+
+
+@contextlib.contextmanager
+def said_as_output_error(path: Path) -> Iterator[None]:
+    reasons = {
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "your disk quota is used up",
+        errno.EFBIG: "the file would be larger than allowed here",
+        errno.EACCES: "you may not write into this folder",
+        errno.EPERM: "you may not write into this folder",
+        errno.EROFS: "the disk is read-only",
+        errno.ENAMETOOLONG: "the name is too long",
+    }
+    if sys.platform == "win32":
+        reasons[errno.EACCES] = "you may not write into this folder, or another program has the file open"
+    try:
+        yield
+    except FileExistsError as error:
+        raise ExistsError(f"{path.name}: the file exists. Choose another name, or allow overwriting.") from error
+    except OSError as error:
+        reason = reasons.get(error.errno or 0, error.strerror or str(error))
+        raise OutputError(f"{path.name}: cannot be written: {reason}. Nothing was changed.") from error
+
+
+def now() -> str:
+    """The date for `modelspec.date`: ISO 8601, UTC, seconds."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,488 @@
+"""What musubi-tuner needs to train the two sides of a pair alike: dataset files and command files, for both systems.
+
+Everything is written relative to the folder that holds it (``<dataset>/training``, next to ``<dataset>/detailed``
+and ``<dataset>/sparse``). So the dataset can be made on one machine and trained on another, and a folder name
+with spaces, brackets or non-ASCII letters never gets into a command.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import OutputError, TrainingError
+from ..saving.wan22 import NOISES
+from ..sentence import Sentence
+from ..storage.writer import WINDOWS_DEVICES
+
+T = TypeVar("T")
+
+TASKS = {"t2v-14B": 40, "t2v-1.3B": 30, "t2i-14B": 40, "t2v-A14B": 40}
+"""musubi-tuner's Wan tasks that start from text alone, and how many blocks the model of each has."""
+
+TWO_EXPERTS = {"t2v-A14B": 875}
+"""The tasks whose model is two, a high-noise and a low-noise expert, and the timestep (of 1000) at which they take turns."""
+
+SCHEDULERS = ("constant_with_warmup", "constant", "cosine", "cosine_with_restarts", "linear", "polynomial", "rex")
+SAMPLINGS = ("shift", "sigmoid", "uniform", "sigma", "logsnr")
+PRECISIONS = ("bf16", "fp16", "no")
+
+# musubi-tuner knows these three itself, in any spelling of upper and lower case; another name without a dot it
+# looks up in torch.optim, and a name with dots it imports.
+BUILT_IN_OPTIMIZERS = {"adamw8bit", "adamw", "adafactor"}
+TORCH_OPTIMIZERS = set("Adadelta Adagrad Adam Adamax ASGD NAdam RAdam RMSprop Rprop SGD".split())
+PACKAGES = {"lion_pytorch": "lion-pytorch", "prodigyopt": "prodigyopt", "bitsandbytes": "bitsandbytes"}
+"""The package that brings a module, where the two are not called the same or musubi-tuner does not bring it."""
+
+
+def _setting(default: T, text: str, **limits: Any) -> T:
+    """A field that the command line and the node both read: default, help text, and `min`, `max`, `step` or `choices`."""
+    value: T = field(default=default, metadata={"help": text, **limits})
+    return value
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Which pieces of each video are trained on, and at what size."""
+
+    resolution: tuple[int, int]
+    target_frames: tuple[int, ...]
+    extraction: str
+    samples: int = 1
+
+
+EXTRACTIONS = ("head", "chunk", "slide", "uniform")
+
+
+def parse_clips(text: str) -> list[Clips]:
+    """Read ``768x416 1,21 head; 384x208 45 uniform 2``."""
+    found = []
+    for part in filter(None, (part.strip() for part in text.split(";"))):
+        read = re.fullmatch(rf"(\d+)x(\d+)\s+(\d+(?:,\d+)*)\s+({'|'.join(EXTRACTIONS)})(?:\s+(\d+))?", part, re.ASCII)
+        if not read:
+            raise TrainingError(
+                f"clips: {part!r} is not understood. Write size, frames, {'/'.join(EXTRACTIONS)}, and how many samples "
+                "uniform takes of each video, as in: 768x416 1,21 head; 384x208 45 uniform 2"
+            )
+        width, height, frames, extraction, samples = read.groups()
+        targets = tuple(int(count) for count in frames.split(","))
+        found.append(Clips((int(width), int(height)), targets, extraction, int(samples or 1)))
+    return found
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that decides what a side learns. Both sides get the same, to the letter."""
+
+    width: int = _setting(192, "Width of the training images, in pixels.", min=64, max=2048, step=16)
+    height: int = _setting(192, "Height of the training images, in pixels.", min=64, max=2048, step=16)
+    buckets: bool = _setting(True, "Keep each image's aspect ratio, at the same area. Off: crop to width x height.")
+    batch_size: int = _setting(1, "Images per step.", min=1, max=64)
+    task: str = _setting("t2v-14B", "The Wan model to train on.", choices=tuple(TASKS))
+    rank: int = _setting(16, "Rank of the two LoRAs (network_dim).", min=1, max=1280)
+    alpha: float = _setting(
+        1.0,
+        "network_alpha. The LoRA's scale is alpha / rank; 1 is musubi-tuner's own default.",
+        min=0.01,
+        max=1280.0,
+        step=0.5,
+    )
+    optimizer: str = _setting(
+        "lion_pytorch.Lion",
+        "AdamW8bit, AdamW, Adafactor, a class of torch.optim, or module.Class of an installed package.",
+    )
+    optimizer_args: str = _setting("", "More optimizer settings, as in: weight_decay=0.01 betas=(0.9,0.99)")
+    learning_rate: float = _setting(2e-5, "Learning rate.", min=1e-8, max=1.0, step=1e-6)
+    scheduler: str = _setting("constant_with_warmup", "How the learning rate changes over time.", choices=SCHEDULERS)
+    warmup_steps: int = _setting(50, "Steps over which the learning rate rises.", min=0, max=100_000)
+    steps: int = _setting(5000, "Training steps.", min=1, max=1_000_000)
+    save_every: int = _setting(500, "Save a checkpoint each time this many steps are done.", min=1, max=1_000_000)
+    seed: int = _setting(42, "The same for both sides: same noise, same order of images.", min=0, max=2**32 - 1)
+    timestep_sampling: str = _setting("shift", "How noise levels are drawn.", choices=SAMPLINGS)
+    flow_shift: float = _setting(3.0, "Shift of the noise levels (discrete_flow_shift).", min=0.1, max=100.0, step=0.1)
+    mixed_precision: str = _setting("bf16", "Must suit the model file: fp16 for an fp16 file.", choices=PRECISIONS)
+    fp8_base: bool = _setting(True, "Hold the base model in fp8: half the memory.")
+    blocks_to_swap: int = _setting(
+        16, "Blocks kept in main memory instead of on the GPU. More: less GPU memory, slower.", min=0, max=39
+    )
+    extra: str = _setting("", "More flags for wan_train_network.py, as on a command line.")
+    clips: str = _setting(
+        "",
+        "Videos next to the images. Size, frames, extraction, samples; as in: 768x416 1,21 head; 384x208 45 uniform 2",
+    )
+
+
+PRESETS = {
+    "slider": Training(),
+    "style": Training(
+        width=768,
+        height=768,
+        optimizer="AdamW8bit",
+        learning_rate=5e-5,
+        scheduler="constant",
+        warmup_steps=0,
+        clips="768x416 1,21 head; 384x208 45 uniform 2",
+    ),
+}
+"""`slider`: a pair of image LoRAs to subtract. `style`: one LoRA of look and motion, from images and videos mixed."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where things are on the machine that trains. Only written into the command files, never opened here."""
+
+    musubi: str = _setting("", "musubi-tuner's folder, in full.")
+    dit: str = _setting("", "The Wan model file, in full: bf16, or fp16 with mixed precision fp16; not fp8_scaled. "
+                                "For Wan2.2 its low-noise model.")
+    dit_high_noise: str = _setting("", "For Wan2.2 only: the file of its high-noise model, in full.")
+    vae: str = _setting("", "The Wan 2.1 VAE file, in full.")
+    t5: str = _setting("", "The umT5-XXL text encoder: models_t5_umt5-xxl-enc-bf16.pth, in full.")
+    python: str = _setting("python", "The Python that musubi-tuner is installed in.")
+
+
+def _settings(training: Training, machine: Machine) -> dict[str, str]:
+    """What stands at the top of a command file: all of `machine` that this training has a use for."""
+    settings = dataclasses.asdict(machine)
+    if training.task not in TWO_EXPERTS:
+        del settings["dit_high_noise"]
+    return settings
+
+
+def _files_needed(settings: dict[str, str]) -> list[str]:
+    return [name for name in settings if name != "python"]
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A word of a command that is set once at the top of the file, and what follows it."""
+
+    name: str
+    tail: str = ""
+
+
+Word = str | Variable
+Command = list[Word]
+
+
+def check(training: Training, machine: Machine, sides: tuple[str, ...]) -> None:
+    """Raise TrainingError for what musubi-tuner would only refuse later, perhaps after hours."""
+    for each in dataclasses.fields(training):
+        _check_limits(each, getattr(training, each.name))
+    clips = parse_clips(training.clips)
+    for width, height in [(training.width, training.height), *(clip.resolution for clip in clips)]:
+        if width % 16 or height % 16 or not (width and height):
+            raise TrainingError(f"{width} x {height} is no size for Wan: use multiples of 16, such as 192 x 192.")
+    for frames in (count for clip in clips for count in clip.target_frames):
+        if frames % 4 != 1:
+            raise TrainingError(f"{frames} frames cannot be trained on: Wan needs 4 N + 1, such as 1, 21 or 45.")
+    most = TASKS[training.task] - 1
+    if training.blocks_to_swap > most:
+        raise TrainingError(
+            f"blocks_to_swap is {training.blocks_to_swap}, but the {training.task} model has {most + 1} blocks "
+            f"and one must stay: use at most {most}."
+        )
+    _check_optimizer(training.optimizer)
+    for option in training.optimizer_args.split():
+        if not re.fullmatch(r"[A-Za-z_]\w*=[^=]+", option):
+            raise TrainingError(f"optimizer_args: {option!r} is not of the form name=value, without spaces in it.")
+        try:
+            ast.literal_eval(option.partition("=")[2])
+        except (ValueError, SyntaxError) as problem:
+            raise TrainingError(
+                f"optimizer_args: {option!r}: the value is no Python literal, such as 0.01, True or (0.9,0.99)."
+            ) from problem
+    words = _words(training.extra)
+    if words and not words[0].startswith("-"):
+        raise TrainingError(f"extra is {training.extra!r}: it must begin with a flag of musubi-tuner, such as --fp8_t5.")
+    for name, text in [*dataclasses.asdict(machine).items(), ("extra", training.extra)]:
+        _check_text(name, text)
+    if len({side.casefold() for side in sides}) != len(sides) or not sides:
+        raise TrainingError(f"The sides are called {list(sides)}: give each another name.")
+    for side in sides:
+        _check_side(side)
+
+
+def _check_limits(setting: dataclasses.Field[Any], value: Any) -> None:
+    choices, low, high = (setting.metadata.get(key) for key in ("choices", "min", "max"))
+    if choices and value not in choices:
+        raise TrainingError(f"{setting.name} is {value!r}: use one of {', '.join(choices)}.")
+    if low is not None and not low <= value <= high:
+        raise TrainingError(f"{setting.name} is {value}: use a number from {low} to {high}.")
+
+
+def _check_optimizer(name: str) -> None:
+    if name.lower() in BUILT_IN_OPTIMIZERS or name in TORCH_OPTIMIZERS:
+        return
+    if name.lower() == "lion":
+        raise TrainingError(
+            f"optimizer is {name!r}: musubi-tuner looks a bare name up in torch.optim, which has no Lion. "
+            "Use lion_pytorch.Lion, and install the package lion-pytorch."
+        )
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name):
+        raise TrainingError(
+            f"optimizer is {name!r}, which is neither AdamW8bit, AdamW, Adafactor nor a class of torch.optim "
+            f"({', '.join(sorted(TORCH_OPTIMIZERS))}). For another package write module.Class."
+        )
+
+
+def _check_text(name: str, text: str) -> None:
+    """What goes between quotes in both command files: neither system has a way to write a line break there."""
+    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise TrainingError(f"{name} holds a line break or another control character: remove it.")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise TrainingError(f"{name} holds half a character (a lone surrogate): type the name anew.")
+    if '"' in text and name != "extra":
+        raise TrainingError(
+            f"{name} holds a double quote, which no path on Windows can: write the path without quotes."
+        )
+    if text.endswith("\\"):  # before a closing quote, Windows programs take it for part of the text
+        raise TrainingError(f"{name} is {text!r}, which ends in a backslash: write the file's name, without one.")
+    if text.startswith("~"):
+        raise TrainingError(f"{name} is {text!r}: ~ is not looked up in a command file, write the path in full.")
+
+
+def _check_side(side: str) -> None:
+    """A side names a folder, four files and a LoRA; musubi-tuner also looks for its cache by a pattern with it."""
+    if not re.fullmatch(r"[^\W_]([\w .-]{0,62}\w)?", side):
+        raise TrainingError(f"{side!r} cannot name a side: use letters, digits, _ - . and spaces, as in 'detailed'.")
+    if side.split(".")[0].rstrip(" ").upper() in WINDOWS_DEVICES:
+        raise TrainingError(f"{side!r} is a device on Windows, which no folder can be called: choose another name.")
+
+
+def dataset_toml(training: Training, side: str) -> str:
+    """The dataset file of one side, as musubi-tuner reads it."""
+    general = {
+        "resolution": [training.width, training.height],
+        "caption_extension": ".txt",
+        "batch_size": training.batch_size,
+        "enable_bucket": training.buckets,
+        "bucket_no_upscale": False,
+    }
+    # Each block needs a cache of its own: musubi-tuner deletes what it does not know from a cache folder.
+    blocks: list[dict[str, Any]] = [{"image_directory": f"../{side}", "cache_directory": f"cache/{side}"}]
+    for number, clip in enumerate(parse_clips(training.clips), 1):
+        blocks.append(
+            {
+                "video_directory": f"../{side}",
+                "cache_directory": f"cache/{side} video {number}",
+                "resolution": list(clip.resolution),
+                "target_frames": list(clip.target_frames),
+                "frame_extraction": clip.extraction,
+                "frame_sample": clip.samples,
+            }
+        )
+    parts = [f"# The {side} side. Both sides are trained alike: edit the other file, too.\n[general]\n{_toml(general)}"]
+    return "\n".join(parts + [f"[[datasets]]\n{_toml(block)}" for block in blocks])
+
+
+def _toml(table: dict[str, Any]) -> str:
+    # JSON's numbers, lists, true and false, and string escapes are all TOML's, too.
+    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in table.items())
+
+
+def commands(training: Training, side: str, name: str = "slider") -> dict[str, Command]:
+    """What is run for one side, in order: title -> the words after the Python program. `name` starts the LoRA's name."""
+    dataset: Command = ["--dataset_config", f"{side}.toml"]
+    found: dict[str, Command] = {}
+    if module := _optimizer_module(training.optimizer):
+        found[f"Is {PACKAGES.get(module, module)} installed?"] = ["-c", f"import {module}"]
+    found["Images to latents"] = [_script("wan_cache_latents.py"), *dataset, "--vae", Variable("VAE")]
+    found["Captions to embeddings"] = [
+        *[_script("wan_cache_text_encoder_outputs.py"), *dataset, "--t5", Variable("T5"), "--batch_size", "16"]
+    ]
+    lora: Command = ["--output_dir", f"loras/{side}", "--output_name"]
+    boundary = TWO_EXPERTS.get(training.task)
+    if boundary is None:
+        found["Training"] = _train(training, side, "DIT", [*lora, f"{name}_{side}"])
+    else:
+        for noise, model, low, high in (("high", "DIT_HIGH_NOISE", boundary, 1000), ("low", "DIT", 0, boundary)):
+            # Without preserve_distribution_shape all noise levels would be squeezed into the expert's range.
+            timesteps = ["--min_timestep", str(low), "--max_timestep", str(high), "--preserve_distribution_shape"]
+            found[f"Training, {noise} noise"] = _train(training, side, model, [*timesteps, *lora, f"{name}_{side}_{noise}"])
+    return found
+
+
+def _train(training: Training, side: str, model: str, last: Command) -> Command:
+    train: Command = ["-m", "accelerate.commands.launch", "--num_cpu_threads_per_process", "1"]
+    train += ["--mixed_precision", training.mixed_precision, _script("wan_train_network.py")]
+    train += ["--task", training.task, "--dit", Variable(model), "--dataset_config", f"{side}.toml"]
+    train += ["--sdpa", "--mixed_precision", training.mixed_precision, "--gradient_checkpointing"]
+    train += ["--fp8_base"] * training.fp8_base
+    train += ["--blocks_to_swap", str(training.blocks_to_swap)] * (training.blocks_to_swap > 0)
+    train += ["--network_module", "networks.lora_wan"]
+    train += ["--network_dim", str(training.rank), "--network_alpha", _number(training.alpha)]
+    train += ["--optimizer_type", training.optimizer]
+    train += ["--optimizer_args", *training.optimizer_args.split()] * bool(training.optimizer_args.strip())
+    train += ["--learning_rate", _number(training.learning_rate)]
+    train += ["--lr_scheduler", training.scheduler, "--lr_warmup_steps", str(training.warmup_steps)]
+    train += ["--timestep_sampling", training.timestep_sampling]
+    train += ["--discrete_flow_shift", _number(training.flow_shift)]
+    train += ["--max_data_loader_n_workers", "2", "--persistent_data_loader_workers"]
+    train += ["--max_train_steps", str(training.steps), "--save_every_n_steps", str(training.save_every)]
+    train += ["--seed", str(training.seed)]
+    return [*train, *last, *_words(training.extra)]
+
+
+def _script(file: str) -> Variable:
+    return Variable("MUSUBI", f"/src/musubi_tuner/{file}")
+
+
+def _optimizer_module(name: str) -> str | None:
+    """The top module of an optimizer that musubi-tuner does not bring along."""
+    module = name.split(".")[0] if "." in name else None
+    return None if module == "torch" else module
+
+
+def _number(value: float) -> str:
+    return f"{value:.12g}"
+
+
+def _words(text: str) -> list[str]:
+    words = shlex.shlex(text, posix=True, punctuation_chars=False)
+    words.whitespace_split, words.commenters, words.escape = True, "", ""  # a backslash is part of a Windows path
+    try:
+        return list(words)
+    except ValueError as problem:
+        raise TrainingError(f"extra is {text!r}: {problem}. Close the quote.") from problem
+
+
+def _what_then(training: Training, sides: tuple[str, ...], name: str) -> list[str]:
+    """What to say at the end of a command file: how four LoRAs become the two files of a slider."""
+    if training.task not in TWO_EXPERTS or len(sides) != 2:
+        return []
+    words = ["difflora", "subtract"]
+    for noise in NOISES:
+        words += [f"--{noise}", *(f"loras/{side}/{name}_{side}_{noise}.safetensors" for side in sides)]
+    words += ["-o", f"{name}.safetensors"]
+    return ["When both sides are trained, in this folder:", " ".join(f'"{word}"' if " " in word else word for word in words)]
+
+
+def shell_script(training: Training, machine: Machine, side: str, name: str = "slider", end: Sequence[str] = ()) -> str:
+    """The command file of one side for Linux. `end`: lines that it says when all is done."""
+    settings = _settings(training, machine)
+    lines = ["#!/usr/bin/env bash", f"# {_about(training, side)}", "set -euo pipefail"]
+    lines += ['cd -- "$(dirname -- "${BASH_SOURCE[0]}")"', "export PYTHONUTF8=1", ""]
+    lines += [f"{key.upper()}={shlex.quote(value)}" for key, value in settings.items()]
+    lines += ["", "for file in " + " ".join(f'"${key.upper()}"' for key in _files_needed(settings)) + "; do"]
+    lines += ['  [ -e "$file" ] || { echo "Not found: \'$file\'. Correct the top of this file." >&2; exit 1; }', "done"]
+    for title, words in commands(training, side, name).items():
+        lines += ["", f"echo {shlex.quote(title)}", _lay_out(['"$PYTHON"', *map(_shell_word, words)], "\\")]
+    lines += [""] * bool(end) + [f"echo {shlex.quote(line)}" for line in end]
+    return "\n".join(lines) + "\n"
+
+
+def batch_file(training: Training, machine: Machine, side: str, name: str = "slider", end: Sequence[str] = ()) -> str:
+    """The command file of one side for Windows. Lines end in CR LF: cmd.exe can miss a label otherwise."""
+    settings = _settings(training, machine)
+    lines = [
+        "@echo off",
+        "setlocal EnableExtensions DisableDelayedExpansion",
+        "rem The next line makes this file UTF-8.",
+    ]
+    lines += ["chcp 65001 >nul", f"rem {_about(training, side)}", 'pushd "%~dp0"', 'set "PYTHONUTF8=1"', ""]
+    lines += [f'set "{key.upper()}={_percent(value)}"' for key, value in settings.items()]
+    lines += [""]
+    for key in map(str.upper, _files_needed(settings)):
+        lines += [f'set "WRONG={key}"', f'if not exist "%{key}%" goto missing']
+    for title, words in commands(training, side, name).items():
+        lines += ["", f"echo {title}", _lay_out(['"%PYTHON%"', *map(_batch_word, words)], "^")]
+        # Not `if errorlevel 1`: a crash ends in a negative number.
+        lines += ['if not "%ERRORLEVEL%"=="0" goto failed']
+    lines += ["", "echo Done.", *(f"echo {line}" for line in end), "pause", "exit /b 0", "", ":missing"]
+    lines += ["echo There is no file or folder of the name given as %WRONG%. Correct the top of this file.", "pause"]
+    lines += ["exit /b 1", "", ":failed", "echo It stopped with an error, see above.", "pause", "exit /b 1"]
+    return "\n".join(lines).replace("\n", "\r\n") + "\r\n"
+
+
+def _about(training: Training, side: str) -> str:
+    module = _optimizer_module(training.optimizer)
+    needs = f" Needs the package {PACKAGES.get(module, module)} in musubi-tuner's Python." if module else ""
+    return f"Trains the {side} side with musubi-tuner (made for version 0.3.4).{needs}"
+
+
+def _lay_out(words: list[str], continuation: str) -> str:
+    """A line for the program and one for each flag with its values."""
+    lines: list[list[str]] = [[]]
+    for word in words:
+        if word.startswith("--"):
+            lines.append([])
+        lines[-1].append(word)
+    return f" {continuation}\n  ".join(" ".join(line) for line in lines)
+
+
+def _shell_word(word: Word) -> str:
+    return f'"${word.name}{word.tail}"' if isinstance(word, Variable) else shlex.quote(word)
+
+
+def _batch_word(word: Word) -> str:
+    if isinstance(word, Variable):
+        return f'"%{word.name}%{word.tail}"'.replace("/", "\\")
+    if re.fullmatch(r"[\w./:=+-]+", word, re.ASCII):
+        return word
+    # Between quotes cmd.exe leaves all but % alone; Python's start-up code then takes \" for a quote.
+    if '"' in word:
+        raise TrainingError(f"extra holds {word!r}: a double quote cannot be written in a Windows command file.")
+    ending = len(word) - len(word.rstrip("\\"))
+    return f'"{_percent(word)}{chr(92) * ending}"'
+
+
+def _percent(text: str) -> str:
+    return text.replace("%", "%%")
+
+
+def files(
+    training: Training, machine: Machine, sides: tuple[str, ...] = ("detailed", "sparse"), name: str = "slider"
+) -> dict[str, str]:
+    """All files of the training folder: name -> text."""
+    tidy = dataclasses.replace(machine, musubi=machine.musubi.rstrip("/\\"))
+    check(training, tidy, sides)
+    _check_side(name)
+    made = {}
+    end = _what_then(training, sides, name)
+    for side in sides:
+        made[f"{side}.toml"] = dataset_toml(training, side)
+        made[f"train_{side}.sh"] = shell_script(training, tidy, side, name, end)
+        made[f"train_{side}.bat"] = batch_file(training, tidy, side, name, end)
+    return made
+
+
+def hints(training: Training, machine: Machine) -> list[Sentence]:
+    """What is still to be done by hand before the command files can run."""
+    found = []
+    if module := _optimizer_module(training.optimizer):
+        package = PACKAGES.get(module, module)
+        found.append(Sentence("Install the package {0} into the Python of musubi-tuner.", package))
+    settings = _settings(training, machine)
+    if missing := [name for name in _files_needed(settings) if not settings[name]]:
+        found.append(Sentence("Fill in {0} at the top of the command files.", ", ".join(missing)))
+    return found
+
+
+def write_files(folder: Path, made: dict[str, str], overwrite: bool = False) -> list[Path]:
+    """Write the training folder. Nothing is written if one of the files is there and differs, unless `overwrite`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise OutputError(f"{folder.name}: the folder cannot be made: {problem.strerror}.") from problem
+    wanted = {folder / name: text.encode() for name, text in made.items()}
+    for path, content in wanted.items():
+        if path.exists() and not overwrite and path.read_bytes() != content:
+            raise OutputError(
+                f"{path.name} is already in {folder.name} and differs. Allow overwriting, or move it away."
+            )
+    try:
+        for path, content in wanted.items():
+            path.write_bytes(content)
+            if path.suffix == ".sh":
+                os.chmod(path, 0o755)
+    except OSError as problem:
+        raise OutputError(f"{folder.name}: the training files cannot be written: {problem.strerror}.") from problem
+    return list(wanted)

@@ -1,0 +1,1 @@
+"""From files to a small LoRA and back to a file: load, subtract, select, re-rank, analyze, save."""

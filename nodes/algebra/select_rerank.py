@@ -1,0 +1,137 @@
+"""Select Blocks and Re-rank: which modules of a difference to keep, and at which rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from comfy_api.v0_0_2 import io
+
+from ...difflora import Energy, FixedRank, Knee, Lora, Ratio
+from ...difflora.rank import rerank
+from ...difflora.rank.analysis import analyze_pair, pair_of
+from ...difflora.rank.rerank import check_models_differ, check_something_left
+from ...difflora.rank.rules import RankRule
+from ...difflora.sentence import Sentence
+from ..common.factors import factors_of
+from ..common.inputs import one_of
+from ..common.messages import lora_modules, report, reranked_modules, ui
+from ..common.progress import progress_bar
+from ..common.types import LoraDelta
+
+KEPT_RANK = 8  # 150 MB of factors for a 14B model; above it they are made when a slider asks
+
+
+class SelectBlocks(io.ComfyNode):
+    """Keeps some modules, weighed."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiffLoraSelectBlocks",
+            display_name="Select Blocks",
+            category="Differential LoRA",
+            description="Keeps the modules that a line of text, or the grid, picks. Attention alone is often the cleaner "
+            "slider.",
+            inputs=[
+                LoraDelta.Input("lora", tooltip="Any LoRA, such as a difference."),
+                io.String.Input(
+                    "selection",
+                    default="attn",
+                    tooltip="For example: attn · blocks 0-10,20-29 & cross_attn · ffn=0.5 · attn, !blocks 39 · /regex/. "
+                    "Commas join terms, ! removes, & narrows, =0.5 weighs.",
+                ),
+                io.Combo.Input(
+                    "rest",
+                    options=["leave out", "write zeros"],
+                    default="leave out",
+                    tooltip="What happens to modules that are not picked. Zeros make a larger file that does the same.",
+                ),
+            ],
+            outputs=[LoraDelta.Output("selected", display_name="lora", tooltip="The picked modules.")],
+        )
+
+    @classmethod
+    def execute(cls, lora: Lora, selection: str, rest: str) -> io.NodeOutput:
+        one_of("rest", rest, ["leave out", "write zeros"])
+        selected = lora.select(selection, nullify=rest == "write zeros")
+        lines = [Sentence("{0} of {1} modules", len(selected.weights), len(lora))]
+        return io.NodeOutput(selected, ui=ui(
+            report(Sentence("Selection"), lines, selected.warnings), lora_modules(lora), {"selection": selection}))
+
+
+_RULES: dict[str, Callable[[int, float, float], RankRule]] = {
+    "rank": lambda rank, energy, ratio: FixedRank(rank),
+    "energy": lambda rank, energy, ratio: Energy(energy),
+    "ratio": lambda rank, energy, ratio: Ratio(ratio),
+    "knee": lambda rank, energy, ratio: Knee(),
+}
+
+
+class Rerank(io.ComfyNode):
+    """Cuts every module to a small rank, in the best way there is."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiffLoraRerank",
+            display_name="Re-rank (SVD)",
+            category="Differential LoRA",
+            description="The best approximation at a small rank, exactly, in about a second: the same as a full SVD of every "
+            "matrix. Another rank afterwards is instant.",
+            inputs=[
+                LoraDelta.Input("lora", tooltip="Usually a difference, with or without a selection."),
+                io.Combo.Input(
+                    "rule",
+                    options=list(_RULES),
+                    default="rank",
+                    tooltip="rank: the same rank everywhere. energy: per module, the smallest rank that keeps this share. "
+                    "ratio: all singular values above the largest / ratio. knee: up to the bend of the spectrum.",
+                ),
+                io.Int.Input("rank", default=4, min=1, max=4096, tooltip="For the rule rank. 4 is enough for most sliders."),
+                io.Float.Input(
+                    "energy",
+                    default=0.9,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="For the rule energy: the share of the squared singular values to keep.",
+                ),
+                io.Float.Input(
+                    "ratio", default=10.0, min=1.0, max=1e6, step=1.0, tooltip="For the rule ratio: 10 keeps σ > σ₁ / 10."
+                ),
+                io.Int.Input(
+                    "max_rank", default=64, min=1, max=4096, tooltip="An upper limit for the rules energy, ratio and knee."
+                ),
+            ],
+            outputs=[
+                LoraDelta.Output("small", display_name="lora", tooltip="The small LoRA."),
+                io.Float.Output(
+                    "retained_energy", display_name="retained_energy", tooltip="Share of the difference that is left, 0 to 1."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, lora: Lora, rule: str, rank: int, energy: float, ratio: float, max_rank: int) -> io.NodeOutput:
+        one_of("rule", rule, _RULES)
+        small = rerank(lora, _RULES[rule](rank, energy, ratio), None if rule == "rank" else max_rank)
+        bar = progress_bar()
+        if rule == "rank" and rank <= KEPT_RANK and not small.factorisation.complete:
+            check_models_differ(small, lambda: bar(0, len(small)))
+            factors_of(small)  # what a slider needs comes with the spectra, in one pass through the files
+        else:
+            small.prepare(bar)
+        check_something_left(small)
+        kept = f"{small.retained_energy:.1%}"
+        lines = [Sentence("rank {0} → {1}, {2} of the energy kept", lora.rank_text, small.rank_text, kept)]
+        warnings = list(lora.warnings)
+        if pair_of(lora):
+            numbers = analyze_pair(lora)
+            cosine, cancelled = f"{numbers.cosine:.3f}", f"{numbers.cancelled:.0%}"
+            lines.append(Sentence("cosine of A and B {0}, {1} cancelled", cosine, cancelled))
+            warnings += numbers.warnings
+        shown = ui(report(Sentence("Re-rank"), lines, warnings), reranked_modules(small))
+        return io.NodeOutput(small, small.retained_energy, ui=shown)
+
+
+NODES = [SelectBlocks, Rerank]

@@ -1,0 +1,58 @@
+"""What nodes tell the page: reports, numbers for the heat map, spectra. `js/lib/messages.js` reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ...difflora import Analysis, Lora
+from ...difflora.rank.rerank import RerankedLora
+from ...difflora.sentence import Sentence
+
+VALUES_SENT = 200_000  # singular values in all: beyond that the page gets the largest of each module, not to drown in numbers
+
+
+def report(title: str, lines: Iterable[str] = (), warnings: Iterable[str] = ()) -> dict:
+    """A short text on the node. Everything in it is shown as plain text, sentences in the user's language."""
+    entries = [{**_told(text), "level": "info"} for text in lines]
+    return {"report": {"title": _told(title), "lines": entries + [{**_told(text), "level": "warning"} for text in warnings]}}
+
+
+def _told(text: object) -> dict:
+    """The English text; and what it was made of, where the page can say it in another language."""
+    if not isinstance(text, Sentence):
+        return {"text": str(text)}
+    return {"text": str(text), "template": text.template, "values": [_told(value) for value in text.values]}
+
+
+def lora_modules(lora: Lora) -> dict:
+    """Which modules there are, for the grid; their sizes come from a later node."""
+    return {"modules": {name: {} for name in lora}}
+
+
+def analysis_modules(analysis: Analysis) -> dict:
+    return {
+        "modules": {
+            name: {"norm_a": n.norm_a, "norm_b": n.norm_b, "norm": n.norm, "cosine": n.cosine}
+            for name, n in analysis.modules.items()
+        }
+    }
+
+
+def reranked_modules(lora: RerankedLora) -> dict:
+    """Norms and retained energy of every module, and its spectrum, to show the cut without a queue."""
+    modules, values, energy = {}, {}, {}
+    shown = max(64, VALUES_SENT // max(1, len(lora.matrices)))
+    for name in lora.matrices:
+        spectrum = lora.spectrum(name)
+        energy[name] = lora.total_energy(name)
+        values[name] = [float(f"{value:.12g}") for value in spectrum[:shown].tolist()]
+        modules[name] = {"norm": energy[name] ** 0.5, "energy": lora.module_energy(name)}
+    return {"modules": modules, "spectrum": {"values": values, "energy": energy}}
+
+
+def ui(*parts: dict) -> dict:
+    """The `ui` of a node's output."""
+    message: dict = {}
+    for part in parts:
+        message |= part
+    return {"difflora": [message]}

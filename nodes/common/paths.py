@@ -1,0 +1,82 @@
+"""Where a name typed into a node may lead: inside the folder that it is meant for, and nowhere else.
+
+Anyone who can reach a ComfyUI server can fill in a node's text field, so each such name is judged here before
+any file is touched. Nothing here needs ComfyUI: the caller passes the folder in.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...difflora.errors import DiffLoraError, FileError
+from ...difflora.storage.writer import WINDOWS_DEVICES
+
+MAX_PART = 255  # bytes: what ext4, APFS and NTFS all take
+MAX_NAME = 1024
+
+_NOT_ON_WINDOWS = '<>:"|?*'
+
+
+def inside(folder: str | Path, name: str, error: type[DiffLoraError] = FileError) -> Path:
+    """The path that `name` means below `folder`, links followed.
+
+    Windows and POSIX spellings are judged alike on both systems: a workflow travels between them, and so does
+    what somebody else puts into it. ``/`` and ``\\`` both separate. The path need not exist.
+
+    folder      a folder that ComfyUI trusts, such as its output folder
+    name        relative, below `folder`, not `folder` itself
+    error       what to raise: FileError to read, OutputError to write
+    """
+    parts = _parts(name, error)
+    try:
+        root = Path(folder).resolve()
+        path = root.joinpath(*parts).resolve()
+    except (OSError, RuntimeError) as problem:  # RuntimeError: Python before 3.13 on a loop of links
+        reason = getattr(problem, "strerror", None) or "its links lead in a circle"  # str(problem) would quote the path
+        raise error(
+            f"{name!r} cannot be looked up in the {_label(folder)} folder: {reason}. Use another name."
+        ) from problem
+    if path == root or not path.is_relative_to(root):
+        raise error(f"{name!r} leads out of the {_label(folder)} folder through a link. Use a name that stays inside.")
+    return path
+
+
+def _parts(name: str, error: type[DiffLoraError]) -> list[str]:
+    """Split a name, or say what is wrong with it. Needs no disk."""
+    shown = repr(name if len(name) <= 80 else name[:77] + "...")
+
+    def refuse(reason: str) -> DiffLoraError:
+        return error(f"{shown} cannot be used as a name: {reason}.")
+
+    if any(ord(character) < 32 or ord(character) == 127 for character in name):
+        raise refuse("it holds a control character; use letters, digits and _ - .")
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in name):
+        raise refuse("it is not valid Unicode text; use letters, digits and _ - .")
+    if len(name) > MAX_NAME:
+        raise refuse(f"it is {len(name)} characters long, the limit is {MAX_NAME}; shorten it")
+    spelled = name.replace("\\", "/")
+    if spelled.startswith("/"):
+        raise refuse("it is an absolute or network path; write it relative to the folder")
+    if spelled[1:2] == ":":
+        raise refuse("it starts with a drive letter; write it relative to the folder")
+    parts = [part for part in spelled.split("/") if part not in ("", ".")]
+    if not parts:
+        raise refuse("it is empty; type a name")
+    for part in parts:
+        if part == "..":
+            raise refuse("'..' would leave the folder; write the name without it")
+        if part[-1] in ". ":
+            raise refuse(f"{part!r} ends in a dot or a space, which Windows drops; remove it")
+        forbidden = sorted(set(part) & set(_NOT_ON_WINDOWS))
+        if forbidden:
+            raise refuse(f"{' '.join(forbidden)} cannot be in a file name on Windows; remove it")
+        if part.split(".")[0].rstrip(" ").upper() in WINDOWS_DEVICES:
+            raise refuse(f"{part!r} is a device on Windows; choose another")
+        if len(part.encode()) > MAX_PART:
+            raise refuse(f"one part of it is {len(part.encode())} bytes long, the limit is {MAX_PART}; shorten it")
+    return parts
+
+
+def _label(folder: str | Path) -> str:
+    """A folder's last part: an error may be shown to people who need not know where the server keeps its files."""
+    return Path(folder).name or "given"

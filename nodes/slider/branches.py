@@ -1,0 +1,56 @@
+"""Something small beside a linear layer: ``y = W x + up (down x)``. Plain torch, without ComfyUI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ...difflora.lora.deltas import LowRank
+
+
+def factors(delta: LowRank, strength: float, device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """up (out, k) with the strength in it, and down (k, in), ready for a layer."""
+    # In float32 first, so that a strength of 2.9 is not rounded to bf16's 2.906.
+    up = torch.cat([term.up.to(device, torch.float32) * (term.scale * strength) for term in delta.terms], dim=1)
+    down = torch.cat([term.down.to(device, torch.float32) for term in delta.terms])
+    return up.to(dtype), down.to(dtype)
+
+
+def attach(layer: nn.Module, up: Tensor, down: Tensor) -> Callable[[], None]:
+    """Add a branch to a layer; returns what takes it off again. Any number can come and go, in any order.
+
+    In the place of `forward`, not as a forward hook: torch.compile does not notice that hooks have changed, and would
+    go on with the strength that it saw first.
+    """
+    forward = vars(layer).get("forward")
+    if not hasattr(forward, "branches"):
+        forward = layer.forward = _with_branches(layer.forward)
+    branch = (up, down)
+    forward.branches.append(branch)
+
+    def detach() -> None:
+        forward.branches[:] = [other for other in forward.branches if other is not branch]
+        # If another pack has put its own forward over ours, ours stays below and adds nothing.
+        if not forward.branches and vars(layer).get("forward") is forward:
+            del layer.forward
+
+    return detach
+
+
+def _with_branches(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    branches: list[tuple[Tensor, Tensor]] = []
+
+    def forward(x: Tensor, *args, **kwargs) -> Tensor:
+        output = plain(x, *args, **kwargs)
+        for up, down in branches:
+            inner = nn.functional.linear(x, down.to(x.device, x.dtype)).to(output.dtype)
+            # One operation and one rounding; a separate sum would hold a second tensor of the output's size.
+            total = torch.addmm(output.reshape(-1, len(up)), inner.reshape(-1, up.shape[1]),
+                                up.to(output.device, output.dtype).T)
+            output = total.view(output.shape)
+        return output
+
+    forward.branches = branches  # type: ignore[attr-defined]
+    return forward

@@ -1,0 +1,137 @@
+"""LoRA Slider (model): a LoRA at any strength on a ComfyUI model, saved or not."""
+
+from __future__ import annotations
+
+import itertools
+
+import comfy.utils
+from comfy.weight_adapter.lora import LoRAAdapter
+from comfy_api.v0_0_2 import io
+from torch import nn
+
+from ...difflora import Lora
+from ...difflora.lora.deltas import Delta, LowRank
+from ...difflora.lora.lora import label
+from ...difflora.sentence import Sentence
+from ..algebra.load_subtract import strength_range
+from ..common.factors import factors_of
+from ..common.inputs import one_of, within
+from ..common.messages import report, ui
+from ..common.types import LoraDelta
+from .bypass import put_beside
+from .model_weights import Targets
+
+
+class SliderModel(io.ComfyNode):
+    """Patches a clone of the model, or hooks the LoRA in beside its weights."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiffLoraSliderModel",
+            display_name="LoRA Slider (model)",
+            category="Differential LoRA",
+            description="Puts a LoRA on a model at any strength, without saving it first. Strength 0 is exactly the base "
+            "model.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to change. Several sliders can follow one another."),
+                LoraDelta.Input("lora", tooltip="Any LoRA of this pack, saved or not."),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="More of the property above 0, less below. -3 to +3 is safe with most sliders; 0 is the base "
+                    "model.",
+                ),
+                io.Combo.Input(
+                    "apply",
+                    options=["auto", "patch", "bypass"],
+                    default="auto",
+                    tooltip="patch: into the weights, as ComfyUI's own loader does. bypass: beside the weights, exact on fp8 "
+                    "models, no copies. auto: bypass on fp8 models, patch otherwise.",
+                ),
+            ],
+            outputs=[io.Model.Output("changed", display_name="model", tooltip="The model with the slider on.")],
+        )
+
+    @classmethod
+    def execute(cls, model, lora: Lora, strength: float, apply: str) -> io.NodeOutput:
+        within(-10, 10, strength=strength)
+        one_of("apply", apply, ["auto", "patch", "bypass"])
+        targets = Targets(model, lora)
+        bypass = apply == "bypass" or (apply == "auto" and targets.is_quantised)
+        counts = len(targets.keys), len(lora)
+        if bypass:
+            line = Sentence("{0} of {1} modules applied, beside the weights", *counts)
+        else:
+            line = Sentence("{0} of {1} modules applied", *counts)
+        warnings = list(targets.warnings)
+        if strength == 0:
+            line = Sentence("strength 0: the base model, unchanged")
+        else:
+            if bypass and targets.is_quantised:
+                patched = sum(not _is_linear(model, lora, targets, name) for name in targets.keys)
+                if patched:
+                    warnings.append(Sentence("{0} of them are no small factors and went into the weights, which round them.", patched))
+            model = applied(model, lora, targets, strength, bypass)
+        return io.NodeOutput(model, ui=ui(report(label(lora), [line], warnings), strength_range(lora)))
+
+
+def applied(model, lora: Lora, targets: Targets, strength: float, bypass: bool):
+    """A clone of the model with the LoRA on it: beside the weights, as an object of its own, or patched in."""
+    model = model.clone()
+    deltas = factors_of(lora)
+    beside: dict[str, LowRank] = {}
+    patches: list[dict] = [{} for _ in range(max(len(spec.ranks) or 1 for spec in lora.specs.values()))]
+    for name, key in targets.keys.items():
+        if bypass and _is_linear(model, lora, targets, name):
+            beside[key.removesuffix(".weight")] = deltas[name]
+        elif _is_passed_over(model, key):
+            old = model.get_model_object(key)
+            new = old.float() + strength * deltas[name].dense().view(old.shape).to(old.device)
+            model.add_object_patch(key, nn.Parameter(new, requires_grad=False))
+        else:
+            for patch, term in zip(patches, _patches(deltas[name], targets.shapes[name]), strict=False):
+                patch[key] = term
+    for patch in patches:
+        if patch:
+            model.add_patches(patch, strength)
+    if beside:
+        put_beside(model, _free_key(model), beside, strength)
+    return model
+
+
+def _is_passed_over(model, key: str) -> bool:
+    """ComfyUI loads no patch, without a word, on parameters of modules that hold others: Wan's modulation tables."""
+    owner = comfy.utils.get_attr(model.model, key.rpartition(".")[0])
+    return any("." in name for name, _ in owner.named_parameters())
+
+
+def _patches(delta: Delta, shape: tuple[int, ...]):
+    """ComfyUI's own patches for a delta, one a term: its adapters keep other packs' patchers working.
+
+    shape  of the weight; ComfyUI reshapes the product of factors, and leaves out a full change of another shape
+    """
+    if isinstance(delta, LowRank):
+        for term in delta.terms:
+            yield LoRAAdapter(set(), (term.up, term.down, term.scale * term.rank, None, None, None))
+    else:
+        yield ("diff", (delta.dense().view(shape),))
+
+
+def _is_linear(model, lora: Lora, targets: Targets, name: str) -> bool:
+    """By the weight's shape: the layers of quantised models are not `nn.Linear`."""
+    key, spec = targets.keys[name], lora.specs[name]
+    if spec.is_vector or spec.dense or len(targets.shapes[name]) != 2 or not key.endswith(".weight"):
+        return False
+    return not isinstance(comfy.utils.get_attr(model.model, key.removesuffix(".weight")), nn.Embedding)
+
+
+def _free_key(model) -> str:
+    """Sliders chain: each takes a key of its own, the same from run to run."""
+    return next(key for i in itertools.count(1) if (key := f"difflora_slider_{i}") not in model.injections)
+
+
+NODES = [SliderModel]

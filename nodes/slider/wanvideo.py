@@ -1,0 +1,142 @@
+"""A LoRA from the wire for WanVideoWrapper, which reads LoRAs by path: what is not a file yet becomes one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import folder_paths
+from comfy_api.v0_0_2 import io
+
+from ...difflora import Lora, save
+from ...difflora.lora.lora import label
+from ...difflora.sentence import Sentence
+from ..algebra.load_subtract import strength_range
+from ..common.inputs import within
+from ..common.messages import report, ui
+from ..common.progress import progress_bar
+from ..common.types import LoraDelta, WrapperLora, WrapperModel
+from .model_weights import Targets
+from .wrapper_wires import chained, check_unmerged, check_width, lora_entry
+
+
+class TempFiles:
+    """LoRAs in ComfyUI's temp folder, each named after what it was made of, so that none is ever written twice.
+
+    Nothing is deleted here: a cached value may name a file, and ComfyUI empties the folder when it starts. Should
+    somebody else delete one meanwhile, `losses` goes up, and what depends on it is to be made again.
+    """
+
+    def __init__(self) -> None:
+        self._handed_out: set[Path] = set()
+        self._losses = 0
+
+    def file_of(self, lora: Lora) -> Path:
+        path = Path(folder_paths.get_temp_directory()) / "differential-lora" / f"{lora.fingerprint[:32]}.safetensors"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save(lora, path, progress=progress_bar())
+        self._handed_out.add(path)
+        return path
+
+    @property
+    def losses(self) -> int:
+        gone = {path for path in self._handed_out if not path.exists()}
+        self._handed_out -= gone
+        self._losses += bool(gone)
+        return self._losses
+
+
+_files = TempFiles()
+
+# WanVideoWrapper applies LoRAs on the fly in linear layers: not in convolutions, nor in the head, which it keeps as it is.
+NOT_ON_THE_FLY = ("head", "patch_embedding", "ref_conv")
+
+
+class SliderWanVideo(io.ComfyNode):
+    """Adds an entry to the wrapper's list of LoRAs. Strength 0 adds none, as in the wrapper's own LoRA Select."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiffLoraSliderWanVideo",
+            display_name="LoRA Slider (WanVideoWrapper)",
+            category="Differential LoRA",
+            description="A LoRA at any strength for WanVideo Set LoRAs: trying another strength neither saves anything "
+            "nor loads the model again.",
+            inputs=[
+                LoraDelta.Input("lora", tooltip="Any LoRA of this pack, saved or not."),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="More of the property above 0, less below. -3 to +3 is safe with most sliders; 0 is the "
+                    "model as it is.",
+                ),
+                io.Boolean.Input(
+                    "merge_loras",
+                    default=False,
+                    tooltip="Leave this off for WanVideo Set LoRAs. On: for the lora input of WanVideo Model Loader, which "
+                    "then loads the whole model again for every strength. All LoRAs of a chain must agree.",
+                ),
+                io.Boolean.Input(
+                    "low_mem_load",
+                    default=False,
+                    tooltip="Merge with less VRAM, slower. Does nothing while merge_loras is off.",
+                ),
+                WrapperLora.Input(
+                    "prev_lora",
+                    optional=True,
+                    tooltip="LoRAs to apply before this one, such as a style and a step-distill LoRA.",
+                ),
+                WrapperModel.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model that this will be set on, to check that the LoRA was made for it and that its loader "
+                    "merged no LoRA: the slider would silently do nothing then.",
+                ),
+            ],
+            outputs=[WrapperLora.Output("wan_lora", display_name="lora", tooltip="For WanVideo Set LoRAs.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return _files.losses
+
+    @classmethod
+    def execute(
+        cls, lora: Lora, strength: float, merge_loras: bool, low_mem_load: bool, prev_lora=None, model=None
+    ) -> io.NodeOutput:
+        within(-10, 10, strength=strength)
+        if strength == 0:
+            return io.NodeOutput(list(prev_lora or []), ui=ui(strength_range(lora)))
+        warnings = []
+        if model is not None:
+            check_unmerged(model.model_options["transformer_options"])
+            # Not the shapes: once it has sampled, the wrapper leaves other tensors in place of the weights.
+            warnings = Targets(model, lora, check=False).warnings
+            check_width(model.model.diffusion_model.dim, {name: lora.specs[name].shape for name in lora.matrices})
+        entry = lora_entry(str(_files.file_of(lora)), strength, label(lora), merge_loras, low_mem_load)
+        return io.NodeOutput(chained(prev_lora, entry), ui=ui(_report(lora, merge_loras, warnings), strength_range(lora)))
+
+
+def _report(lora: Lora, merge_loras: bool, warnings: Sequence[Sentence]) -> dict:
+    vectors = [name for name in lora if lora.specs[name].is_vector]
+    modulations = [name for name in vectors if name.endswith("modulation")]
+    passed_over = [name for name in lora.matrices if any(layer in name for layer in NOT_ON_THE_FLY)]
+    warnings = [*warnings]
+    if passed_over and not merge_loras:
+        some = ", ".join(passed_over[:3]) + (" …" if len(passed_over) > 3 else "")
+        warnings.append(Sentence("{0} modules are left out: WanVideoWrapper applies them only when it merges ({1}).",
+                                 len(passed_over), some))
+    if vectors and not merge_loras:
+        warnings.append(Sentence(
+            "{0} biases, norms or modulations are left out: WanVideoWrapper applies them only when it merges.", len(vectors)))
+    if modulations and merge_loras:
+        warnings.append(Sentence(
+            "{0} modulations are left out: WanVideoWrapper reads them, but never applies them.", len(modulations)))
+    lines = [Sentence("{0} modules, rank {1}", len(lora.matrices), lora.rank_text)]
+    return report(label(lora), lines, warnings)
+
+
+NODES = [SliderWanVideo]

@@ -1,0 +1,134 @@
+"""What WanVideoWrapper expects on its wires, and how to switch a block of its model off. Needs no ComfyUI.
+
+WANVIDLORA          list of dicts, one LoRA each, applied in order; see `lora_entry`
+WANVIDEOMODEL       a ComfyUI ModelPatcher whose `model.diffusion_model` is the wrapper's own transformer
+WANVIDEOTEXTEMBEDS  dict; "prompt_embeds" and "negative_prompt_embeds" are lists of (tokens, 4096), one per prompt
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from ...difflora.errors import PairError, UnsupportedError
+
+BLOCKS_OFF = "difflora_blocks_off"
+
+
+def lora_entry(path: str, strength: float, name: str, merge_loras: bool, low_mem_load: bool) -> dict[str, Any]:
+    """One LoRA as the wrapper's own LoRA Select writes it; its low-memory loading exists for merging only."""
+    return {
+        "path": path,
+        "strength": strength,
+        "name": name,
+        "blocks": {},
+        "layer_filter": "",
+        "low_mem_load": low_mem_load and merge_loras,
+        "merge_loras": merge_loras,
+    }
+
+
+def chained(before: list[dict[str, Any]] | None, entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """`entry` behind the LoRAs that come `before` it, in a new list: the other list belongs to another node.
+
+    Raises PairError if one is merged and another is not. A model that merged anything never gets the layers that add
+    LoRAs on the fly, so the unmerged one would do nothing, without a word.
+    """
+    chain = list(before or ())
+    # A missing field means merged: that is the wrapper's own default.
+    others = [lora["name"] for lora in chain if lora.get("merge_loras", True) != entry["merge_loras"]]
+    if others:
+        ours, theirs = ("merged", "not") if entry["merge_loras"] else ("not merged", "merged")
+        raise PairError(
+            f"prev_lora: {entry['name']} is {ours}, but {', '.join(others)} {'are' if len(others) > 1 else 'is'} {theirs}. "
+            f"WanVideoWrapper applies the one kind or the other: set merge_loras to the same value on every LoRA node "
+            f"of the chain (off, to try strengths without loading the model again)."
+        )
+    return [*chain, entry]
+
+
+def check_unmerged(transformer_options: dict[str, Any]) -> None:
+    """Raise UnsupportedError for the options of a wrapper model that merged LoRAs: it ignores all later ones."""
+    if transformer_options.get("merge_loras"):
+        raise UnsupportedError(
+            "model: WanVideo Model Loader merged its LoRAs into this model, and a slider set on it afterwards would do "
+            "nothing. Switch merge_loras off on the LoRA nodes of the loader, or chain them all through prev_lora into "
+            "one WanVideo Set LoRAs."
+        )
+
+
+def check_width(width: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise PairError for a LoRA (module -> shape) whose attention is not as wide as the wrapper's transformer."""
+    for name, shape in shapes.items():
+        if name.endswith("self_attn.q") and shape[0] != width:
+            raise PairError(
+                f"{name}: the LoRA changes a weight of shape {shape}, but the model is {width} wide: it was trained on "
+                "another base model."
+            )
+
+
+def text_embeds(embedding: torch.Tensor) -> dict[str, Any]:
+    """(1, tokens, 4096) as the wrapper's text, as prompt and as negative prompt alike."""
+    return {"prompt_embeds": [embedding[0]], "negative_prompt_embeds": [embedding[0]], "echoshot": False}
+
+
+class BlocksOff(frozenset[int]):
+    """The blocks that one patcher wants off. While such a set is alive, gates stand in front of these blocks."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BlocksOff:
+        return self  # The sampler copies the options it works with, and needs the gates as much as their owner.
+
+
+class _Gate:
+    """Stands in for the forward of a block and lets a call pass unless its own options say that the block is off."""
+
+    def __init__(self, block: torch.nn.Module, index: int) -> None:
+        self.run = block.forward
+        self.index = index
+        self.users = 0
+
+    def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self.index not in kwargs["transformer_options"].get(BLOCKS_OFF, ()):
+            return self.run(x, *args, **kwargs)
+        return x, kwargs.get("x_ip"), kwargs.get("lynx_ref_feature"), kwargs.get("x_ovi")
+
+    def leave(self, block: torch.nn.Module) -> None:
+        self.users -= 1
+        if self.users == 0 and block.__dict__.get("forward") is self:
+            del block.forward
+
+
+def switch_off(transformer: torch.nn.Module, blocks: Iterable[int]) -> BlocksOff:
+    """Make `blocks` skippable on the wrapper's transformer; put the result into a patcher's transformer options.
+
+    The wrapper has no hook that can skip a block in the conditional pass, calls no ModelPatcher callback or wrapper
+    while it samples, and shares one transformer between all patchers. What it does do is hand the options of the
+    patcher that is being sampled to every block. So the decision is taken there and then: a gate replaces a block's
+    `forward` and passes the call on unless the options at hand name the block.
+
+    Nothing has to be put back after a sampler call, and nothing can be left behind by an error or by Cancel (which in
+    newer ComfyUI is no `Exception`, and so goes past torch's own forward hooks): a call without the options sees the
+    model as it is. The gates themselves go when the last set that needs them goes, that is, with its patchers.
+    Blocks stay where they are, so block swap, offloading, LoRAs and torch.compile work on what they always work on.
+    """
+    off = BlocksOff(blocks)
+    for index in off:
+        block: Any = transformer.blocks[index]
+        block = getattr(block, "_orig_mod", block)  # torch.compile wraps a block and calls this one
+        # The whole ancestry: the VACE block takes **kwargs and passes them on to its parent class.
+        forwards = [vars(kind)["forward"] for kind in type(block).__mro__ if "forward" in vars(kind)]
+        if not any("transformer_options" in inspect.signature(forward).parameters for forward in forwards):
+            raise UnsupportedError(
+                "model: this version of WanVideoWrapper does not tell its blocks which model they run for, so they "
+                "cannot be switched off. Update WanVideoWrapper."
+            )
+        gate = block.__dict__.get("forward")
+        if not isinstance(gate, _Gate):
+            gate = block.forward = _Gate(block, index)
+        gate.users += 1
+        weakref.finalize(off, gate.leave, block)
+    return off

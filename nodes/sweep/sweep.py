@@ -1,0 +1,495 @@
+"""Strength Sweep and Sweep Grid: one queue renders every strength, one after the other, with one model load.
+
+The grid takes its pictures as a link that ComfyUI is not to follow, and puts the work into the prompt itself: a clone of
+all between the sweep and the grid for each strength that is not yet on disk. A gate in front of each clone waits for the
+cell behind the one before, which has encoded and shrunk its clip by then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import types
+import uuid
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import folder_paths
+import torch
+from comfy_api.v0_0_2 import io
+from comfy_execution.graph_utils import GraphBuilder, is_link
+from comfy_execution.utils import get_executing_context
+from execution import IsChangedCache
+from server import PromptServer
+
+from ...difflora.clips.mosaic import ARRANGEMENTS, Label, grid_images, grid_of, signed
+from ...difflora.clips.response import Sweep
+from ...difflora.clips.store import About, ClipStore, StoredClip
+from ...difflora.clips.strengths import MOST, sweep_strengths
+from ...difflora.errors import InputError, UnsupportedError
+from ...difflora.sentence import Sentence
+from ..common.fonts import font_for
+from ..common.inputs import one_of, within
+from ..common.messages import report
+from ..common.progress import progress_bar
+from ..common.types import SweepClips
+from .plan import Between, Link, WatchedFiles
+from .previews import embedded, pixels_of, player_of_clips, player_of_sheet, reporting
+
+After = io.Custom("DIFFLORA_CELL")
+
+_files = WatchedFiles()
+# What the running and the last few sweeps have told the page. A list of ComfyUI's holds the same object, so that the
+# history has the latest, too.
+_messages: OrderedDict[str, dict[str, Any]] = OrderedDict()
+# By their run. Not in the prompt: anybody can put an inner node into one, and a cell deletes what its plan calls its own.
+_plans: OrderedDict[str, Plan] = OrderedDict()
+_PLANS_KEPT = 256  # more than one prompt has grids
+# The last sweeps, by their run: no other one pushes their clips out of the store, and what becomes of them is watched.
+_finished: OrderedDict[str, Plan] = OrderedDict()
+_FINISHED_KEPT = 16
+_lost: list[str] = []
+_under_way: WeakKeyDictionary[Any, Ahead] = WeakKeyDictionary()  # by ComfyUI's object for a running prompt
+
+
+class StrengthSweep(io.ComfyNode):
+    """Its widgets say which strengths; Sweep Grid reads them. On its own, it gives the first one."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiffLoraStrengthSweep",
+            display_name="Strength Sweep",
+            category="Differential LoRA",
+            description="Many strengths in one queue: wire it into a slider's strength, and the decoded pictures into Sweep "
+            "Grid. It works with any number input of any node.",
+            inputs=[
+                io.Float.Input(
+                    "start", default=-3.0, min=-10.0, max=10.0, step=0.1, socketless=True, tooltip="The first strength."
+                ),
+                io.Float.Input(
+                    "stop", default=3.0, min=-10.0, max=10.0, step=0.1, socketless=True, tooltip="The last strength."
+                ),
+                io.Int.Input(
+                    "count", default=7, min=1, max=MOST, socketless=True, tooltip="How many, evenly spaced, both ends included."
+                ),
+                io.Boolean.Input(
+                    "include_zero",
+                    default=True,
+                    socketless=True,
+                    tooltip="Add 0, the base model, if it is not among them: without it there is nothing to compare with.",
+                ),
+                io.String.Input(
+                    "strengths",
+                    default="",
+                    socketless=True,
+                    optional=True,
+                    placeholder="or type them: -3, -1.5, 0, 2",
+                    tooltip="Typed strengths take the place of start, stop and count. They are shown in this order.",
+                ),
+            ],
+            outputs=[io.Float.Output("strength", display_name="strength", tooltip="For a slider's strength.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, start: float, stop: float, count: int, include_zero: bool, strengths: str = ""
+    ) -> io.NodeOutput:
+        return io.NodeOutput(sweep_strengths(start, stop, count, strengths, include_zero)[0])
+
+
+class SweepGrid(io.ComfyNode):
+    """Ends a sweep. Renders what is missing, and lays out what is there."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiffLoraSweepGrid",
+            display_name="Sweep Grid",
+            category="Differential LoRA",
+            description="Renders every strength of a Strength Sweep and lays the clips out with labels, in step. Finished "
+            "strengths are kept: after an error, a Cancel or a restart only the missing ones are rendered.",
+            inputs=[
+                io.Image.Input(
+                    "images",
+                    lazy=True,
+                    extra_dict={"rawLink": True},
+                    tooltip="The decoded pictures that a Strength Sweep leads to.",
+                ),
+                io.Combo.Input("arrange", options=list(ARRANGEMENTS), default="grid", tooltip="How the clips lie."),
+                io.Int.Input(
+                    "cell_size",
+                    default=384,
+                    min=64,
+                    max=2048,
+                    step=16,
+                    tooltip="The longer side of a clip in the grid and in the player, in pixels. Clips are never enlarged.",
+                ),
+                io.Float.Input("fps", default=16.0, min=1.0, max=120.0, step=1.0, tooltip="Frames a second. Wan makes 16."),
+                io.Float.Input(
+                    "baseline",
+                    default=0.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.1,
+                    tooltip="The strength that is marked, and that all others are compared with.",
+                ),
+                io.String.Input(
+                    "text",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="A text on the labels: one line for all of them, or one line for each.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    "grid", display_name="grid", tooltip="All clips in one picture, frame by frame: for any video saver."
+                ),
+                SweepClips.Output(
+                    "sweep", display_name="sweep", tooltip="The clips at full size, for Slider Response."
+                ),
+            ],
+            hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
+            is_output_node=True,
+            enable_expand=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_):
+        return _files.state, _gone()
+
+    @classmethod
+    async def execute(
+        cls, images: list, arrange: str, cell_size: int, fps: float, baseline: float, text: str = ""
+    ) -> io.NodeOutput:
+        one_of("arrange", arrange, ARRANGEMENTS)
+        within(64, 2048, cell_size=cell_size)
+        within(1, 120, fps=fps)
+        within(-10, 10, baseline=baseline)
+        dynprompt = cls.hidden.dynprompt
+        graph = GraphBuilder()  # before anything is awaited: its names come from what ComfyUI is running
+        between = Between.find(images, dynprompt.get_node, _files)
+        await _fingerprint(between, dynprompt)
+        strengths = _strengths(between)
+        keys = between.keys(strengths)
+        ahead = _under_way.setdefault(dynprompt, Ahead())
+        run = uuid.uuid4().hex
+        plan = Plan(
+            strengths, keys, arrange, cell_size, fps, baseline, text, between.restless, run, cls.hidden.unique_id, ahead.prompt
+        )
+        plan.labels()  # what is wrong with the text is said now, not after the first clip
+        after = plan.add_cells(graph, between, ahead)
+        layout = graph.node("DiffLoraSweepLayout", "layout", run=plan.remember(), **after)
+        layout.set_override_display_id(cls.hidden.unique_id)
+        return io.NodeOutput(
+            layout.out(0), layout.out(1), expand=graph.finalize(), ui={"difflora": [plan.message_now()]}
+        )
+
+
+async def _fingerprint(between: Between, dynprompt: Any) -> None:
+    """Have every node say whether its result would be another one now. With --cache-none, ComfyUI has not asked them."""
+    context = get_executing_context()
+    fingerprints = IsChangedCache(context.prompt_id if context else "", dynprompt, None)
+    for name in between.nodes:
+        await fingerprints.get(name)
+
+
+def _gone() -> int:
+    """How many finished sweeps have lost clips since: what ComfyUI still holds of them is of no use."""
+    for run in [run for run, plan in _finished.items() if not all(map(store().has, plan.keys))]:
+        del _finished[run]
+        _lost.append(run)
+    return len(_lost)
+
+
+def _strengths(between: Between) -> list[float]:
+    inputs = between.nodes[between.sweep]["inputs"]
+    wired = [name for name, value in inputs.items() if is_link(value)]
+    if wired:
+        raise UnsupportedError(f"Strength Sweep: {wired[0]} comes from a wire, but has to be known before anything runs. Type it.")
+    return sweep_strengths(
+        inputs["start"], inputs["stop"], inputs["count"], inputs.get("strengths", ""), inputs["include_zero"]
+    )
+
+
+@dataclasses.dataclass(eq=False)
+class Ahead:
+    """What the grids of one running prompt are already going to render: key -> the link of its grid's last cell."""
+
+    prompt: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+    cells: dict[str, Link] = dataclasses.field(default_factory=dict)
+
+
+def _waiting(after: Link | None) -> dict[str, Link]:
+    return {"after": after} if after else {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that the nodes of one expanded sweep have to know."""
+
+    strengths: list[float]
+    keys: list[str]
+    arrange: str
+    cell_size: int
+    fps: float
+    baseline: float
+    text: str
+    restless: list[str]
+    run: str
+    grid: str
+    prompt: str
+
+    def remember(self) -> str:
+        """Keep the plan for the inner nodes, and return the name that they find it by."""
+        _plans[self.run] = self
+        while len(_plans) > _PLANS_KEPT:
+            _plans.popitem(last=False)
+        return self.run
+
+    @classmethod
+    def of(cls, run: object) -> Plan:
+        """raises   InputError where no Sweep Grid has made one under this name."""
+        plan = _plans.get(run) if isinstance(run, str) else None
+        if plan is None:
+            raise InputError("run is none that Sweep Grid has begun. It puts this node in by itself.")
+        return plan
+
+    def add_cells(self, graph: GraphBuilder, between: Between, ahead: Ahead) -> dict[str, Any]:
+        """Put a gate, a clone and a cell into the graph for each clip that is missing. Returns the last cell's link.
+
+        What another grid of the prompt has begun to render is waited for.
+        """
+        missing = {key: strength for key, strength in zip(self.keys, self.strengths, strict=True) if not store().get(key)}
+        after: Link | None = None
+        for last in dict.fromkeys(tuple(ahead.cells[key]) for key in missing if key in ahead.cells):
+            # A gate that lets the end of one grid pass when another one has ended, too.
+            after = list(last) if after is None else graph.node(
+                "DiffLoraSweepGate", strength=after, run=self.run, after=list(last)).out(0)
+        missing = {key: strength for key, strength in missing.items() if key not in ahead.cells}
+        fixed = between.clone_fixed(graph) if missing else {}
+        for number, (key, strength) in enumerate(missing.items()):
+            # The run is among the inputs: what a clone leaves in ComfyUI's cache is never asked for again.
+            gate = graph.node("DiffLoraSweepGate", f"{number}.gate", strength=strength, run=self.run, **_waiting(after))
+            pictures = between.clone(graph, str(number), fixed, gate.out(0))
+            cell = graph.node("DiffLoraSweepCell", f"{number}.cell", images=pictures, key=key, run=self.run)
+            for node in (gate, cell):
+                node.set_override_display_id(self.grid)
+            after = cell.out(0)
+        if after:
+            ahead.cells |= dict.fromkeys(missing, after)
+        return _waiting(after)
+
+    def labels(self) -> list[Label]:
+        lines = self.text.splitlines() or [""]
+        if len(lines) not in (1, len(self.strengths)):
+            raise UnsupportedError(
+                f"text has {len(lines)} lines for {len(self.strengths)} clips. Write one line for all, or one for each."
+            )
+        return [
+            Label(signed(strength), lines[index % len(lines)].strip(), strength == self.baseline)
+            for index, strength in enumerate(self.strengths)
+        ]
+
+    def message_now(self) -> dict[str, Any]:
+        """What is there and what is missing at this moment: a player for the one, a line for the other."""
+        found = {key: store().get(key) for key in self.keys}
+        there = [index for index, key in enumerate(self.keys) if found[key]]
+        message: dict[str, Any] = {}
+        if there:
+            labels = self.labels()
+            message |= player_of_clips(
+                [found[self.keys[index]] for index in there],
+                [labels[index] for index in there],
+                [self.keys[index] for index in there],
+                self.fps,
+            )
+        return self.say(message | self._state(there))
+
+    def show_now(self) -> None:
+        """The same on the page, at once: the cell that has run is another grid's."""
+        context = get_executing_context()
+        told = {"node": self.grid, "display_node": self.grid, "output": {"difflora": [self.message_now()]}}
+        server = PromptServer.instance
+        server.send_sync("executed", told | {"prompt_id": context.prompt_id if context else None}, server.client_id)
+
+    def _state(self, there: list[int]) -> dict[str, Any]:
+        missing = [signed(strength) for index, strength in enumerate(self.strengths) if index not in there]
+        lines = [Sentence("{0} of {1} strengths are there", len(there), len(self.strengths))]
+        if missing:
+            lines.append(Sentence("missing: {0}. The next run renders only these", ", ".join(missing)))
+        warnings = []
+        if self.restless:
+            restless = ", ".join(self.restless)
+            warnings.append(Sentence("{0}: other each time, so no strength can be kept for the next run", restless))
+        if self.baseline not in self.strengths:
+            warnings.append(Sentence("the baseline {0} is not among the strengths", signed(self.baseline)))
+        return report(Sentence("Sweep"), lines, warnings)
+
+    def finished(self, message: dict[str, Any]) -> dict[str, Any]:
+        return self.say(message | self._state(list(range(len(self.strengths)))))
+
+    def say(self, message: dict[str, Any]) -> dict[str, Any]:
+        shown = _messages.setdefault(self.run, {})
+        shown.clear()
+        shown.update(message)
+        while len(_messages) > 16:
+            _messages.popitem(last=False)
+        return shown
+
+
+class SweepGate(io.ComfyNode):
+    """Lets a strength pass when the clip before it is done and out of memory."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiffLoraSweepGate",
+            display_name="Sweep Gate (inner)",
+            category="Differential LoRA/inner",
+            description="A part of Sweep Grid, which puts it in by itself.",
+            is_deprecated=True,  # Keeps it out of the search.
+            inputs=[
+                io.Float.Input("strength", min=-10.0, max=10.0, tooltip="The strength."),
+                io.String.Input("run", tooltip="Which run of the sweep this is."),
+                After.Input("after", optional=True, tooltip="The cell to wait for."),
+            ],
+            outputs=[io.Float.Output("passed", display_name="strength", tooltip="The strength.")],
+        )
+
+    @classmethod
+    def execute(cls, strength: float, run: str, after: Any = None) -> io.NodeOutput:
+        return io.NodeOutput(strength)
+
+
+class SweepCell(io.ComfyNode):
+    """Encodes and shrinks one clip, and keeps it on disk."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiffLoraSweepCell",
+            display_name="Sweep Cell (inner)",
+            category="Differential LoRA/inner",
+            description="A part of Sweep Grid, which puts it in by itself.",
+            is_deprecated=True,
+            is_input_list=True,  # ComfyUI would call it once for each of several batches, and keep the last.
+            inputs=[
+                io.Image.Input("images", tooltip="The clip, in one batch or in several."),
+                io.String.Input("key", tooltip="The name of the clip in the store."),
+                io.String.Input("run", tooltip="Which run of the sweep this is."),
+            ],
+            outputs=[After.Output("done", display_name="done", tooltip="For the gate of the next strength.")],
+        )
+
+    @classmethod
+    def execute(cls, images: list[torch.Tensor], key: list[str], run: list[str]) -> io.NodeOutput:
+        sweep = Plan.of(run[0])
+        one_of("key", key[0], sweep.keys)
+        sizes = sorted({(batch.shape[2], batch.shape[1]) for batch in images})
+        if len(sizes) > 1:
+            raise UnsupportedError(
+                f"images: pictures of {' and '.join(f'{width}×{height}' for width, height in sizes)} cannot be one clip. "
+                "Give them one size first."
+            )
+        about = About(sum(map(len, images)), *sizes[0])
+        frames = reporting((pixels_of(frame) for batch in images for frame in batch), about.frames, progress_bar())
+        store().add(key[0], frames, about, sweep.fps, sweep.cell_size)
+        del frames  # It may still hold views of the pictures.
+        if len(images) == 1:
+            _let_go(images[0])
+        for other in list(_plans.values()):
+            if other is not sweep and other.prompt == sweep.prompt and key[0] in other.keys:
+                other.show_now()
+        return io.NodeOutput(key[0], ui={"difflora": [sweep.message_now()]})
+
+
+def _let_go(images: torch.Tensor) -> None:
+    """Free the pixels of a finished clip if they are nobody else's.
+
+    ComfyUI's classic cache keeps what each node gave until the next prompt: all clips of a sweep, one beside the other. No
+    prompt will ask for these again, because their signature has the gate's `run` in it. They are nobody else's if only one
+    cached list holds them (no other node handed the same pictures on, or keeps them), and no other tensor shares their
+    memory.
+    """
+    count = getattr(torch._C, "_storage_Use_Count", None)
+    if count is None:
+        return
+    # Not counted: the frames of this call, and the arguments that it was made with.
+    holders = [holder for holder in gc.get_referrers(images)
+               if not isinstance(holder, types.FrameType) and not (isinstance(holder, dict) and {"images", "key", "run"} <= holder.keys())]
+    storage = images.untyped_storage()
+    # Two users of the memory: the tensor, and the name in the line above.
+    if all(type(holder) is list for holder in holders) and len(holders) <= 1 and count(storage._cdata) <= 2 and storage.resizable():
+        storage.resize_(0)
+
+
+class SweepLayout(io.ComfyNode):
+    """All clips of a sweep in one picture."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiffLoraSweepLayout",
+            display_name="Sweep Layout (inner)",
+            category="Differential LoRA/inner",
+            description="A part of Sweep Grid, which puts it in by itself.",
+            is_deprecated=True,
+            inputs=[
+                io.String.Input("run", tooltip="Which run of the sweep this is."),
+                After.Input("after", optional=True, tooltip="The last cell."),
+            ],
+            outputs=[
+                io.Image.Output("grid", display_name="grid", tooltip="The labelled grid."),
+                SweepClips.Output("sweep", display_name="sweep", tooltip="The clips."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def execute(cls, run: str, after: Any = None) -> io.NodeOutput:
+        sweep = Plan.of(run)
+        clips = [_stored(key) for key in sweep.keys]
+        labels = sweep.labels()
+        cells = [clip.cells(sweep.cell_size, progress_bar()) for clip in clips]
+        key = json.dumps([sweep.keys, cells[0].shape])
+        player = player_of_sheet(cells, labels, sweep.fps, key, embedded(cls.hidden), progress_bar())
+        height, width = cells[0].shape[1:3]
+        font = font_for(*(label.text for label in labels))
+        picture = grid_images(grid_of(len(cells), width, height, sweep.arrange), cells, labels, font)
+        _finished[run] = sweep
+        while len(_finished) > _FINISHED_KEPT:
+            _finished.popitem(last=False)
+        needed = [*_finished.values(), *(plan for plan in _plans.values() if plan.prompt == sweep.prompt)]
+        store().prune(keep={key for plan in needed for key in plan.keys})
+        result = Sweep(tuple(sweep.strengths), tuple(clips), sweep.fps, sweep.baseline)
+        return io.NodeOutput(picture, result, ui={"difflora": [sweep.finished(player)]})
+
+
+def _stored(key: str) -> StoredClip:
+    clip = store().get(key)
+    if clip is None:
+        raise UnsupportedError("A finished clip has been deleted while the sweep was running. Run it again.")
+    return clip
+
+
+def store() -> ClipStore:
+    """ComfyUI empties its temp folder when it starts; its folder for what belongs to no user, it keeps."""
+    return ClipStore(Path(folder_paths.get_system_user_directory("differential_lora")) / "sweeps")
+
+
+def watch_prompts() -> None:
+    """Have the files of every prompt that is queued remembered as they are then."""
+
+    def look(request: dict[str, Any]) -> dict[str, Any]:
+        _files.look(request.get("prompt", {}))
+        return request
+
+    PromptServer.instance.add_on_prompt_handler(look)
+
+
+NODES = [StrengthSweep, SweepGrid, SweepGate, SweepCell, SweepLayout]

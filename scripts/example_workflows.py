@@ -1,0 +1,879 @@
+"""The example workflows, in words: nodes by name, their widgets by name, and how they are laid out.
+
+`python -m scripts.build_workflows` has ComfyUI's own page build and save them into workflows/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parents[1] / "workflows"
+
+
+@dataclass(frozen=True)
+class Node:
+    """values: widgets by name. inputs: "node" or "node:output number". size: width, and height if it is not its own.
+
+    drop: how much lower than its place it stands, to let a wire pass above.
+    """
+
+    name: str
+    type: str
+    values: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+    title: str | None = None
+    size: tuple[int, int | None] = (340, None)
+    drop: int = 0
+
+
+@dataclass(frozen=True)
+class Group:
+    """A frame with a title. columns: from left to right, each from top to bottom. side: of its stack, if it is narrower."""
+
+    title: str
+    columns: list[list[Node]]
+    color: str
+    side: str = "right"
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """stacks: from left to right, each a pile of groups from top to bottom."""
+
+    name: str
+    note: str
+    stacks: list[list[Group]]
+
+    @property
+    def path(self) -> Path:
+        return FOLDER / f"{self.name}.json"
+
+    def nodes(self) -> Iterator[Node]:
+        for stack in self.stacks:
+            for group in stack:
+                for column in group.columns:
+                    yield from column
+
+    def prompt(self) -> dict[str, dict[str, Any]]:
+        """In API format, ids being names. What is not said stays at the node's default, and has to be filled in."""
+        return {
+            node.name: {
+                "class_type": node.type,
+                "inputs": node.values | {name: link(source) for name, source in node.inputs.items()},
+            }
+            for node in self.nodes()
+        }
+
+
+def link(source: str) -> list[Any]:
+    """A node's input in API format: ["node", output number]."""
+    name, _, output = source.partition(":")
+    return [name, int(output or 0)]
+
+
+def filled(prompt: dict[str, dict[str, Any]], object_info: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """With the defaults that the page would have put in; object_info as the server gives it."""
+    for node in prompt.values():
+        for name, (kind, *rest) in object_info[node["class_type"]]["input"].get("required", {}).items():
+            options = rest[0] if rest else {}
+            if name not in node["inputs"]:
+                node["inputs"][name] = options.get("default", kind[0] if isinstance(kind, list) else None)
+    return prompt
+
+
+DENSE, SPARSE = "dense_scenes.safetensors", "sparse_scenes.safetensors"
+STYLE = "studio_ghibli_wan14b_t2v_v01.safetensors"
+DISTILL = "lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank128_bf16.safetensors"
+PROMPT = (
+    "Studio Ghibli style. A street market in an old harbour town on a summer morning, a girl with a red umbrella walks "
+    "towards the camera, soft light, slow camera movement."
+)
+# Wan's own negative prompt, and what keeps 3D renderings away.
+NEGATIVE = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，"
+    "残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，"
+    "三条腿，背景人很多，倒着走, 3D, MMD, MikuMikuDance, SFM, Source Filmmaker, Blender, Unity, Unreal, CGI, bad quality"
+)
+SEED = 1234
+
+GREEN, BLUE, GOLD, PLUM, GREY = "#4f7a4f", "#3f5f8e", "#8a6d3b", "#6b4f7a", "#555555"
+
+
+def pair(dense: str = DENSE, sparse: str = SPARSE) -> list[Node]:
+    return [
+        Node("dense", "DiffLoraLoad", {"lora_name": dense}, title="Load LoRA: more of it"),
+        Node("sparse", "DiffLoraLoad", {"lora_name": sparse}, title="Load LoRA: less of it"),
+    ]
+
+
+def slider_group(title: str, dense: str = DENSE, sparse: str = SPARSE) -> Group:
+    """From the pair to the slider LoRA, under the name "rank"."""
+    return Group(
+        title,
+        [
+            pair(dense, sparse),
+            [
+                Node(
+                    "subtract",
+                    "DiffLoraSubtract",
+                    {"weight_a": 1.0, "weight_b": 1.0, "unmatched": "keep"},
+                    {"a": "dense", "b": "sparse"},
+                )
+            ],
+            [Node("select", "DiffLoraSelectBlocks", {"selection": "attn"}, {"lora": "subtract"})],
+            [Node("rank", "DiffLoraRerank", {"rule": "rank", "rank": 4}, {"lora": "select"})],
+        ],
+        GREEN,
+    )
+
+
+def lora(name: str, file: str, strength: float, title: str, **inputs: str) -> Node:
+    values = {"lora": file, "strength": strength, "low_mem_load": False, "merge_loras": False}
+    return Node(name, "WanVideoLoraSelect", values, inputs, title, drop=0 if inputs else 120)
+
+
+SAVE_VIDEO = Node(
+    "save",
+    "SaveVideo",
+    {"filename_prefix": "slider", "format": "auto", "codec": "auto"},
+    {"video": "video"},
+    size=(480, 460),
+)
+
+
+def wrapper_video(samples: str) -> Group:
+    return Group(
+        "Video",
+        [
+            [
+                Node("vae", "WanVideoVAELoader", {"model_name": "Wan2_1_VAE_bf16.safetensors", "precision": "bf16"}),
+                Node("decode", "WanVideoDecode", {"enable_vae_tiling": False}, {"vae": "vae", "samples": samples}),
+                Node("video", "CreateVideo", {"fps": 16.0}, {"images": "decode"}),
+            ],
+            [SAVE_VIDEO],
+        ],
+        GREY,
+    )
+
+
+def wrapper_text(nag: bool) -> Group:
+    encoder = Node(
+        "t5",
+        "LoadWanVideoT5TextEncoder",
+        {"model_name": "umt5-xxl-enc-bf16.safetensors", "precision": "bf16", "load_device": "offload_device"},
+    )
+    if not nag:
+        prompt = Node(
+            "text",
+            "WanVideoTextEncode",
+            {"positive_prompt": PROMPT, "negative_prompt": NEGATIVE, "force_offload": True},
+            {"t5": "t5"},
+            "Prompt and negative prompt",
+            (440, 420),
+        )
+        return Group("Text", [[encoder], [prompt]], GOLD)
+    prompt = Node(
+        "prompt",
+        "WanVideoTextEncode",
+        {"positive_prompt": PROMPT, "negative_prompt": "", "force_offload": True},
+        {"t5": "t5"},
+        "Prompt",
+        (400, 320),
+    )
+    negative = Node(
+        "negative",
+        "WanVideoTextEncode",
+        {"positive_prompt": NEGATIVE, "negative_prompt": "", "force_offload": True},
+        {"t5": "t5"},
+        "Negative prompt, for NAG (in the upper field)",
+        (400, 320),
+    )
+    guidance = Node(
+        "text",
+        "WanVideoApplyNAG",
+        {"nag_scale": 11.0, "nag_tau": 2.5, "nag_alpha": 0.25},
+        {"original_text_embeds": "prompt", "nag_text_embeds": "negative"},
+    )
+    return Group("Text, with a negative prompt that works at CFG 1", [[encoder], [prompt, negative], [guidance]], GOLD)
+
+
+SWAP = Node(
+    "swap",
+    "WanVideoBlockSwap",
+    {"blocks_to_swap": 20, "offload_img_emb": False, "offload_txt_emb": False, "vace_blocks_to_swap": 0},
+)
+FRAMES = Node("frames", "WanVideoEmptyEmbeds", {"width": 640, "height": 480, "num_frames": 81})
+
+
+def wrapper_model(**values: Any) -> dict[str, Any]:
+    return {
+        "model": "Wan2_1-T2V-14B_fp8_e5m2.safetensors",
+        "base_precision": "bf16",
+        "quantization": "disabled",
+        "load_device": "offload_device",
+    } | values
+
+
+FILES_FOR_WRAPPER = """
+**Files** (in ComfyUI's `models` folder)
+
+| File | Folder | From |
+|---|---|---|
+| Wan2_1-T2V-14B_fp8_e5m2 | diffusion_models | huggingface.co/Kijai/WanVideo_comfy |
+| umt5-xxl-enc-bf16 | text_encoders | the same |
+| Wan2_1_VAE_bf16 | vae | the same |
+{distill}| studio_ghibli_wan14b_t2v_v01 | loras | civitai.com/models/1404755 |
+| your two LoRAs | loras | trained alike, one with more, one with less |
+"""
+
+
+def slider(prev_lora: str) -> Node:
+    values = {"strength": 2.0, "merge_loras": False, "low_mem_load": False}
+    return Node("slider", "DiffLoraSliderWanVideo", values, {"lora": "rank", "prev_lora": prev_lora})
+
+
+SET_LORAS = Node("loras", "WanVideoSetLoRAs", {}, {"model": "model", "lora": "slider"})
+
+
+def wrapper_sampler(steps: int, cfg: float, **inputs: str) -> Node:
+    values = {"steps": steps, "cfg": cfg, "shift": 5.0, "seed": SEED, "force_offload": True, "scheduler": "unipc"}
+    return Node(
+        "sampler",
+        "WanVideoSampler",
+        values | {"riflex_freq_index": 0},
+        {"model": "loras", "image_embeds": "frames", "text_embeds": "text", **inputs},
+    )
+
+
+FAST = Workflow(
+    "1 Slider with WanVideoWrapper - 6 steps",
+    """# A slider on Wan2.1-T2V-14B, in 6 steps
+
+1. Choose your two LoRAs on the left.
+2. Press Run.
+3. Move **strength** on *LoRA Slider (WanVideoWrapper)* and run again. Nothing is saved, nothing is loaded again. −3 to +3
+is safe, ±4 with a long prompt, 0 is the model without the slider.
+"""
+    + FILES_FOR_WRAPPER.format(
+        distill="| lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank128_bf16 | loras | the same, in Lightx2v |\n"
+    )
+    + """
+**On a 3090** (24 GB): as it is, about a minute a clip. With less VRAM, swap more blocks; with more, fewer. No style LoRA?
+Set its strength to 0. Eight steps: step-distill at 0.9.
+
+**Keep merge_loras off on every LoRA.** A model that merged one ignores all that are set later.
+
+**The slider alone:** leave both prompts empty; that is what it was trained with.
+""",
+    [
+        [
+            slider_group("1. The pair becomes a slider"),
+            Group(
+                "2. Model",
+                [
+                    [SWAP],
+                    [
+                        Node(
+                            "model",
+                            "WanVideoModelLoader",
+                            wrapper_model(attention_mode="sdpa"),
+                            {"block_swap_args": "swap"},
+                        )
+                    ],
+                ],
+                BLUE,
+            ),
+            wrapper_text(nag=True),
+        ],
+        [
+            Group(
+                "3. LoRAs, none of them merged",
+                [
+                    [
+                        lora("style", STYLE, 1.0, "Style LoRA"),
+                        lora("distill", DISTILL, 1.0, "Step-distill LoRA", prev_lora="style"),
+                    ],
+                    [slider("distill")],
+                ],
+                PLUM,
+            ),
+        ],
+        [Group("4. Sampling", [[SET_LORAS, FRAMES, wrapper_sampler(6, 1.0)]], BLUE)],
+        [wrapper_video("sampler")],
+    ],
+)
+
+FULL = Workflow(
+    "2 Slider with WanVideoWrapper - 30 steps without distillation",
+    """# A slider on Wan2.1-T2V-14B, in full
+
+As workflow 1, but without the step-distill LoRA: 30 steps at CFG 5, sped up by TeaCache, torch.compile and SageAttention,
+and bettered by Enhance-A-Video, skip-layer guidance and CFG-Zero-Star.
+
+1. Choose your two LoRAs on the left.
+2. Press Run. The first run compiles for a while.
+3. Move **strength** on *LoRA Slider (WanVideoWrapper)* and run again.
+"""
+    + FILES_FOR_WRAPPER.format(distill="")
+    + """
+**On a 3090** (24 GB): as it is, about five minutes a clip. torch.compile wants Triton, and on a 3090 a model in fp8_e5m2 or
+bf16, not fp8_e4m3fn. Without Triton: delete *Torch Compile Settings*. Without SageAttention: set attention_mode to sdpa.
+
+**Keep merge_loras off on every LoRA.** A model that merged one ignores all that are set later.
+
+**TeaCache** skips steps that change little. When you compare strengths closely, disconnect it: it skips other steps for
+another strength.
+""",
+    [
+        [
+            slider_group("1. The pair becomes a slider"),
+            Group(
+                "2. Model",
+                [
+                    [SWAP],
+                    [
+                        Node(
+                            "compile",
+                            "WanVideoTorchCompileSettings",
+                            {
+                                "backend": "inductor",
+                                "fullgraph": False,
+                                "mode": "default",
+                                "dynamic": False,
+                                "dynamo_cache_size_limit": 64,
+                                "compile_transformer_blocks_only": True,
+                            },
+                        ),
+                    ],
+                    [
+                        Node(
+                            "model",
+                            "WanVideoModelLoader",
+                            wrapper_model(attention_mode="sageattn"),
+                            {"compile_args": "compile", "block_swap_args": "swap"},
+                        )
+                    ],
+                ],
+                BLUE,
+            ),
+            wrapper_text(nag=False),
+            Group(
+                "Better and faster",
+                [
+                    [
+                        Node(
+                            "feta", "WanVideoEnhanceAVideo", {"weight": 2.0, "start_percent": 0.0, "end_percent": 1.0}
+                        ),
+                        Node(
+                            "teacache",
+                            "WanVideoTeaCache",
+                            {
+                                "rel_l1_thresh": 0.2,
+                                "start_step": 6,
+                                "end_step": -1,
+                                "cache_device": "offload_device",
+                                "use_coefficients": True,
+                            },
+                        ),
+                        Node("slg", "WanVideoSLG", {"blocks": "9", "start_percent": 0.2, "end_percent": 0.7}),
+                        # Not use_zero_init: with it, the sampler of 1.4.7 stops with an error.
+                        Node(
+                            "experimental",
+                            "WanVideoExperimentalArgs",
+                            {"cfg_zero_star": True, "use_zero_init": False},
+                            title="CFG-Zero-Star",
+                        ),
+                    ],
+                ],
+                GREY,
+            ),
+        ],
+        [
+            Group(
+                "3. LoRAs, none of them merged",
+                [[lora("style", STYLE, 1.0, "Style LoRA")], [slider("style")]],
+                PLUM,
+            ),
+        ],
+        [
+            Group(
+                "4. Sampling",
+                [
+                    [
+                        SET_LORAS,
+                        FRAMES,
+                        wrapper_sampler(
+                            30,
+                            5.0,
+                            feta_args="feta",
+                            cache_args="teacache",
+                            slg_args="slg",
+                            experimental_args="experimental",
+                        ),
+                    ]
+                ],
+                BLUE,
+            )
+        ],
+        [wrapper_video("sampler")],
+    ],
+)
+
+
+def core_lora(name: str, file: str, strength: float, title: str, model: str) -> Node:
+    return Node(name, "LoraLoaderModelOnly", {"lora_name": file, "strength_model": strength}, {"model": model}, title)
+
+
+NATIVE = Workflow(
+    "3 Slider with ComfyUI nodes only - 6 steps",
+    """# A slider on Wan2.1-T2V-14B, without other packs
+
+1. Choose your two LoRAs on the left.
+2. Press Run.
+3. Move **strength** on *LoRA Slider (model)* and run again. −3 to +3 is safe, 0 is the model without the slider.
+
+**Files** (in ComfyUI's `models` folder)
+
+| File | Folder | From |
+|---|---|---|
+| wan2.1_t2v_14B_fp8_e4m3fn | diffusion_models | huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged |
+| umt5_xxl_fp8_e4m3fn_scaled | text_encoders | the same |
+| wan_2.1_vae | vae | the same |
+| lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank128_bf16 | loras | huggingface.co/Kijai/WanVideo_comfy, in Lightx2v |
+| studio_ghibli_wan14b_t2v_v01 | loras | civitai.com/models/1404755 |
+| your two LoRAs | loras | trained alike, one with more, one with less |
+
+**On a 3090** (24 GB): ComfyUI swaps parts of the model by itself. If it runs out of memory, fewer frames or a smaller picture.
+No style LoRA? Set its strength to 0. Eight steps: step-distill at 0.9.
+
+At CFG 1 the negative prompt does nothing. For one that works, raise CFG to 5, steps to 30, and set step-distill to 0.
+
+**The slider alone:** connect *Empty Text* in the place of both prompts; it is what the pair was trained with.
+""",
+    [
+        [
+            slider_group("1. The pair becomes a slider"),
+            Group(
+                "2. Model, style and step-distillation",
+                [
+                    [
+                        Node(
+                            "unet",
+                            "UNETLoader",
+                            {"unet_name": "wan2.1_t2v_14B_fp8_e4m3fn.safetensors", "weight_dtype": "default"},
+                        )
+                    ],
+                    [core_lora("style", STYLE, 1.0, "Style LoRA", "unet")],
+                    [core_lora("distill", DISTILL, 1.0, "Step-distill LoRA", "style")],
+                ],
+                BLUE,
+            ),
+            Group(
+                "Text",
+                [
+                    [
+                        Node(
+                            "clip", "CLIPLoader", {"clip_name": "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "type": "wan"}
+                        ),
+                        Node("empty", "DiffLoraEmptyText", {}, {"clip": "clip"}, "Empty Text: for the slider alone"),
+                    ],
+                    [Node("positive", "CLIPTextEncode", {"text": PROMPT}, {"clip": "clip"}, "Prompt", (400, 220))],
+                    [
+                        Node(
+                            "negative",
+                            "CLIPTextEncode",
+                            {"text": NEGATIVE},
+                            {"clip": "clip"},
+                            "Negative prompt",
+                            (400, 220),
+                        )
+                    ],
+                ],
+                GOLD,
+            ),
+        ],
+        [
+            Group(
+                "3. The slider on the model",
+                [
+                    [
+                        Node(
+                            "slider",
+                            "DiffLoraSliderModel",
+                            {"strength": 2.0, "apply": "auto"},
+                            {"model": "distill", "lora": "rank"},
+                        )
+                    ]
+                ],
+                PLUM,
+            ),
+        ],
+        [
+            Group(
+                "4. Sampling",
+                [
+                    [
+                        Node("shift", "ModelSamplingSD3", {"shift": 5.0}, {"model": "slider"}),
+                        Node(
+                            "frames",
+                            "EmptyHunyuanLatentVideo",
+                            {"width": 640, "height": 480, "length": 81, "batch_size": 1},
+                        ),
+                        Node(
+                            "sampler",
+                            "KSampler",
+                            {
+                                "seed": SEED,
+                                "steps": 6,
+                                "cfg": 1.0,
+                                "sampler_name": "uni_pc",
+                                "scheduler": "simple",
+                                "denoise": 1.0,
+                            },
+                            {
+                                "model": "shift",
+                                "positive": "positive",
+                                "negative": "negative",
+                                "latent_image": "frames",
+                            },
+                        ),
+                    ]
+                ],
+                BLUE,
+            )
+        ],
+        [
+            Group(
+                "Video",
+                [
+                    [
+                        Node("vae", "VAELoader", {"vae_name": "wan_2.1_vae.safetensors"}),
+                        Node("decode", "VAEDecode", {}, {"samples": "sampler", "vae": "vae"}),
+                        Node("video", "CreateVideo", {"fps": 16.0}, {"images": "decode"}),
+                    ],
+                    [SAVE_VIDEO],
+                ],
+                GREY,
+            )
+        ],
+    ],
+)
+
+EXPLORE = Workflow(
+    "4 Explore a pair and save the slider",
+    """# What is in a pair, and a slider out of it
+
+Needs no model: only your two LoRAs, in `models/loras`.
+
+1. Choose the two LoRAs and press Run. **Analyze Pair** shows, block by block, how large each change is, how far the two
+agree (the cosine) and how much of them cancels.
+2. Look where the difference is large and the pair agrees. Pick those blocks in **Select Blocks**: paint them, or write
+`blocks 10-25 & attn`.
+3. Move the **rank** in the spectrum: as few as keep the energy you want. Rank 4 is a good start.
+4. **Save LoRA** writes it where every LoRA list finds it.
+
+**A good pair** has a cosine of 0.5 to 0.99 in most modules. Near 0: the two were trained too differently. Near 1: they
+are all but the same, and the difference is noise.
+
+To see it move, open workflow 1, 2 or 3.
+""",
+    [
+        [Group("1. The pair", [pair()], GREEN)],
+        [
+            Group(
+                "2. The slider",
+                [
+                    [
+                        Node(
+                            "subtract",
+                            "DiffLoraSubtract",
+                            {"weight_a": 1.0, "weight_b": 1.0, "unmatched": "keep"},
+                            {"a": "dense", "b": "sparse"},
+                        )
+                    ],
+                    [Node("select", "DiffLoraSelectBlocks", {"selection": "attn"}, {"lora": "subtract"})],
+                    [Node("rank", "DiffLoraRerank", {"rule": "rank", "rank": 4}, {"lora": "select"})],
+                    [Node("save", "DiffLoraSave", {"filename_prefix": "slider", "dtype": "float32"}, {"lora": "rank"})],
+                ],
+                PLUM,
+            ),
+            Group(
+                "3. What is in the pair",
+                [
+                    [
+                        Node(
+                            "analyze",
+                            "DiffLoraAnalyze",
+                            {"rank": 4, "show": "difference"},
+                            {"a": "dense", "b": "sparse"},
+                            size=(620, None),
+                        )
+                    ]
+                ],
+                BLUE,
+                "left",
+            ),
+        ],
+    ],
+)
+
+SWEEP = Node("sweep", "DiffLoraStrengthSweep", {"start": -3.0, "stop": 3.0, "count": 7, "include_zero": True})
+
+
+def swept(title: str, decode: list[Node]) -> list[list[Group]]:
+    """From the decoded pictures to the grid, its video, and the response."""
+    return [
+        [
+            Group(
+                title,
+                [
+                    decode,
+                    [
+                        Node(
+                            "grid",
+                            "DiffLoraSweepGrid",
+                            {"arrange": "grid", "cell_size": 384, "fps": 16.0, "baseline": 0.0},
+                            {"images": "decode"},
+                            size=(620, None),
+                        )
+                    ],
+                ],
+                GREY,
+            )
+        ],
+        [
+            Group(
+                "How far can it go?",
+                [
+                    [
+                        Node(
+                            "response",
+                            "DiffLoraSliderResponse",
+                            {"target": "edges", "colour_limit": 5.0, "brightness_limit": 10.0, "saturation_limit": 10.0},
+                            {"sweep": "grid:1"},
+                            size=(620, None),
+                        )
+                    ]
+                ],
+                PLUM,
+            ),
+            Group(
+                "Video of the grid",
+                [[Node("video", "CreateVideo", {"fps": 16.0}, {"images": "grid"})], [SAVE_VIDEO]],
+                GREY,
+            ),
+        ],
+    ]
+
+
+def with_sweep(stacks: list[list[Group]]) -> list[list[Group]]:
+    """The same groups, with a Strength Sweep in front of the slider."""
+
+    def changed(group: Group) -> Group:
+        columns = []
+        for column in group.columns:
+            for node in column:
+                if node.name == "slider":
+                    values = {name: value for name, value in node.values.items() if name != "strength"}
+                    swept_one = replace(node, values=values, inputs=node.inputs | {"strength": "sweep"})
+                    columns.append([SWEEP])
+                    column = [swept_one if other is node else other for other in column]
+            columns.append(column)
+        return replace(group, columns=columns)
+
+    return [[changed(group) for group in stack] for stack in stacks]
+
+
+HOW_TO_SWEEP = """
+1. Choose your two LoRAs on the left.
+2. Press Run. Every strength is rendered, one after the other; **Sweep Grid** shows what is done.
+3. Look: choose strengths below the picture, press **Wipe** or **Difference**, try **Blind**.
+4. **Slider Response** says how the pictures follow the strength, and how far the slider can go. For a range that you can
+trust, sweep three prompts or seeds, and wire all three grids into it. Give **recommended** to *Save LoRA*.
+
+Add a strength, and only that one is rendered. The same after an error, a Cancel or a restart.
+"""
+
+SWEEP_WRAPPER = Workflow(
+    "6 Strength sweep and response with WanVideoWrapper",
+    """# Which strength, and how far can I go?
+
+Seven strengths on Wan2.1-T2V-14B in 6 steps each: about seven minutes on a 3090 (24 GB), with one model load.
+"""
+    + HOW_TO_SWEEP
+    + FILES_FOR_WRAPPER.format(
+        distill="| lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank128_bf16 | loras | the same, in Lightx2v |\n"
+    )
+    + """
+**Keep merge_loras off on every LoRA**, or every strength looks the same.
+""",
+    [
+        *with_sweep(FAST.stacks[:-1]),
+        *swept(
+            "5. All strengths",
+            [
+                Node("vae", "WanVideoVAELoader", {"model_name": "Wan2_1_VAE_bf16.safetensors", "precision": "bf16"}),
+                Node("decode", "WanVideoDecode", {"enable_vae_tiling": False}, {"vae": "vae", "samples": "sampler"}),
+            ],
+        ),
+    ],
+)
+
+SWEEP_NATIVE = Workflow(
+    "7 Strength sweep and response with ComfyUI nodes only",
+    """# Which strength, and how far can I go?
+
+Seven strengths on Wan2.1-T2V-14B in 6 steps each, without other packs and with one model load.
+"""
+    + HOW_TO_SWEEP
+    + """
+The files are those of workflow 3.
+""",
+    [
+        *with_sweep(NATIVE.stacks[:-1]),
+        *swept(
+            "5. All strengths",
+            [
+                Node("vae", "VAELoader", {"vae_name": "wan_2.1_vae.safetensors"}),
+                Node("decode", "VAEDecode", {}, {"samples": "sampler", "vae": "vae"}),
+            ],
+        ),
+    ],
+)
+
+DEMO_PAIR = slider_group(
+    "2. The pair becomes a slider", "difflora_demo_dense.safetensors", "difflora_demo_sparse.safetensors"
+)
+DEMO_SAVE = Node(
+    "keep",
+    "DiffLoraSave",
+    {"filename_prefix": "difflora_demo_slider", "dtype": "float32", "dialect": "native", "if_exists": "overwrite"},
+    {"lora": "rank"},
+)
+
+DEMO = Workflow(
+    "0 Demo - a slider on any computer",
+    """# The whole method, small
+
+Press **Run**. Nothing has to be downloaded, and no GPU is needed: a tiny Wan2.1 and two LoRAs come with this pack. One LoRA
+was trained on drawn scenes with many things in them, the other on the same scenes with few.
+
+1. **Subtract LoRAs** takes the second from the first: what they share cancels, the number of things is left.
+2. **Select Blocks** keeps attention, **Re-rank** cuts it to rank 4, **Save LoRA** writes the slider into the loras folder.
+3. **Strength Sweep** tries −3 to +3, **Sweep Grid** shows every strength. 0, with a frame, is the model as it is.
+4. **Slider Response** draws what changed with the strength, and what should not have. (Not *motion*: the four pictures are no
+clip.)
+
+**Then play:** another seed in *KSampler*, other blocks in the grid, rank 1. Only what depends on it runs again.
+
+The text is an embedding of zeros, because this small model has never seen a word.
+""",
+    [
+        [
+            Group(
+                "1. A tiny Wan2.1",
+                [
+                    [
+                        Node(
+                            "unet",
+                            "UNETLoader",
+                            {"unet_name": "difflora_demo_wan.safetensors", "weight_dtype": "default"},
+                        )
+                    ],
+                    [Node("shift", "ModelSamplingSD3", {"shift": 3.0}, {"model": "unet"})],
+                ],
+                BLUE,
+            ),
+            replace(DEMO_PAIR, columns=[*DEMO_PAIR.columns[:-1], [*DEMO_PAIR.columns[-1], DEMO_SAVE]]),
+        ],
+        [
+            Group(
+                "3. Every strength",
+                [
+                    # So low that the wires of model and LoRA pass above it.
+                    [replace(SWEEP, drop=270)],
+                    [
+                        Node(
+                            "slider",
+                            "DiffLoraSliderModel",
+                            {"apply": "auto"},
+                            {"model": "shift", "lora": "rank", "strength": "sweep"},
+                        ),
+                    ],
+                ],
+                PLUM,
+            ),
+        ],
+        [
+            Group(
+                "4. Four pictures, without a text",
+                [
+                    [
+                        Node("text", "DiffLoraZeroText", {}, drop=100),
+                        Node(
+                            "frames",
+                            "EmptyHunyuanLatentVideo",
+                            {"width": 96, "height": 96, "length": 1, "batch_size": 4},
+                        ),
+                        Node("vae", "VAELoader", {"vae_name": "difflora_demo_vae.safetensors"}),
+                    ],
+                    [
+                        Node(
+                            "sampler",
+                            "KSampler",
+                            {
+                                "seed": 6,
+                                "steps": 20,
+                                "cfg": 1.0,
+                                "sampler_name": "euler",
+                                "scheduler": "simple",
+                                "denoise": 1.0,
+                            },
+                            {"model": "slider", "positive": "text", "negative": "text", "latent_image": "frames"},
+                        ),
+                        Node("decode", "VAEDecode", {}, {"samples": "sampler", "vae": "vae"}),
+                        Node(
+                            "larger",
+                            "ImageScale",
+                            {"upscale_method": "bicubic", "width": 192, "height": 192, "crop": "disabled"},
+                            {"image": "decode"},
+                        ),
+                    ],
+                    [
+                        Node(
+                            "grid",
+                            "DiffLoraSweepGrid",
+                            {"arrange": "row", "cell_size": 192, "fps": 2.0, "baseline": 0.0},
+                            {"images": "larger"},
+                            size=(620, None),
+                        ),
+                        Node("save", "SaveImage", {"filename_prefix": "difflora_demo"}, {"images": "grid"}, size=(620, 300)),
+                    ],
+                ],
+                GREY,
+            )
+        ],
+        [
+            Group(
+                "5. What the slider does",
+                [
+                    [
+                        Node(
+                            "response",
+                            "DiffLoraSliderResponse",
+                            {"target": "edges", "colour_limit": 5.0, "brightness_limit": 10.0, "saturation_limit": 10.0},
+                            {"sweep": "grid:1"},
+                            size=(620, None),
+                        )
+                    ]
+                ],
+                PLUM,
+            )
+        ],
+    ],
+)
+
+WORKFLOWS = (DEMO, FAST, FULL, NATIVE, EXPLORE, SWEEP_WRAPPER, SWEEP_NATIVE)

@@ -154,8 +154,14 @@ def install_typescript(npm: str) -> str:
     # A lock file would hold the address of whichever registry is used here.
     options = ("--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts")
     with step("TypeScript"):
-        done = subprocess.run([npm, "install", *options], cwd=JAVASCRIPT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              encoding="utf-8", errors="replace")
+        done = subprocess.run(
+            [npm, "install", *options],
+            cwd=JAVASCRIPT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+        )
     if done.returncode:
         print(done.stdout)
         return "npm could not install TypeScript"
@@ -165,8 +171,9 @@ def install_typescript(npm: str) -> str:
 
 def passes(name: str, command: list[Path | str]) -> bool:
     start = time.monotonic()
-    result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
-                            errors="replace")
+    result = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace"
+    )
     print(f"{name}: {'FAILED' if result.returncode else 'ok'}, {time.monotonic() - start:.0f} s", flush=True)
     if result.returncode or verbose:
         print(result.stdout)
@@ -314,9 +321,7 @@ def readable(folder: Path) -> Iterator[None]:
         raise SetupError(f"{error.strerror or error} ({error.filename or folder})") from error
 
 
-def run(
-    *command: Path | str, quiet: bool = True, check: bool = True, environment: dict[str, str] | None = None
-) -> int:
+def run(*command: Path | str, quiet: bool = True, check: bool = True, environment: dict[str, str] | None = None) -> int:
     """The exit code of a command run in the checkout. A quiet one prints nothing, unless it fails and `check` is on."""
     pipe = subprocess.PIPE if quiet else None
     result = subprocess.run(

@@ -130,7 +130,8 @@ def measure(pictures: np.ndarray, plain: np.ndarray) -> tuple[dict[str, float], 
     masks, plain_masks = thing_pixels(pictures), thing_pixels(plain)
     counts = [count_things(mask) for mask in masks]
     classes = [
-        (background_class(p, m), background_class(q, n)) for p, m, q, n in zip(pictures, masks, plain, plain_masks, strict=True)
+        (background_class(p, m), background_class(q, n))
+        for p, m, q, n in zip(pictures, masks, plain, plain_masks, strict=True)
     ]
     both = ~masks & ~plain_masks
     drift = np.abs(pictures.astype(np.float32) - plain).mean(-1)
@@ -138,7 +139,9 @@ def measure(pictures: np.ndarray, plain: np.ndarray) -> tuple[dict[str, float], 
         "things": float(np.mean(counts)),
         "thing_pixels": float(masks.mean()),
         "other_background": float(np.mean([now != before for now, before in classes])),
-        "background_drift": float(np.mean([d[b].mean() if b.any() else np.nan for d, b in zip(drift, both, strict=True)])),
+        "background_drift": float(
+            np.mean([d[b].mean() if b.any() else np.nan for d, b in zip(drift, both, strict=True)])
+        ),
         "palette_drift": float(np.abs(palette(pictures, masks) - palette(plain, plain_masks)).sum() / 2),
     }, counts
 
@@ -170,8 +173,10 @@ def summarise(rows: list[dict[str, float]], counts: np.ndarray) -> dict[str, flo
         "seed_spearman": float(np.median([rank_correlation(seed) for seed in counts.T])),
         "pixel_spearman": rank_correlation(np.array([row["thing_pixels"] for row in rows])),
         **{f"third_{i}": t / rise if abs(rise) > 0.5 else math.nan for i, t in enumerate(third, 1)},
-        **{name: float(np.nanmean([row[name] for row in rows if row["strength"] != 0]))
-           for name in ("other_background", "background_drift", "palette_drift")},
+        **{
+            name: float(np.nanmean([row[name] for row in rows if row["strength"] != 0]))
+            for name in ("other_background", "background_drift", "palette_drift")
+        },
     }
 
 
@@ -184,7 +189,9 @@ def check_counting(demo: Demo) -> str:
     for name, pictures in (("as drawn", drawn), ("through the VAE", demo.redraw(drawn))):
         masks = thing_pixels(pictures)
         counts = np.array([count_things(mask) for mask in masks])
-        right = np.mean([background_class(p, m) == s.background for p, m, s in zip(pictures, masks, scenes, strict=True)])
+        right = np.mean(
+            [background_class(p, m) == s.background for p, m, s in zip(pictures, masks, scenes, strict=True)]
+        )
         lines.append(
             f"{name}: mean error {np.abs(counts - truth).mean():.2f} things, "
             f"correlation {np.corrcoef(counts, truth)[0, 1]:.3f}, background right {right:.0%}"
@@ -221,7 +228,9 @@ def write_csv(path: Path, done: list[Variant]) -> None:
         writer = csv.DictWriter(file, ["variant", *done[0].numbers[0]])
         writer.writeheader()
         for variant in done:
-            writer.writerows({"variant": variant.name, **{k: round(x, 4) for k, x in row.items()}} for row in variant.numbers)
+            writer.writerows(
+                {"variant": variant.name, **{k: round(x, 4) for k, x in row.items()}} for row in variant.numbers
+            )
 
 
 def sweep_picture(path: Path, columns: list[tuple[float, np.ndarray]], rows: list[int]) -> None:
@@ -231,7 +240,9 @@ def sweep_picture(path: Path, columns: list[tuple[float, np.ndarray]], rows: lis
     brush, font = ImageDraw.Draw(sheet), ImageFont.load_default(24)
     for x, (strength, pictures) in enumerate(columns):
         left = gap + x * (edge + gap)
-        brush.text((left + edge / 2, top / 2), f"{strength:+g}" if strength else "0", fill="black", font=font, anchor="mm")
+        brush.text(
+            (left + edge / 2, top / 2), f"{strength:+g}" if strength else "0", fill="black", font=font, anchor="mm"
+        )
         for y, seed in enumerate(rows):
             tile = Image.fromarray(pictures[seed]).resize((edge, edge), Image.Resampling.LANCZOS)
             sheet.paste(tile, (left, top + y * (edge + gap)))
@@ -265,7 +276,13 @@ def response_plot(path: Path, done: list[Variant], wanted: Sequence[str]) -> Non
         y = (top + 10 + 20 * number) * scale
         brush.line([(left + 12) * scale, y, (left + 36) * scale, y], fill=colour, width=3 * scale)
         brush.text(((left + 44) * scale, y), variant.name, fill="black", font=font, anchor="lm")
-    brush.text(((left + 12) * scale, (top + 10 + 20 * len(shown)) * scale), "counted things, mean of all seeds", fill="#555555", font=font, anchor="lm")
+    brush.text(
+        ((left + 12) * scale, (top + 10 + 20 * len(shown)) * scale),
+        "counted things, mean of all seeds",
+        fill="#555555",
+        font=font,
+        anchor="lm",
+    )
     image.save(path, optimize=True)
 
 
@@ -310,7 +327,9 @@ def main() -> None:
                 plain = demo.pictures({}, 0.0)
             columns = run(demo, variant, plain)
             if number == 0:
-                pictures = [(strength, p) for strength, p in zip(STRENGTHS, columns, strict=True) if strength == int(strength)]
+                pictures = [
+                    (strength, p) for strength, p in zip(STRENGTHS, columns, strict=True) if strength == int(strength)
+                ]
                 sweep_picture(settings.output / "sweep.jpg", pictures, pick_rows(plain))
                 (parts / "counting.txt").write_text(check_counting(demo), encoding="utf-8")
             kept = {"key": key, "name": variant.name, "numbers": variant.numbers, "counts": variant.counts,
@@ -319,9 +338,15 @@ def main() -> None:
         variant.numbers, variant.counts = kept["numbers"], kept["counts"]
         seconds += kept["seconds"]
         done.append(variant)
-        print(f"{number:2} {variant.name}:", {name: round(value, 2) for name, value in variant.summary.items()}, flush=True)
+        print(
+            f"{number:2} {variant.name}:",
+            {name: round(value, 2) for name, value in variant.summary.items()},
+            flush=True,
+        )
     notes = [(parts / "counting.txt").read_text(encoding="utf-8")] if (parts / "counting.txt").is_file() else []
-    notes.append(f"{settings.seeds} seeds, {len(STRENGTHS)} strengths, {settings.steps} steps; {seconds / 60:.1f} minutes on two cores.")
+    notes.append(
+        f"{settings.seeds} seeds, {len(STRENGTHS)} strengths, {settings.steps} steps; {seconds / 60:.1f} minutes on two cores."
+    )
     write_table(settings.output / "evaluation.md", done, notes)
     write_csv(settings.output / "evaluation.csv", done)
     response_plot(settings.output / "response.png", done, PLOTTED)

@@ -39,8 +39,12 @@ def main() -> int:
         prog="bootstrap.py demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=ROOT / "output", metavar="FOLDER", help="default: %(default)s")
-    parser.add_argument("--open", action="store_true", help="open ComfyUI's page in the browser in place of running it here")
-    parser.add_argument("--port", type=_port, metavar="NUMBER", help=f"of ComfyUI; default: any free one, with --open {COMFYUI_PORT}")
+    parser.add_argument(
+        "--open", action="store_true", help="open ComfyUI's page in the browser in place of running it here"
+    )
+    parser.add_argument(
+        "--port", type=_port, metavar="NUMBER", help=f"of ComfyUI; default: any free one, with --open {COMFYUI_PORT}"
+    )
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _stop)
     output = options.output.resolve()
@@ -108,7 +112,9 @@ def run(comfy: ComfyServer, output: Path) -> int:
 
 def open_page(comfy: ComfyServer) -> int:
     """Open the page and wait until it is no longer wanted."""
-    print(f"\n{comfy.url}\n\nPress w for the list of workflows, open \"{DEMO.name}\", and press Run.\nCtrl-C here ends ComfyUI.")
+    print(
+        f'\n{comfy.url}\n\nPress w for the list of workflows, open "{DEMO.name}", and press Run.\nCtrl-C here ends ComfyUI.'
+    )
     if not webbrowser.open(comfy.url):
         print("(No browser could be opened from here: open the address by hand.)")
     while comfy.is_running:

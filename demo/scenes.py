@@ -44,10 +44,14 @@ class Background:
 
 
 BACKGROUNDS = {
-    "meadow": Background((126, 196, 238), (176, 222, 244), (128, 190, 112), (160, 212, 128), ("balloon",), ("house", "pine")),
+    "meadow": Background(
+        (126, 196, 238), (176, 222, 244), (128, 190, 112), (160, 212, 128), ("balloon",), ("house", "pine")
+    ),
     "sea": Background((186, 214, 226), (214, 230, 234), (52, 140, 178), (74, 164, 196), ("balloon",), ("boat", "fish")),
     "night": Background((30, 32, 82), (48, 46, 108), (64, 60, 124), (82, 74, 140), ("star",), ("house", "pine")),
-    "dusk": Background((150, 124, 190), (192, 154, 204), (130, 108, 142), (158, 134, 164), ("kite",), ("house", "pine")),
+    "dusk": Background(
+        (150, 124, 190), (192, 154, 204), (130, 108, 142), (158, 134, 164), ("kite",), ("house", "pine")
+    ),
 }
 BACKGROUND_COLOURS = {
     name: np.array([b.sky, b.low_sky, b.far, b.near], dtype=np.float32) for name, b in BACKGROUNDS.items()
@@ -173,7 +177,10 @@ def _shapes(thing: Thing) -> list[tuple[str, list[tuple[float, float]], tuple[in
         ]
     if thing.kind == "star":
         points = [
-            ((1.0 if i % 2 == 0 else 0.5) * math.sin(i * math.pi / 5), -(1.0 if i % 2 == 0 else 0.5) * math.cos(i * math.pi / 5))
+            (
+                (1.0 if i % 2 == 0 else 0.5) * math.sin(i * math.pi / 5),
+                -(1.0 if i % 2 == 0 else 0.5) * math.cos(i * math.pi / 5),
+            )
             for i in range(10)
         ]
         return [("polygon", at(*points), one)]

@@ -36,7 +36,13 @@ HERE = Path(__file__).resolve().parent
 CHANNELS = 16
 LATENT_SIZE = SIZE // 8
 TEXT_WIDTH = 4096
-VAE_SHAPE = {"dim": 16, "z_dim": CHANNELS, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "temperal_downsample": [False, True, True]}
+VAE_SHAPE = {
+    "dim": 16,
+    "z_dim": CHANNELS,
+    "dim_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "temperal_downsample": [False, True, True],
+}
 WAN_SHAPE = {"dim": 128, "ffn_dim": 512, "num_heads": 1, "num_layers": 6, "freq_dim": 256, "text_dim": TEXT_WIDTH}
 SHIFT = 3.0
 RANK, ALPHA = 16, 8.0
@@ -87,7 +93,9 @@ def new_vae() -> nn.Module:
     # finished VAE, run as the 3-D one it is, gives the same picture.
     def one_frame(self: nn.Conv3d, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
         kernel = self.weight[:, :, -1]
-        return F.conv2d(x.squeeze(2), kernel, self.bias, padding=(kernel.shape[-2] // 2, kernel.shape[-1] // 2)).unsqueeze(2)
+        return F.conv2d(
+            x.squeeze(2), kernel, self.bias, padding=(kernel.shape[-2] // 2, kernel.shape[-1] // 2)
+        ).unsqueeze(2)
 
     def norm(self: RMS_norm, x: Tensor) -> Tensor:
         return x * (torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-12) * self.gamma)
@@ -246,11 +254,20 @@ def fit(
             mean.lerp_(parameter.detach(), 1 - keep)
         if (step + 1) % 100 == 0:
             each = (time.process_time() - began) / (step + 1 - seen)
-            print(f"{name}: step {step + 1}/{steps}, loss {np.mean(losses[-100:]):.4f}, {each * 1000:.0f} ms a step", flush=True)
+            print(
+                f"{name}: step {step + 1}/{steps}, loss {np.mean(losses[-100:]):.4f}, {each * 1000:.0f} ms a step",
+                flush=True,
+            )
         if (step + 1) % 250 == 0:
             part = checkpoint.with_suffix(".part")
             torch.save(
-                {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step + 1}, part
+                {
+                    "module": module.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "average": average,
+                    "step": step + 1,
+                },
+                part,
             )
             part.replace(checkpoint)
     with torch.no_grad():
@@ -337,7 +354,16 @@ def train_decoder(work: Path, steps: int) -> None:
         code = code + 0.1 * deviation * torch.randn(code.shape, generator=generator)
         return redraw_loss(vae.decoder(vae.conv2(code)), picture, mask)
 
-    fit("decoder", work, vae.decoder, Muon(list(vae.decoder.parameters()), 0.01, 1e-3), steps, warm_up_then_cosine, loss_of, ema=0.99)
+    fit(
+        "decoder",
+        work,
+        vae.decoder,
+        Muon(list(vae.decoder.parameters()), 0.01, 1e-3),
+        steps,
+        warm_up_then_cosine,
+        loss_of,
+        ema=0.99,
+    )
     torch.save(vae.decoder.state_dict(), work / "decoder.pt")
     report_vae(vae, work / "decoder.png")
 
@@ -371,12 +397,17 @@ def encode_scenes(work: Path, scenes: int, pairs: int) -> None:
     base = encode(vae, draw_all(range(10_000, 10_000 + scenes))[0])
     full = [random_scene(seed, MOST) for seed in range(500_000, 500_000 + pairs)]
     dense, sparse = (
-        encode(vae, torch.from_numpy(np.stack([draw(s.with_first(n(i)))[0] for i, s in enumerate(full)])).permute(0, 3, 1, 2))
+        encode(
+            vae,
+            torch.from_numpy(np.stack([draw(s.with_first(n(i)))[0] for i, s in enumerate(full)])).permute(0, 3, 1, 2),
+        )
         for n in (lambda i: MOST - i % 3, lambda i: 1 + i % 3)
     )
     mean, deviation = base.mean((0, 2, 3), keepdim=True), base.std((0, 2, 3), keepdim=True)
     print(f"latents: deviations of the channels {deviation.flatten().min():.2f} to {deviation.flatten().max():.2f}")
-    kept = {name: (latents - mean) / deviation for name, latents in (("base", base), ("dense", dense), ("sparse", sparse))}
+    kept = {
+        name: (latents - mean) / deviation for name, latents in (("base", base), ("dense", dense), ("sparse", sparse))
+    }
     torch.save({**kept, "mean": mean.flatten(), "deviation": deviation.flatten()}, work / "latents.pt")
 
 
@@ -409,7 +440,9 @@ class Adapter(nn.Module):
         self.down = nn.Parameter(torch.empty(RANK, linear.in_features))
         self.up = nn.Parameter(torch.zeros(linear.out_features, RANK))
         nn.init.kaiming_uniform_(self.down, a=5**0.5)
-        linear.register_forward_hook(lambda _, inputs, output: output + (ALPHA / RANK) * (inputs[0] @ self.down.T) @ self.up.T)
+        linear.register_forward_hook(
+            lambda _, inputs, output: output + (ALPHA / RANK) * (inputs[0] @ self.down.T) @ self.up.T
+        )
 
 
 def add_lora(model: nn.Module) -> nn.ModuleDict:
@@ -438,7 +471,9 @@ def train_lora(work: Path, name: str, steps: int, lr: float) -> None:
 @torch.no_grad()
 def sample(model: nn.Module, seeds: range, steps: int = 20) -> Tensor:
     """Latents (n, 16, h, w), made as ComfyUI's KSampler makes them (euler, simple, cfg 1)."""
-    x = torch.cat([torch.randn(1, CHANNELS, LATENT_SIZE, LATENT_SIZE, generator=torch.Generator().manual_seed(s)) for s in seeds])
+    x = torch.cat(
+        [torch.randn(1, CHANNELS, LATENT_SIZE, LATENT_SIZE, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    )
     times = torch.tensor([(1000 - int(i * 1000 / steps)) / 1000 for i in range(steps)] + [0.0])
     for now, then in zip(shifted(times)[:-1], shifted(times)[1:], strict=True):
         x = x + (then - now) * denoise(model, x, now.expand(len(x)))
@@ -477,7 +512,9 @@ def export(work: Path, target: Path, settings: argparse.Namespace) -> None:
     for name in FOLDERS:
         model_file(target, name).parent.mkdir(parents=True, exist_ok=True)
     half = {name: tensor.half() for name, tensor in torch.load(work / "base.pt", weights_only=True).items()}
-    save_file(half, model_file(target, "wan"), metadata={"modelspec.title": "Differential LoRA demo, Wan2.1 architecture"})
+    save_file(
+        half, model_file(target, "wan"), metadata={"modelspec.title": "Differential LoRA demo, Wan2.1 architecture"}
+    )
     save_file(folded_vae(work), model_file(target, "vae"))
     for name in ("dense", "sparse"):
         tensors = {}
@@ -502,7 +539,11 @@ def export(work: Path, target: Path, settings: argparse.Namespace) -> None:
     for path in target.rglob("*.safetensors"):
         path.chmod(0o644)
     sizes = {path.name: path.stat().st_size for path in sorted(target.rglob("*.safetensors"))}
-    print(*(f"{size / 1e6:6.2f} MB  {name}" for name, size in sizes.items()), f"{sum(sizes.values()) / 1e6:6.2f} MB  together", sep="\n")
+    print(
+        *(f"{size / 1e6:6.2f} MB  {name}" for name, size in sizes.items()),
+        f"{sum(sizes.values()) / 1e6:6.2f} MB  together",
+        sep="\n",
+    )
 
 
 def folded_vae(work: Path) -> dict[str, Tensor]:
@@ -532,7 +573,11 @@ def stages(settings: argparse.Namespace) -> Iterator[tuple[str, Path, Callable[[
     yield "latents", work / "latents.pt", lambda: encode_scenes(work, settings.scenes, settings.pairs)
     yield "base", work / "base.pt", lambda: train_base(work, settings.base_steps)
     for name in ("dense", "sparse"):
-        yield name, work / f"{name}.pt", lambda name=name: train_lora(work, name, settings.lora_steps, settings.lora_rate)
+        yield (
+            name,
+            work / f"{name}.pt",
+            lambda name=name: train_lora(work, name, settings.lora_steps, settings.lora_rate),
+        )
     yield "decoder", work / "decoder.pt", lambda: train_decoder(work, settings.decoder_steps)
     yield "export", work / "exported", lambda: export(work, settings.models, settings)
 
@@ -552,7 +597,9 @@ def main() -> None:
     parser.add_argument("--lora-steps", type=int, default=500)
     parser.add_argument("--lora-rate", type=float, default=1e-4)
     parser.add_argument("--threads", type=int, default=1, help="1: the same bits on every number of cores")
-    parser.add_argument("--stages", nargs="+", help="only these; decoder beside base, and dense beside sparse, can run at once")
+    parser.add_argument(
+        "--stages", nargs="+", help="only these; decoder beside base, and dense beside sparse, can run at once"
+    )
     parser.add_argument("--scenes", type=int, default=2500)
     parser.add_argument("--pairs", type=int, default=300)
     settings = parser.parse_args()
@@ -568,7 +615,10 @@ def main() -> None:
             continue
         began, wall = time.process_time(), time.time()
         run()
-        print(f"{name}: {(time.process_time() - began) / 60:.1f} min of processor time, {(time.time() - wall) / 60:.1f} by the clock", flush=True)
+        print(
+            f"{name}: {(time.process_time() - began) / 60:.1f} min of processor time, {(time.time() - wall) / 60:.1f} by the clock",
+            flush=True,
+        )
     print(f"all: {(time.process_time() - whole) / 60:.1f} min of processor time")
 
 

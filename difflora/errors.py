@@ -1,6 +1,5 @@
 """Every error that a user can cause. All say what, where, what was found and what to do, in one line."""
 
-
 LONGEST = 1000  # characters of a message
 
 

@@ -21,7 +21,11 @@ class Sentence(str):
 
 def joined(sentences: list[Sentence], sign: str) -> Sentence:
     """Several sentences as one: the sign between them is the same in every language."""
-    return Sentence(sign.join(f"{{{index}}}" for index in range(len(sentences))), *sentences) if sentences else Sentence("")
+    return (
+        Sentence(sign.join(f"{{{index}}}" for index in range(len(sentences))), *sentences)
+        if sentences
+        else Sentence("")
+    )
 
 
 def printable(value: object, limit: int = 120) -> str:

@@ -652,7 +652,12 @@ def swept(title: str, decode: list[Node]) -> list[list[Group]]:
                         Node(
                             "response",
                             "DiffLoraSliderResponse",
-                            {"target": "edges", "colour_limit": 5.0, "brightness_limit": 10.0, "saturation_limit": 10.0},
+                            {
+                                "target": "edges",
+                                "colour_limit": 5.0,
+                                "brightness_limit": 10.0,
+                                "saturation_limit": 10.0,
+                            },
                             {"sweep": "grid:1"},
                             size=(620, None),
                         )
@@ -850,7 +855,13 @@ The text is an embedding of zeros, because this small model has never seen a wor
                             {"images": "larger"},
                             size=(620, None),
                         ),
-                        Node("save", "SaveImage", {"filename_prefix": "difflora_demo"}, {"images": "grid"}, size=(620, 300)),
+                        Node(
+                            "save",
+                            "SaveImage",
+                            {"filename_prefix": "difflora_demo"},
+                            {"images": "grid"},
+                            size=(620, 300),
+                        ),
                     ],
                 ],
                 GREY,
@@ -864,7 +875,12 @@ The text is an embedding of zeros, because this small model has never seen a wor
                         Node(
                             "response",
                             "DiffLoraSliderResponse",
-                            {"target": "edges", "colour_limit": 5.0, "brightness_limit": 10.0, "saturation_limit": 10.0},
+                            {
+                                "target": "edges",
+                                "colour_limit": 5.0,
+                                "brightness_limit": 10.0,
+                                "saturation_limit": 10.0,
+                            },
                             {"sweep": "grid:1"},
                             size=(620, None),
                         )

@@ -55,7 +55,11 @@ class Browser:
         self._playwright.stop()
 
     def open(
-        self, server: ComfyServer | None = None, vue: bool = False, settings: dict[str, Any] | None = None, **context: Any
+        self,
+        server: ComfyServer | None = None,
+        vue: bool = False,
+        settings: dict[str, Any] | None = None,
+        **context: Any,
     ) -> ComfyPage:
         """Open ComfyUI's page and wait until it can be used.
 

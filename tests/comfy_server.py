@@ -247,7 +247,9 @@ class ComfyServer:
         times = [data["timestamp"] for data in events.values() if "timestamp" in data]
         result.seconds = (max(times) - min(times)) / 1000 if times else 0.0
         if "execution_interrupted" in events:
-            raise Interrupted(f"prompt {prompt_id} was interrupted in node {events['execution_interrupted']['node_id']}")
+            raise Interrupted(
+                f"prompt {prompt_id} was interrupted in node {events['execution_interrupted']['node_id']}"
+            )
         if "execution_error" in events:
             raise NodeFailed(events["execution_error"])
         return result

@@ -26,16 +26,29 @@ import comfy.ops  # noqa: E402
 import torch  # noqa: E402
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel  # noqa: E402
 
-WIDE = {"in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 4096, "hidden_size": 3072,
-        "mlp_ratio": 4.0, "num_heads": 24, "axes_dim": [16, 56, 56], "qkv_bias": True, "guidance_embed": True}
+WIDE = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "vec_in_dim": 768,
+    "context_in_dim": 4096,
+    "hidden_size": 3072,
+    "mlp_ratio": 4.0,
+    "num_heads": 24,
+    "axes_dim": [16, 56, 56],
+    "qkv_bias": True,
+    "guidance_embed": True,
+}
 HUNYUAN = WIDE | {"depth": 20, "depth_single_blocks": 40, "patch_size": [1, 2, 2], "theta": 256}
 FLUX = WIDE | {"depth": 19, "depth_single_blocks": 38, "patch_size": 2, "theta": 10000, "txt_ids_dims": []}
 
 
 def understood(config, parameters):
     """The part that this version of ComfyUI knows; what it asks for without a default, and the config has not, is off."""
-    fields = [field for field in dataclasses.fields(parameters)
-              if field.name in config or field.default is dataclasses.MISSING]
+    fields = [
+        field
+        for field in dataclasses.fields(parameters)
+        if field.name in config or field.default is dataclasses.MISSING
+    ]
     return {field.name: config.get(field.name) for field in fields}
 
 
@@ -62,11 +75,19 @@ MODELS = {
 def describe(kind, network, config):
     model = kind.__new__(kind)  # its __init__ would load weights
     torch.nn.Module.__init__(model)
-    model.diffusion_model = network(**config, device="meta", dtype=torch.bfloat16, operations=comfy.ops.disable_weight_init)
+    model.diffusion_model = network(
+        **config, device="meta", dtype=torch.bfloat16, operations=comfy.ops.disable_weight_init
+    )
     model.model_config = SimpleNamespace(unet_config=config)
-    modules = [name.removesuffix(".weight") for name, weight in model.diffusion_model.named_parameters()
-               if name.endswith(".weight") and weight.dim() > 1]
-    return {"modules": modules, "names": {name: str(key) for name, key in comfy.lora.model_lora_keys_unet(model, {}).items()}}
+    modules = [
+        name.removesuffix(".weight")
+        for name, weight in model.diffusion_model.named_parameters()
+        if name.endswith(".weight") and weight.dim() > 1
+    ]
+    return {
+        "modules": modules,
+        "names": {name: str(key) for name, key in comfy.lora.model_lora_keys_unet(model, {}).items()},
+    }
 
 
 json.dump({name: describe(*model) for name, model in MODELS.items()}, sys.stdout)

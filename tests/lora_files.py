@@ -20,8 +20,14 @@ def kohya(module: str) -> str:
     return "lora_unet_" + module.replace(".", "_")
 
 
-def factors(out: int = 24, inside: int = 16, rank: int = 4, alpha: float | None = 2.0, seed: int = 0,
-            dtype: torch.dtype = torch.float32) -> Factors:
+def factors(
+    out: int = 24,
+    inside: int = 16,
+    rank: int = 4,
+    alpha: float | None = 2.0,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Factors:
     random = torch.Generator().manual_seed(seed)
     up, down = torch.randn(out, rank, generator=random), torch.randn(rank, inside, generator=random)
     return up.to(dtype), down.to(dtype), alpha
@@ -38,8 +44,12 @@ def tensors(modules: Mapping[str, Factors]) -> dict[str, Tensor]:
     return stored
 
 
-def write(path: Path, modules: Mapping[str, Factors], extra: Mapping[str, Tensor] | None = None,
-          metadata: dict[str, str] | None = None) -> Path:
+def write(
+    path: Path,
+    modules: Mapping[str, Factors],
+    extra: Mapping[str, Tensor] | None = None,
+    metadata: dict[str, str] | None = None,
+) -> Path:
     save_file({**tensors(modules), **(extra or {})}, path, metadata=metadata)
     return path
 
@@ -49,8 +59,13 @@ def write_pair(folder: Path, **options: object) -> tuple[Path, Path]:
     shapes = {Q: (24, 16), K: (24, 16), FFN: (40, 16)}
     paths = folder / "a.safetensors", folder / "b.safetensors"
     for side, path in enumerate(paths):
-        write(path, {name: factors(*shape, seed=10 * side + place, **options)
-                     for place, (name, shape) in enumerate(shapes.items())})
+        write(
+            path,
+            {
+                name: factors(*shape, seed=10 * side + place, **options)
+                for place, (name, shape) in enumerate(shapes.items())
+            },
+        )
     return paths
 
 

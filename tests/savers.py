@@ -47,6 +47,7 @@ def save_for_ever(inputs: Sequence[Path], out: Path, begun: Connection) -> None:
     os.fsync, os.replace = slow_fsync, slow_replace
     loras = [difflora.load(path) for path in inputs]
     for number in itertools.count():
+
         def wait(done: int, total: int, number: int = number) -> None:
             if done == 1 and number < 2:
                 begun.send(number)
@@ -57,6 +58,7 @@ def save_for_ever(inputs: Sequence[Path], out: Path, begun: Connection) -> None:
 
 def save_when_told(source: Path, out: Path, tests: Connection) -> None:
     """Stops in the middle of the save, and goes on when told to."""
+
     def wait(done: int, total: int) -> None:
         if done == 1:
             tests.send("in the middle")

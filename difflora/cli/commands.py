@@ -128,8 +128,13 @@ class _Subtraction:
         scale = _scale(given)
         self.normalise = scale is None and (self.old or given.target_norm is not None)
         self.weight = 1.0 if scale is None else scale
-        self.difference = subtract(a, b, given.weight_a * self.weight, given.weight_b * self.weight,
-                                   given.unmatched or ("drop" if self.old else "keep"))
+        self.difference = subtract(
+            a,
+            b,
+            given.weight_a * self.weight,
+            given.weight_b * self.weight,
+            given.unmatched or ("drop" if self.old else "keep"),
+        )
         self.chosen: Lora = self.difference if expression is None else self.difference.select(expression, self.nullify)
         self.rule = _rule(given, old_script.DEFAULT_RANK if self.old else DEFAULT_RANK)
         self.result = self.chosen if self.rule is None else rerank(self.chosen, self.rule, given.max_rank)
@@ -217,8 +222,13 @@ def run_convert(given: argparse.Namespace) -> int:
     file = _load(given.file, given)
     output = _output(given, file)
     chosen = _chosen(file, given)
-    report: Report = {"output": str(output), "notes": [], "scale": _scale(given) or 1.0,
-                      "from_dialect": file.dialect, "dialect": given.dialect}
+    report: Report = {
+        "output": str(output),
+        "notes": [],
+        "scale": _scale(given) or 1.0,
+        "from_dialect": file.dialect,
+        "dialect": given.dialect,
+    }
     _save(chosen, output, given, report)
     report |= {"skipped": _not_selected(file, chosen, given.nullify), "warnings": list(chosen.warnings)}
     return finish(given, report, started)
@@ -282,24 +292,44 @@ def run_inspect(given: argparse.Namespace) -> int:
         report["modules"] = {name: {"shape": list(spec.shape), "rank": spec.rank} for name, spec in file.specs.items()}
         print_json(report)
         return 0
-    shown_keys = ("modelspec.title", "ss_base_model_version", "modelspec.date", "ss_learning_rate", "ss_steps",
-                  "ss_num_train_items", "ss_seed", ENERGY_KEY)
-    print_table([
-        ("file", f"{printable(report['file'], 400)}  ({size_text(report['bytes'])})"),
-        ("SHA-256", report["sha256"]),
-        ("key names", report["dialect"]),
-        ("base model", report["base_model"] or "not recognised"),
-        ("modules", f"{report['matrices']} matrices at rank {report['rank']}"
-                    + (f", {report['vectors']} biases, norms or tables" if vectors else "")),
-        ("", printable(report["contents"], 400)),
-        ("scale", "alpha / rank = " + " to ".join(dict.fromkeys(f"{scale:g}" for scale in (scales[0], scales[-1])))
-         if scales else "-"),
-        ("dtypes", ", ".join(f"{code} ({count})" for code, count in report["dtypes"].items())),
-        *((key, printable(file.metadata[key])) for key in shown_keys if key in file.metadata),
-        *([("recipe", printable(report["recipe"], 400))] if report["recipe"] else []),
-        *([("twin", f"for {report['twin']['noise']} noise; the other is {printable(report['twin']['other'])}")]
-          if report["twin"] else []),
-    ])
+    shown_keys = (
+        "modelspec.title",
+        "ss_base_model_version",
+        "modelspec.date",
+        "ss_learning_rate",
+        "ss_steps",
+        "ss_num_train_items",
+        "ss_seed",
+        ENERGY_KEY,
+    )
+    print_table(
+        [
+            ("file", f"{printable(report['file'], 400)}  ({size_text(report['bytes'])})"),
+            ("SHA-256", report["sha256"]),
+            ("key names", report["dialect"]),
+            ("base model", report["base_model"] or "not recognised"),
+            (
+                "modules",
+                f"{report['matrices']} matrices at rank {report['rank']}"
+                + (f", {report['vectors']} biases, norms or tables" if vectors else ""),
+            ),
+            ("", printable(report["contents"], 400)),
+            (
+                "scale",
+                "alpha / rank = " + " to ".join(dict.fromkeys(f"{scale:g}" for scale in (scales[0], scales[-1])))
+                if scales
+                else "-",
+            ),
+            ("dtypes", ", ".join(f"{code} ({count})" for code, count in report["dtypes"].items())),
+            *((key, printable(file.metadata[key])) for key in shown_keys if key in file.metadata),
+            *([("recipe", printable(report["recipe"], 400))] if report["recipe"] else []),
+            *(
+                [("twin", f"for {report['twin']['noise']} noise; the other is {printable(report['twin']['other'])}")]
+                if report["twin"]
+                else []
+            ),
+        ]
+    )
     warn(report["warnings"])
     return 0
 
@@ -317,11 +347,15 @@ def run_analyze(given: argparse.Namespace) -> int:
         sys.stdout.write(numbers.csv())
         return 0
     report: Report = {
-        "norm_a": numbers.norm_a, "norm_b": numbers.norm_b, "norm": numbers.norm,
-        "cosine": numbers.cosine, "cancelled": numbers.cancelled,
+        "norm_a": numbers.norm_a,
+        "norm_b": numbers.norm_b,
+        "norm": numbers.norm,
+        "cosine": numbers.cosine,
+        "cancelled": numbers.cancelled,
         "energy": {str(rank): numbers.energy(rank) for rank in (1, 2, 4, 8, 16, 32)},
         "by_qr": numbers.slow,
-        "only_a": list(numbers.only_a), "only_b": list(numbers.only_b),
+        "only_a": list(numbers.only_a),
+        "only_b": list(numbers.only_b),
         "warnings": [*chosen.warnings, *numbers.warnings],
         "seconds": round(time.perf_counter() - started, 3),
     }
@@ -329,15 +363,20 @@ def run_analyze(given: argparse.Namespace) -> int:
         report["modules"] = {name: _numbers(one) for name, one in numbers.modules.items()}
         print_json(report)
         return 0
-    print_table([
-        ("norms", f"A {numbers.norm_a:.4g}, B {numbers.norm_b:.4g}, difference {numbers.norm:.4g}"),
-        ("cosine of A and B", f"{numbers.cosine:.4f}"),
-        ("cancelled", f"{numbers.cancelled:.1%} of both sides' energy"),
-        ("energy by rank", ", ".join(f"{rank}: {share:.1%}" for rank, share in report["energy"].items())),
-        *([("only in one file", f"{len(numbers.only_a)} modules in A, {len(numbers.only_b)} in B")]
-          if numbers.only_a or numbers.only_b else []),
-        ("modules", f"{len(numbers.modules)}, {numbers.slow} of them by QR, {report['seconds']:.1f} s"),
-    ])
+    print_table(
+        [
+            ("norms", f"A {numbers.norm_a:.4g}, B {numbers.norm_b:.4g}, difference {numbers.norm:.4g}"),
+            ("cosine of A and B", f"{numbers.cosine:.4f}"),
+            ("cancelled", f"{numbers.cancelled:.1%} of both sides' energy"),
+            ("energy by rank", ", ".join(f"{rank}: {share:.1%}" for rank, share in report["energy"].items())),
+            *(
+                [("only in one file", f"{len(numbers.only_a)} modules in A, {len(numbers.only_b)} in B")]
+                if numbers.only_a or numbers.only_b
+                else []
+            ),
+            ("modules", f"{len(numbers.modules)}, {numbers.slow} of them by QR, {report['seconds']:.1f} s"),
+        ]
+    )
     print_groups(_grouped(numbers, given.by), given.by)
     warn(report["warnings"])
     return 0
@@ -386,12 +425,18 @@ def _paths(given: argparse.Namespace) -> dict[str, tuple[str, str]]:
         return {"": (paths[0], paths[1])}
     if given.high is None or given.low is None:
         there, lacks = ("--high", "--low") if given.low is None else ("--low", "--high")
-        raise UsageError(f"{there} is given without {lacks}; give both, each with two files, or one pair alone: subtract A B")
+        raise UsageError(
+            f"{there} is given without {lacks}; give both, each with two files, or one pair alone: subtract A B"
+        )
     if given.pair:
-        raise UsageError(f"--high and --low bring both pairs, so there is no place for {printable(given.pair[0])}; leave it out")
+        raise UsageError(
+            f"--high and --low bring both pairs, so there is no place for {printable(given.pair[0])}; leave it out"
+        )
     if old := [f"--{flag}" for flag in OLD_FLAGS if getattr(given, flag) is not None]:
-        raise UsageError(f"{', '.join(old)}: the old script's flags do not go with --high and --low; use --select, --scale "
-                         "and the others of this program")
+        raise UsageError(
+            f"{', '.join(old)}: the old script's flags do not go with --high and --low; use --select, --scale "
+            "and the others of this program"
+        )
     return {"high": (given.high[0], given.high[1]), "low": (given.low[0], given.low[1])}
 
 
@@ -423,8 +468,10 @@ def _free(output: Path, given: argparse.Namespace, *inputs: Lora) -> Path:
     check_target(output, given.overwrite)
     for file in itertools.chain.from_iterable(lora.inputs for lora in inputs):
         if output.exists() and os.path.samefile(output, file.path):
-            raise OutputError(f"{output}: this is one of the inputs, which the result's recipe has to find again. "
-                              "Choose another name.")
+            raise OutputError(
+                f"{output}: this is one of the inputs, which the result's recipe has to find again. "
+                "Choose another name."
+            )
     return output
 
 
@@ -477,11 +524,15 @@ def _answers(given: argparse.Namespace) -> list[str]:
     """What to say to flags of the old script that have nothing left to do."""
     notes = []
     if given.device and given.device != "cpu":
-        notes.append(f"--device {printable(given.device)}: runs on the CPU, which is enough: the arithmetic is on small "
-                     "factors and takes about as long as reading the files.")
+        notes.append(
+            f"--device {printable(given.device)}: runs on the CPU, which is enough: the arithmetic is on small "
+            "factors and takes about as long as reading the files."
+        )
     if given.fast_svd:
-        notes.append("--fast_svd: the exact SVD of the small factors is already faster than an approximate one of "
-                     "the full matrices, so it is used.")
+        notes.append(
+            "--fast_svd: the exact SVD of the small factors is already faster than an approximate one of "
+            "the full matrices, so it is used."
+        )
     return notes
 
 
@@ -516,8 +567,13 @@ def _save(
 
 
 def _draft(
-    kept: contextlib.ExitStack, lora: Lora, output: Path, given: argparse.Namespace, report: Report,
-    metadata: Mapping[str, str], old: bool = False,
+    kept: contextlib.ExitStack,
+    lora: Lora,
+    output: Path,
+    given: argparse.Namespace,
+    report: Report,
+    metadata: Mapping[str, str],
+    old: bool = False,
 ) -> Draft:
     dtype = given.dtype or (old_script.DEFAULT_DTYPE if old else "float32")
     with bar("writing") as progress:
@@ -549,8 +605,9 @@ def _skipped(difference: CombinedLora, chosen: Lora, small: Sequence[str], nulli
     lines = _one_sided(difference) if difference.unmatched == "drop" else []
     lines += _not_selected(difference, chosen, nullify)
     if small:
-        lines.append({"why": "norm below the threshold" + (", written as zeros" if nullify else ""),
-                      "modules": list(small)})
+        lines.append(
+            {"why": "norm below the threshold" + (", written as zeros" if nullify else ""), "modules": list(small)}
+        )
     return lines
 
 
@@ -579,15 +636,34 @@ def _grouped(numbers: Analysis, by: str) -> dict[str, dict[str, float]]:
         else:
             group = stack[2].partition(".")[0]
         groups.setdefault(group, {})[name] = one
-    summed = {group: Analysis(modules, (), (), 0, numbers.weight_a, numbers.weight_b) for group, modules in groups.items()}
-    return {group: {"modules": len(one.modules), "norm_a": one.norm_a, "norm_b": one.norm_b, "norm": one.norm,
-                    "cosine": one.cosine, "cancelled": one.cancelled, "energy_rank_4": one.energy(4)}
-            for group, one in summed.items() if one.norm_a or one.norm_b}
+    summed = {
+        group: Analysis(modules, (), (), 0, numbers.weight_a, numbers.weight_b) for group, modules in groups.items()
+    }
+    return {
+        group: {
+            "modules": len(one.modules),
+            "norm_a": one.norm_a,
+            "norm_b": one.norm_b,
+            "norm": one.norm,
+            "cosine": one.cosine,
+            "cancelled": one.cancelled,
+            "energy_rank_4": one.energy(4),
+        }
+        for group, one in summed.items()
+        if one.norm_a or one.norm_b
+    }
 
 
 def _numbers(one: ModuleNumbers) -> dict[str, Any]:
-    return {"norm_a": one.norm_a, "norm_b": one.norm_b, "norm": one.norm, "cosine": one.cosine,
-            "cancelled": one.cancelled, "stable_rank": one.stable_rank, "singular_values": one.spectrum.tolist()}
+    return {
+        "norm_a": one.norm_a,
+        "norm_b": one.norm_b,
+        "norm": one.norm,
+        "cosine": one.cosine,
+        "cancelled": one.cancelled,
+        "stable_rank": one.stable_rank,
+        "singular_values": one.spectrum.tolist(),
+    }
 
 
 def _with(settings: Settings, given: argparse.Namespace) -> Settings:

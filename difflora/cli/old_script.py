@@ -52,8 +52,10 @@ class Cut:
         assert bound is not None
         small = [name for name, norm in norms.items() if norm < bound]
         if len(small) == len(norms):
-            raise SelectionError(f"No module's difference has a norm of {bound:g} or more; the largest is "
-                                 f"{max(norms.values()):.4g}. Choose a smaller threshold.")
+            raise SelectionError(
+                f"No module's difference has a norm of {bound:g} or more; the largest is "
+                f"{max(norms.values()):.4g}. Choose a smaller threshold."
+            )
         return small
 
     def __bool__(self) -> bool:
@@ -75,14 +77,18 @@ def strength_note(a: FileLora, b: FileLora, modules: Iterable[str], normalised: 
     scales = {file.scales[name] for file in (a, b) for name in modules if name in file.scales}
     close = max(scales) - min(scales) <= 1e-6 * max(abs(scale) for scale in scales)
     if not close:
-        return (f"The old script left out each file's alpha / rank, which differ here ({min(scales):g} to "
-                f"{max(scales):g}): it subtracted in other proportions, so no single ratio of strengths compares its "
-                "result with this one. This one is the true difference.")
+        return (
+            f"The old script left out each file's alpha / rank, which differ here ({min(scales):g} to "
+            f"{max(scales):g}): it subtracted in other proportions, so no single ratio of strengths compares its "
+            "result with this one. This one is the true difference."
+        )
     scale = scales.pop()
     if scale == 0:
         return "The old script left out alpha / rank, which is 0 in both files: what it wrote was not the difference, which is zero."
     if normalised or scale == 1:
         why = "both are scaled to the same norm" if scale != 1 else "alpha / rank is 1 in both files"
         return f"Strength, old script : this file = 1 : 1 ({why})."
-    return (f"Strength, old script : this file = {1 / scale:g} : 1. The script left out alpha / rank ({scale:g}), so "
-            f"its strength 1 is a strength of {1 / scale:g} here.")
+    return (
+        f"Strength, old script : this file = {1 / scale:g} : 1. The script left out alpha / rank ({scale:g}), so "
+        f"its strength 1 is a strength of {1 / scale:g} here."
+    )

@@ -20,8 +20,20 @@ from ..version import __version__
 
 DEFAULT_RANK = 4
 EXTRACT_RANK = 32  # a whole fine-tune takes more than what is left between two LoRAs
-OLD_FLAGS = ("lora_a", "lora_b", "target_blocks", "target_indices", "alpha", "target_norm", "magnitude_threshold",
-             "auto_threshold_percentile", "exclude_non_targeted", "analyze_blocks", "device", "fast_svd")
+OLD_FLAGS = (
+    "lora_a",
+    "lora_b",
+    "target_blocks",
+    "target_indices",
+    "alpha",
+    "target_norm",
+    "magnitude_threshold",
+    "auto_threshold_percentile",
+    "exclude_non_targeted",
+    "analyze_blocks",
+    "device",
+    "fast_svd",
+)
 
 
 class UsageError(DiffLoraError):
@@ -55,32 +67,48 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    parser: argparse.ArgumentParser = _Parser(prog="difflora", description="Exact differences of LoRAs: sliders from pairs.")
+    parser: argparse.ArgumentParser = _Parser(
+        prog="difflora", description="Exact differences of LoRAs: sliders from pairs."
+    )
     parser.add_argument("--version", action="version", version=f"difflora {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    command = commands.add_parser("subtract", help="write A - B as a small LoRA: the slider",
-                                  description="Writes the exact difference of two LoRAs, at the best small rank. For the "
-                                              "two models of Wan2.2-A14B, --high and --low write two files in one go.")
+    command = commands.add_parser(
+        "subtract",
+        help="write A - B as a small LoRA: the slider",
+        description="Writes the exact difference of two LoRAs, at the best small rank. For the "
+        "two models of Wan2.2-A14B, --high and --low write two files in one go.",
+    )
     command.add_argument("pair", nargs="*", metavar="A B", help="the LoRA with more of the property, the one with less")
     for noise in wan22.NOISES:
-        command.add_argument(f"--{noise}", nargs=2, metavar=("A", "B"),
-                             help=f"instead of A B: the pair of Wan2.2's {noise}-noise model; writes OUT_{noise}.safetensors")
+        command.add_argument(
+            f"--{noise}",
+            nargs=2,
+            metavar=("A", "B"),
+            help=f"instead of A B: the pair of Wan2.2's {noise}-noise model; writes OUT_{noise}.safetensors",
+        )
     _add_rank_rules(command)
     _add_selection(command)
     command.add_argument("--weight-a", type=_finite, default=1.0, metavar="W", help="factor of A (default 1)")
     command.add_argument("--weight-b", type=_finite, default=1.0, metavar="W", help="factor of B (default 1)")
-    command.add_argument("--unmatched", choices=("keep", "drop", "error"), default=None,
-                         help="a module that only one side has: count the other as zero (keep, the default), leave it "
-                              "out (drop), or stop (error)")
+    command.add_argument(
+        "--unmatched",
+        choices=("keep", "drop", "error"),
+        default=None,
+        help="a module that only one side has: count the other as zero (keep, the default), leave it "
+        "out (drop), or stop (error)",
+    )
     _add_output(command)
     _add_old_flags(command)
     _add_ignore_unknown(command)
     command.set_defaults(command="subtract")
 
-    command = commands.add_parser("extract", help="write what a fine-tuned model changed about its base as a LoRA",
-                                  description="Writes the difference of two checkpoints as a LoRA. Each may be one "
-                                              ".safetensors file or a folder of shards.")
+    command = commands.add_parser(
+        "extract",
+        help="write what a fine-tuned model changed about its base as a LoRA",
+        description="Writes the difference of two checkpoints as a LoRA. Each may be one "
+        ".safetensors file or a folder of shards.",
+    )
     command.add_argument("base", metavar="BASE", help="the model that the other one was made from")
     command.add_argument("tuned", metavar="TUNED", help="the fine-tuned model")
     _add_rank_rules(command, EXTRACT_RANK)
@@ -88,8 +116,11 @@ def parser() -> argparse.ArgumentParser:
     _add_output(command)
     command.set_defaults(command="extract")
 
-    command = commands.add_parser("rerank", help="write a LoRA at another rank",
-                                  description="Writes the best approximation of a LoRA at a smaller rank.")
+    command = commands.add_parser(
+        "rerank",
+        help="write a LoRA at another rank",
+        description="Writes the best approximation of a LoRA at a smaller rank.",
+    )
     command.add_argument("file")
     _add_rank_rules(command)
     _add_selection(command)
@@ -97,40 +128,55 @@ def parser() -> argparse.ArgumentParser:
     _add_ignore_unknown(command)
     command.set_defaults(command="rerank")
 
-    command = commands.add_parser("convert", help="write a LoRA in another dialect or dtype",
-                                  description="Writes a LoRA again without loss of rank: other key names, other dtype, "
-                                              "alpha folded in.")
+    command = commands.add_parser(
+        "convert",
+        help="write a LoRA in another dialect or dtype",
+        description="Writes a LoRA again without loss of rank: other key names, other dtype, alpha folded in.",
+    )
     command.add_argument("file")
     _add_selection(command)
     _add_output(command)
     _add_ignore_unknown(command)
     command.set_defaults(command="convert")
 
-    command = commands.add_parser("inspect", help="say what is in a LoRA file",
-                                  description="Says what is in a LoRA file; reads no weights except to hash them.")
+    command = commands.add_parser(
+        "inspect",
+        help="say what is in a LoRA file",
+        description="Says what is in a LoRA file; reads no weights except to hash them.",
+    )
     command.add_argument("file")
     _add_ignore_unknown(command)
     _add_json(command)
     command.set_defaults(command="inspect")
 
-    command = commands.add_parser("analyze", help="compare two LoRAs, module by module",
-                                  description="Compares two LoRAs exactly: norms, cosine, what cancels, how many "
-                                              "directions the difference has. Writes nothing.")
+    command = commands.add_parser(
+        "analyze",
+        help="compare two LoRAs, module by module",
+        description="Compares two LoRAs exactly: norms, cosine, what cancels, how many "
+        "directions the difference has. Writes nothing.",
+    )
     command.add_argument("a", metavar="A")
     command.add_argument("b", metavar="B")
     command.add_argument("--weight-a", type=_finite, default=1.0, metavar="W", help="factor of A (default 1)")
     command.add_argument("--weight-b", type=_finite, default=1.0, metavar="W", help="factor of B (default 1)")
     command.add_argument("--select", metavar="EXPR", help='only these modules, such as "attn" or "blocks 0-9 & ffn"')
-    command.add_argument("--by", choices=("component", "block", "module"), default="component",
-                         help="what a line of the table stands for (default component)")
+    command.add_argument(
+        "--by",
+        choices=("component", "block", "module"),
+        default="component",
+        help="what a line of the table stands for (default component)",
+    )
     command.add_argument("--csv", action="store_true", help="print all modules for a spreadsheet")
     _add_ignore_unknown(command)
     _add_json(command)
     command.set_defaults(command="analyze")
 
-    command = commands.add_parser("rebuild", help="make a file again from the recipe inside it",
-                                  description="Reads the recipe in a file's metadata, finds the inputs by their "
-                                              "SHA-256 and makes the file again, bit for bit the same tensors.")
+    command = commands.add_parser(
+        "rebuild",
+        help="make a file again from the recipe inside it",
+        description="Reads the recipe in a file's metadata, finds the inputs by their "
+        "SHA-256 and makes the file again, bit for bit the same tensors.",
+    )
     command.add_argument("file", help="a file that difflora wrote")
     command.add_argument("--twin", action="store_true", help="make the file's twin of the other noise instead")
     command.add_argument("--inputs", required=True, metavar="DIR", help="where to look for the input files")
@@ -155,7 +201,9 @@ def _finite(text: str) -> float:
 def _add_rank_rules(command: argparse.ArgumentParser, default: int = DEFAULT_RANK) -> None:
     rule = command.add_argument_group("how much to keep").add_mutually_exclusive_group()
     rule.add_argument("--rank", type=int, metavar="R", help=f"this rank in every module (default {default})")
-    rule.add_argument("--energy", type=_finite, metavar="P", help="the smallest rank that keeps this share, such as 0.95")
+    rule.add_argument(
+        "--energy", type=_finite, metavar="P", help="the smallest rank that keeps this share, such as 0.95"
+    )
     rule.add_argument("--ratio", type=_finite, metavar="P", help="singular values above the largest one / P")
     rule.add_argument("--knee", action="store_true", help="singular values before the knee of the spectrum")
     rule.add_argument("--lossless", action="store_true", help="everything, at the sum of the ranks")
@@ -163,15 +211,21 @@ def _add_rank_rules(command: argparse.ArgumentParser, default: int = DEFAULT_RAN
 
 
 def _add_selection(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--select", metavar="EXPR", help='only these modules, such as "attn" or "blocks 0-9 & ffn=0.5"')
+    command.add_argument(
+        "--select", metavar="EXPR", help='only these modules, such as "attn" or "blocks 0-9 & ffn=0.5"'
+    )
     command.add_argument("--nullify", action="store_true", help="write the others as zeros instead of leaving them out")
     command.add_argument("--scale", type=_finite, metavar="S", help="multiply the result (default 1)")
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtype", choices=tuple(OUTPUT_DTYPES), default=None, help="of the weights (default float32)")
-    command.add_argument("--dialect", choices=OUTPUT_DIALECTS, default=NATIVE,
-                         help="whose key names to write (default native, which ComfyUI and WanVideoWrapper read)")
+    command.add_argument(
+        "--dialect",
+        choices=OUTPUT_DIALECTS,
+        default=NATIVE,
+        help="whose key names to write (default native, which ComfyUI and WanVideoWrapper read)",
+    )
     _add_place(command)
 
 
@@ -203,7 +257,9 @@ def _add_old_flags(command: argparse.ArgumentParser) -> None:
     old.add_argument("--target-norm", type=_finite, metavar="N", help="without --alpha: the mean norm of the modules")
     small = old.add_mutually_exclusive_group()
     small.add_argument("--magnitude-threshold", type=_finite, metavar="N", help="leave out modules of a smaller norm")
-    small.add_argument("--auto-threshold-percentile", type=_finite, metavar="P", help="the same, the norm as a percentile")
+    small.add_argument(
+        "--auto-threshold-percentile", type=_finite, metavar="P", help="the same, the norm as a percentile"
+    )
     old.add_argument("--exclude-non-targeted", action="store_true", default=None, help="leave out what is not targeted")
     old.add_argument("--analyze-blocks", action="store_true", default=None, help="print the norms block by block")
     old.add_argument("--device", help="answered: the CPU is enough")

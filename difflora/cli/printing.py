@@ -61,14 +61,18 @@ def finish_twins(given: argparse.Namespace, reports: dict[str, Report], mix_ups:
 
 
 def print_report(report: Report) -> None:
-    sys.stdout.write(f"wrote {printable(report['output'], 400)}  ({size_text(report['bytes'])}, {report['seconds']:.1f} s)\n")
+    sys.stdout.write(
+        f"wrote {printable(report['output'], 400)}  ({size_text(report['bytes'])}, {report['seconds']:.1f} s)\n"
+    )
     written = f"{report['matrices']} at rank {report['rank']}, {report['dtype']}, {report['dialect']} key names"
     if report["vectors"]:
         written += f"; {report['vectors']} biases, norms or tables"
     rows = [("modules", written)]
     rows += [("skipped", f"{listed(line['modules'])}: {line['why']}") for line in report.get("skipped", [])]
-    rows += [("zero on one side", f"{listed(line['modules'])}: {line['why']}")
-             for line in report.get("kept_from_one_side", [])]
+    rows += [
+        ("zero on one side", f"{listed(line['modules'])}: {line['why']}")
+        for line in report.get("kept_from_one_side", [])
+    ]
     for key, title, text in (
         ("retained_energy", "retained energy", "{:.2%}"),
         ("cosine", "cosine of A and B", "{:.4f}"),
@@ -80,8 +84,13 @@ def print_report(report: Report) -> None:
             rows.append((title, text.format(report[key])))
     if report.get("stored_in_full"):
         excess = report["stored_in_full"]
-        rows.append(("stored in full", f"{listed(list(excess))}: approximated, the error at most "
-                                       f"{max(excess.values()):.2%} above the smallest possible"))
+        rows.append(
+            (
+                "stored in full",
+                f"{listed(list(excess))}: approximated, the error at most "
+                f"{max(excess.values()):.2%} above the smallest possible",
+            )
+        )
     if report.get("scale", 1.0) != 1.0:
         rows.append(("scaled by", f"{report['scale']:.6g}"))
     if report.get("identical"):

@@ -104,7 +104,9 @@ def sheet_of(count: int, width: int, height: int) -> Cells:
     return Cells(count, columns, max(2, int(width * factor)), max(2, int(height * factor)))
 
 
-def grid_frames(cells: Cells, clips: Sequence[Sequence[Frame]], labels: Sequence[Label], font: Path | None) -> Iterator[Frame]:
+def grid_frames(
+    cells: Cells, clips: Sequence[Sequence[Frame]], labels: Sequence[Label], font: Path | None
+) -> Iterator[Frame]:
     """Every frame of the labelled grid. A clip that ends earlier holds its last frame.
 
     font    a TrueType file; None for Pillow's own, which knows few characters
@@ -184,7 +186,9 @@ def _shortened(draw: ImageDraw.ImageDraw, text: str, font: _Font, space: float) 
     if draw.textlength(text, font) <= space:
         return text
     # A character may be wider or narrower than another, but more of them are never narrower.
-    text = text[: bisect_left(range(1, len(text)), True, key=lambda end: draw.textlength(f"{text[:end]}…", font) > space)]
+    text = text[
+        : bisect_left(range(1, len(text)), True, key=lambda end: draw.textlength(f"{text[:end]}…", font) > space)
+    ]
     return f"{text.rstrip()}…" if text else ""
 
 

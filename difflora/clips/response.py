@@ -187,7 +187,9 @@ def measure_clip(clip: StoredClip, moments: int, tick: Callable[[], None] = lamb
         read[number] = frame
         tick()
     following = [read[number + 1] for number in numbers if number + 1 in read]
-    return measure_frames(_tensor([read[number] for number in numbers]), _tensor(following) if following else None, tick)
+    return measure_frames(
+        _tensor([read[number] for number in numbers]), _tensor(following) if following else None, tick
+    )
 
 
 def measure_frames(

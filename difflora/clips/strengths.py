@@ -33,7 +33,9 @@ def sweep_strengths(start: float, stop: float, count: int, typed: str = "", incl
     if include_zero and 0.0 not in strengths:
         strengths.insert(_place_of_zero(strengths), 0.0)
     if len(strengths) > MOST:
-        raise UnsupportedError(f"{len(strengths)} strengths are more than the {MOST} that one sweep may have. Take fewer.")
+        raise UnsupportedError(
+            f"{len(strengths)} strengths are more than the {MOST} that one sweep may have. Take fewer."
+        )
     return strengths
 
 
@@ -51,5 +53,7 @@ def _number(word: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise UnsupportedError(f"strengths: {printable(word, 60)!r} is no number. Type numbers with commas between, such as -3, 0, 1.5.")
+        raise UnsupportedError(
+            f"strengths: {printable(word, 60)!r} is no number. Type numbers with commas between, such as -3, 0, 1.5."
+        )
     return number

@@ -157,16 +157,20 @@ class _Patterns:
             try:
                 self.compiled[place] = Pattern(f"^(.*\\.)?({pattern})$")
             except PatternError as error:
-                raise FileError(f"{self.file}: the pattern {printable(pattern)} in {self.name} cannot be read ({error}), so the "
-                                "LoRA's scale is unknown.") from error
+                raise FileError(
+                    f"{self.file}: the pattern {printable(pattern)} in {self.name} cannot be read ({error}), so the "
+                    "LoRA's scale is unknown."
+                ) from error
         self.steps += self.compiled[place].size * (len(spelled) + 1)
         if self.steps > self.MOST_STEPS:
             raise self._too_many()
         return self.compiled[place].found_in(spelled)
 
     def _too_many(self) -> FileError:
-        return FileError(f"{self.file}: {self.name} has more patterns than can be tried on every module, so the LoRA's scale is "
-                         "unknown.")
+        return FileError(
+            f"{self.file}: {self.name} has more patterns than can be tried on every module, so the LoRA's scale is "
+            "unknown."
+        )
 
 
 def _ends(name: str) -> Iterator[str]:

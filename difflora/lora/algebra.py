@@ -19,8 +19,10 @@ def subtract(a: Lora, b: Lora, weight_a: float = 1.0, weight_b: float = 1.0, unm
     """
     difference = CombinedLora([(weight_a, a), (-weight_b, b)], unmatched)
     if weight_a == weight_b and same_content(a, b):
-        raise PairError(f"{label(a)} and {label(b)} hold the same weights: their difference is zero. "
-                        "Choose the two sides of a pair.")
+        raise PairError(
+            f"{label(a)} and {label(b)} hold the same weights: their difference is zero. "
+            "Choose the two sides of a pair."
+        )
     return difference
 
 

@@ -50,18 +50,25 @@ class Checkpoint:
         for header in self.headers:
             for key, entry in header.entries.items():
                 if key in self._header_of and not _SCALE.search(key):
-                    raise FileError(f"{self.name}: {printable(key)} is in {self._header_of[key].path.name} and in "
-                                    f"{header.path.name}. Is this the folder of one model?")
+                    raise FileError(
+                        f"{self.name}: {printable(key)} is in {self._header_of[key].path.name} and in "
+                        f"{header.path.name}. Is this the folder of one model?"
+                    )
                 if math.prod(entry.shape) > LARGEST_WEIGHT:
-                    raise FileError(f"{self.name}: {printable(key)} has the shape {entry.shape}: no model has such a large "
-                                    "weight, so the file is damaged.")
+                    raise FileError(
+                        f"{self.name}: {printable(key)} has the shape {entry.shape}: no model has such a large "
+                        "weight, so the file is damaged."
+                    )
                 self._header_of[key] = header
         weights = [key for key in self._header_of if not _SCALE.search(key)]
         model = [key for key in weights if _MODEL.match(key)] or weights
         floats = [key for key in model if self._dtype(key) in FLOATS]
         spelled = {_as_in_a_lora(key): key for key in floats}
-        self.keys = {module + ".bias" * (part == "bias"): spelled[key]
-                     for module, parts in read_keys(spelled).modules.items() for part, key in parts.items()}
+        self.keys = {
+            module + ".bias" * (part == "bias"): spelled[key]
+            for module, parts in read_keys(spelled).modules.items()
+            for part, key in parts.items()
+        }
         known = set(self.keys.values())
         self.ignored = [key for key in weights if self._dtype(key) in FLOATS and key not in known]
         self.whole = [key for key in model if self._dtype(key) not in FLOATS and key.endswith(".weight")]
@@ -74,8 +81,10 @@ class Checkpoint:
         if not files:
             raise FileError(f"{path}: no .safetensors file in this folder.")
         if missing := sorted(_shards(path) - {file.name for file in files}) if path.is_dir() else []:
-            raise FileError(f"{path.name}: {len(missing)} shards of this model are not there, the first is {printable(missing[0])}. "
-                            "Download them, or its weights would be left out.")
+            raise FileError(
+                f"{path.name}: {len(missing)} shards of this model are not there, the first is {printable(missing[0])}. "
+                "Download them, or its weights would be left out."
+            )
         return cls(files, path.name)
 
     def _dtype(self, key: str) -> str:
@@ -93,8 +102,10 @@ class Checkpoint:
             if key.endswith(".weight") and scale in self._header_of:
                 factor = self._tensor(scale)
                 if factor.numel() != 1 and (factor.numel() != len(tensor) or factor.shape[:1] != tensor.shape[:1]):
-                    raise FileError(f"{self.name}: {printable(key)} of shape {tuple(tensor.shape)} has a scale of shape "
-                                    f"{tuple(factor.shape)}: one for all or one for each row was expected.")
+                    raise FileError(
+                        f"{self.name}: {printable(key)} of shape {tuple(tensor.shape)} has a scale of shape "
+                        f"{tuple(factor.shape)}: one for all or one for each row was expected."
+                    )
                 tensor = tensor * factor.reshape(-1, *(1 for _ in tensor.shape[1:]))
         return tensor
 
@@ -117,8 +128,10 @@ def _shards(folder: Path) -> set[str]:
         try:
             shards |= {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise FileError(f"{folder.name}: the index {printable(index.name)} cannot be read, so nobody knows whether the model is "
-                            f"complete ({printable(repr(error))}). Download it again.") from error
+            raise FileError(
+                f"{folder.name}: the index {printable(index.name)} cannot be read, so nobody knows whether the model is "
+                f"complete ({printable(repr(error))}). Download it again."
+            ) from error
     return shards
 
 
@@ -142,17 +155,23 @@ class CheckpointDifference(Lora):
         if len(base.files) == len(tuned.files) and all(
             os.path.samefile(one.path, other.path) for one, other in zip(base.files, tuned.files, strict=True)
         ):
-            raise PairError(f"{base.name} and {tuned.name} are the same file: their difference is zero. Choose a fine-tuned model "
-                            "and the one that it was made from.")
+            raise PairError(
+                f"{base.name} and {tuned.name} are the same file: their difference is zero. Choose a fine-tuned model "
+                "and the one that it was made from."
+            )
         both = sorted(base.keys.keys() & tuned.keys.keys(), key=model_order)
         for module in both:
             if base.shape(module) != tuned.shape(module):
-                raise PairError(f"{printable(tuned.keys[module])} has shape {base.shape(module)} in {base.name} but "
-                                f"{tuned.shape(module)} in {tuned.name}: one is not a fine-tune of the other.")
+                raise PairError(
+                    f"{printable(tuned.keys[module])} has shape {base.shape(module)} in {base.name} but "
+                    f"{tuned.shape(module)} in {tuned.name}: one is not a fine-tune of the other."
+                )
         if not both:
             if whole := next((model.name for model in (tuned, base) if model.whole), None):
-                raise PairError(f"{whole}: its weights are stored as whole numbers, which cannot be read. Use a float or fp8 "
-                                "checkpoint.")
+                raise PairError(
+                    f"{whole}: its weights are stored as whole numbers, which cannot be read. Use a float or fp8 "
+                    "checkpoint."
+                )
             raise PairError(f"{base.name} and {tuned.name} have no weight in common: different models.")
         self.warnings = tuple(_left_out(base, tuned))
         self.specs = {module: _spec(tuned.shape(module), module) for module in both}
@@ -171,8 +190,9 @@ class CheckpointDifference(Lora):
 
     def describe(self, sha256: Callable[[FileIdentity], str]) -> Recipe:
         sides = (("base", self.base), ("tuned", self.tuned))
-        return {"op": "extract"} | {side: {"file": model.name, "sha256": [sha256(file) for file in model.files]}
-                                    for side, model in sides}
+        return {"op": "extract"} | {
+            side: {"file": model.name, "sha256": [sha256(file) for file in model.files]} for side, model in sides
+        }
 
     def read(self, modules: Sequence[str]) -> dict[str, Delta]:
         return {module: self._read(module) for module in modules}
@@ -201,13 +221,23 @@ def _left_out(base: Checkpoint, tuned: Checkpoint) -> Iterator[Sentence]:
     for model, other in ((tuned, base), (base, tuned)):
         only = [key for module, key in model.keys.items() if module not in other.keys]
         if only:
-            yield Sentence("{0} weights are in {1} only and were left out: {2} …", len(only), model.name, printable(only[0]))
+            yield Sentence(
+                "{0} weights are in {1} only and were left out: {2} …", len(only), model.name, printable(only[0])
+            )
         if model.whole:
-            yield Sentence("{0}: {1} weights are stored as whole numbers and were left out: {2} …", model.name,
-                           len(model.whole), printable(model.whole[0]))
+            yield Sentence(
+                "{0}: {1} weights are stored as whole numbers and were left out: {2} …",
+                model.name,
+                len(model.whole),
+                printable(model.whole[0]),
+            )
     if tuned.ignored:
-        yield Sentence("{0}: {1} keys were ignored, the first is {2}.", tuned.name, len(tuned.ignored),
-                       printable(min(tuned.ignored)))
+        yield Sentence(
+            "{0}: {1} keys were ignored, the first is {2}.",
+            tuned.name,
+            len(tuned.ignored),
+            printable(min(tuned.ignored)),
+        )
 
 
 def _spec(shape: tuple[int, ...], module: str) -> Spec:

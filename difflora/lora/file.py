@@ -31,9 +31,9 @@ DENSE_SHARE = 0.5  # factors of a larger rank than this share of the smaller sid
 # Parts of a module that change a weight in a way that no sum of changes can say.
 _NOT_LINEAR = {
     "dora_scale": "this is a DoRA. It scales whole weights, which is not linear in them, so a difference of two would not be "
-                  "exact.",
+    "exact.",
     "reshape_weight": "this is the shape to which the model's weight is padded before the LoRA is added, as control LoRAs do. "
-                      "A weight of another shape is no change that can be subtracted.",
+    "A weight of another shape is no change that can be subtracted.",
     "set_weight": "this takes the place of the model's weight. Without that weight, what it changes is not known.",
 }
 
@@ -41,9 +41,7 @@ _NOT_LINEAR = {
 class FileLora(StoredLora):
     """One safetensors file, in any dialect."""
 
-    def __init__(
-        self, header: Header, ignore_unknown: bool = False, adapter_config: Mapping[str, Any] | None = None
-    ):
+    def __init__(self, header: Header, ignore_unknown: bool = False, adapter_config: Mapping[str, Any] | None = None):
         self.header = header
         self.metadata = MappingProxyType(dict(header.metadata))
         try:
@@ -55,11 +53,19 @@ class FileLora(StoredLora):
         alphas = self._read_alphas()
         adapter = self._adapter = AdapterConfig.of(header, adapter_config)
         if adapter.beside:
-            self.warnings += (Sentence("{0}: its scale comes from {1} beside it; keep the two together.", self.name, adapter.name),)
+            self.warnings += (
+                Sentence("{0}: its scale comes from {1} beside it; keep the two together.", self.name, adapter.name),
+            )
         if adapter.rivals and any(self._needs_alpha(parts) for parts in self.keys_found.modules.values()):
-            self.warnings += (Sentence("{0}: adapter_config.json beside it was not used, because {1} .safetensors files lie there "
-                                       "and it does not say whose it is. Without it the scale is 1; if it is this file's, put the "
-                                       "two into a folder of their own.", self.name, adapter.rivals),)
+            self.warnings += (
+                Sentence(
+                    "{0}: adapter_config.json beside it was not used, because {1} .safetensors files lie there "
+                    "and it does not say whose it is. Without it the scale is 1; if it is this file's, put the "
+                    "two into a folder of their own.",
+                    self.name,
+                    adapter.rivals,
+                ),
+            )
         self._sources: dict[str, _Source] = {}
         self.alphas: dict[str, float] = {}
         for module, parts in self.keys_found.modules.items():
@@ -68,15 +74,23 @@ class FileLora(StoredLora):
         for module, source in self._sources.items():
             sizes = [math.prod(header.entries[key].shape) for key in source.keys]
             if not all(sizes):
-                raise TensorError(f"{self.name}: {printable(source.keys[sizes.index(0)])} holds no values: the file is damaged.")
+                raise TensorError(
+                    f"{self.name}: {printable(source.keys[sizes.index(0)])} holds no values: the file is damaged."
+                )
             if max(*sizes, math.prod(source.spec.shape)) > LARGEST_WEIGHT:
-                raise TensorError(f"{self.name}: {printable(module)} would change a weight of shape {source.spec.shape}: no model has "
-                                  "such a large one, so the file is damaged.")
+                raise TensorError(
+                    f"{self.name}: {printable(module)} would change a weight of shape {source.spec.shape}: no model has "
+                    "such a large one, so the file is damaged."
+                )
             if not abs(source.scale) < LARGEST_SCALE:
-                raise TensorError(f"{self.name}: the scale of {printable(module)} (alpha / rank) is {source.scale:.3g}: the file is damaged.")
+                raise TensorError(
+                    f"{self.name}: the scale of {printable(module)} (alpha / rank) is {source.scale:.3g}: the file is damaged."
+                )
         if not self._sources and self.keys_found.text_encoder:
-            raise FileError(f"{self.name}: only text encoder keys in this file ({len(self.keys_found.text_encoder)}), and a slider "
-                            "works on the diffusion model. Choose a LoRA of that.")
+            raise FileError(
+                f"{self.name}: only text encoder keys in this file ({len(self.keys_found.text_encoder)}), and a slider "
+                "works on the diffusion model. Choose a LoRA of that."
+            )
         if not self._sources:
             raise FileError(f"{self.name}: no LoRA weights in this file ({len(header.entries)} other tensors).")
         self.specs = {name: source.spec for name, source in self._sources.items()}
@@ -119,8 +133,10 @@ class FileLora(StoredLora):
 
     def read(self, modules: Sequence[str]) -> dict[str, Delta]:
         tensors = read_tensors(self.header, [key for module in modules for key in self._sources[module].keys])
-        return {module: self._sources[module].delta([tensors[key] for key in self._sources[module].keys])
-                for module in modules}
+        return {
+            module: self._sources[module].delta([tensors[key] for key in self._sources[module].keys])
+            for module in modules
+        }
 
     def check_finite(self, module: str) -> None:
         if source := self._sources.get(module):
@@ -135,8 +151,10 @@ class FileLora(StoredLora):
             if beside and ignore_unknown:
                 ignored += keys
                 continue
-            raise UnsupportedError(f"{self.name}: {printable(keys[0])} and {len(keys) - 1} more keys: {reason}."
-                                   + " ignore_unknown (--ignore-unknown) goes on without them." * beside)
+            raise UnsupportedError(
+                f"{self.name}: {printable(keys[0])} and {len(keys) - 1} more keys: {reason}."
+                + " ignore_unknown (--ignore-unknown) goes on without them." * beside
+            )
         for part, reason in _NOT_LINEAR.items():
             if key := next((parts[part] for parts in found.modules.values() if part in parts), None):
                 raise UnsupportedError(f"{self.name}: {printable(key)}: {reason} Train plain LoRAs for a slider.")
@@ -146,11 +164,19 @@ class FileLora(StoredLora):
                 "Nothing was left out in silence; ignore_unknown (--ignore-unknown) goes on without them."
             )
         if ignored:
-            self.warnings += (Sentence("{0}: {1} keys were ignored, the first is {2}.", self.name, len(ignored),
-                                       printable(min(ignored))),)
+            self.warnings += (
+                Sentence(
+                    "{0}: {1} keys were ignored, the first is {2}.", self.name, len(ignored), printable(min(ignored))
+                ),
+            )
         if found.text_encoder:
-            self.warnings += (Sentence("{0}: {1} text encoder keys were left out: the slider works on the diffusion model.",
-                                       self.name, len(found.text_encoder)),)
+            self.warnings += (
+                Sentence(
+                    "{0}: {1} text encoder keys were left out: the slider works on the diffusion model.",
+                    self.name,
+                    len(found.text_encoder),
+                ),
+            )
 
     @staticmethod
     def _needs_alpha(parts: Mapping[str, str]) -> bool:
@@ -160,8 +186,9 @@ class FileLora(StoredLora):
         keys = [parts["alpha"] for parts in self.keys_found.modules.values() if "alpha" in parts]
         for key in keys:
             if math.prod(self.header.entries[key].shape) != 1:
-                raise TensorError(f"{self.name}: {printable(key)} must be one number, "
-                                  f"but has shape {self.header.entries[key].shape}.")
+                raise TensorError(
+                    f"{self.name}: {printable(key)} must be one number, but has shape {self.header.entries[key].shape}."
+                )
         alphas = {key: float(tensor) for key, tensor in read_tensors(self.header, keys).items()}
         for key, alpha in alphas.items():
             if not math.isfinite(alpha):
@@ -193,8 +220,10 @@ class FileLora(StoredLora):
             left -= {"down", "up", "alpha"}
             if not ("down" in parts and "up" in parts):
                 have, lack = ("down", "up") if "down" in parts else ("up", "down")
-                raise TensorError(f"{self.name}: {printable(module)} has {printable(parts[have])}, but nothing for its {lack} side: "
-                                  "the file is damaged.")
+                raise TensorError(
+                    f"{self.name}: {printable(module)} has {printable(parts[have])}, but nothing for its {lack} side: "
+                    "the file is damaged."
+                )
             up, down = entries[parts["up"]].shape, entries[parts["down"]].shape
             shape, rank = self._low_rank_shape(module, parts, up, down)
             alpha = alphas[parts["alpha"]] if "alpha" in parts else None
@@ -215,13 +244,17 @@ class FileLora(StoredLora):
                 left -= {part}
                 yield module + ".bias", _Source((parts[part],), Spec(entries[parts[part]].shape), factor)
         if left == {"alpha"}:
-            raise TensorError(f"{self.name}: {printable(parts['alpha'])} is there, but nothing that it scales: the factors of "
-                              f"{printable(module)} are missing, so the file is incomplete.")
+            raise TensorError(
+                f"{self.name}: {printable(parts['alpha'])} is there, but nothing that it scales: the factors of "
+                f"{printable(module)} are missing, so the file is incomplete."
+            )
         if left:
             part = sorted(left)[0]
-            raise UnsupportedError(f"{self.name}: {printable(parts[part])}: {printable(module)} holds this beside "
-                                   f"{printable(next((parts[p] for p in parts if p not in left), 'nothing else'))}. What the two "
-                                   "do together is not known, so the file cannot be subtracted.")
+            raise UnsupportedError(
+                f"{self.name}: {printable(parts[part])}: {printable(module)} holds this beside "
+                f"{printable(next((parts[p] for p in parts if p not in left), 'nothing else'))}. What the two "
+                "do together is not known, so the file cannot be subtracted."
+            )
 
     def _form_shape(
         self, module: str, form: _Form, parts: Mapping[str, str]
@@ -233,8 +266,10 @@ class FileLora(StoredLora):
                 raise ValueError
         except (KeyError, ValueError, IndexError) as error:
             listed = ", ".join(f"{printable(parts[part])} {size}" for part, size in shapes.items())
-            raise TensorError(f"{self.name}: the parts of {printable(module)} do not fit together ({listed}): the file is damaged or "
-                              "from an unknown trainer.") from error
+            raise TensorError(
+                f"{self.name}: the parts of {printable(module)} do not fit together ({listed}): the file is damaged or "
+                "from an unknown trainer."
+            ) from error
         return shape, rank, divisor
 
     def _low_rank_shape(
@@ -288,11 +323,18 @@ def _product_of(factors: Callable[[Mapping[str, Tensor]], lycoris.Factors]) -> C
 
 _FORMS = (
     _Form(("mid",), ("up", "mid", "down"), lycoris.middle_shape, lycoris.middle, _product_of(lycoris.middle)),
-    _Form(lycoris.LOHA, (*lycoris.LOHA, "hada_t1", "hada_t2"), lycoris.loha_shape, lycoris.hadamard, lycoris.hadamard_full),
+    _Form(
+        lycoris.LOHA, (*lycoris.LOHA, "hada_t1", "hada_t2"), lycoris.loha_shape, lycoris.hadamard, lycoris.hadamard_full
+    ),
     _Form(lycoris.LOKR, lycoris.LOKR, lycoris.lokr_shape, lycoris.kronecker, _product_of(lycoris.kronecker)),
 )
-_FULL = _Form(("diff",), ("diff",), lambda shapes: (shapes["diff"], 0, None), lambda parts: lycoris.thin(parts["diff"]),
-              lambda parts: parts["diff"].flatten(1))
+_FULL = _Form(
+    ("diff",),
+    ("diff",),
+    lambda shapes: (shapes["diff"], 0, None),
+    lambda parts: lycoris.thin(parts["diff"]),
+    lambda parts: parts["diff"].flatten(1),
+)
 
 
 class _FormSource(_Source):

@@ -216,20 +216,27 @@ class CombinedLora(Lora):
             having = [lora for lora in loras if name in lora]
             shapes = [lora.specs[name].shape for lora in having]
             if any(math.prod(shape) != math.prod(shapes[0]) or shape[:1] != shapes[0][:1] for shape in shapes):
-                listed = " and ".join(f"{label(lora)}{_model(lora)}: {shape}"
-                                      for lora, shape in zip(having, shapes, strict=True))
-                raise PairError(f"{printable(name)} has different shapes ({listed}): these LoRAs were trained on different base "
-                                "models.")
+                listed = " and ".join(
+                    f"{label(lora)}{_model(lora)}: {shape}" for lora, shape in zip(having, shapes, strict=True)
+                )
+                raise PairError(
+                    f"{printable(name)} has different shapes ({listed}): these LoRAs were trained on different base "
+                    "models."
+                )
             if len({lora.specs[name].is_vector for lora in having}) > 1:
-                raise PairError(f"{printable(name)} is a matrix in one LoRA and a vector in another: they do not fit together.")
+                raise PairError(
+                    f"{printable(name)} is a matrix in one LoRA and a vector in another: they do not fit together."
+                )
         if not common:
             examples = "; ".join(f"{label(lora)}{_model(lora)} has {printable(next(iter(lora)))} …" for lora in loras)
             raise PairError(f"These LoRAs have no module in common: {examples}")
         if self.unmatched == "error" and self.one_sided:
             name, sides = next(iter(self.one_sided.items()))
-            raise PairError(f"{len(self.one_sided)} modules are in one LoRA only, the first is {printable(name)} "
-                            f'(in {label(loras[sides[0]])}). Use "keep" to count them as zero on the other side, or '
-                            '"drop".')
+            raise PairError(
+                f"{len(self.one_sided)} modules are in one LoRA only, the first is {printable(name)} "
+                f'(in {label(loras[sides[0]])}). Use "keep" to count them as zero on the other side, or '
+                '"drop".'
+            )
 
     @staticmethod
     def _spec(name: str, loras: Sequence[Lora]) -> Spec:
@@ -242,8 +249,11 @@ class CombinedLora(Lora):
         return tuple(lora for _, lora in self.parts)
 
     def describe(self, sha256: Callable[[FileIdentity], str]) -> Recipe:
-        return {"op": "combine", "unmatched": self.unmatched,
-                "terms": [{"weight": weight, "of": lora.describe(sha256)} for weight, lora in self.parts]}
+        return {
+            "op": "combine",
+            "unmatched": self.unmatched,
+            "terms": [{"weight": weight, "of": lora.describe(sha256)} for weight, lora in self.parts],
+        }
 
     def read(self, modules: Sequence[str]) -> dict[str, Delta]:
         read = [(weight, lora.read([name for name in modules if name in lora])) for weight, lora in self.parts]
@@ -267,13 +277,18 @@ class SelectedLora(Lora):
         return (self.of,)
 
     def describe(self, sha256: Callable[[FileIdentity], str]) -> Recipe:
-        return {"op": "select", "expression": self.selection.text, "nullify": self.nullify,
-                "of": self.of.describe(sha256)}
+        return {
+            "op": "select",
+            "expression": self.selection.text,
+            "nullify": self.nullify,
+            "of": self.of.describe(sha256),
+        }
 
     def read(self, modules: Sequence[str]) -> dict[str, Delta]:
         read = self.of.read([name for name in modules if name in self.weights])
-        return {name: read[name].scaled(self.weights[name]) if name in read else zero(self.specs[name])
-                for name in modules}
+        return {
+            name: read[name].scaled(self.weights[name]) if name in read else zero(self.specs[name]) for name in modules
+        }
 
 
 def label(lora: Lora) -> str:

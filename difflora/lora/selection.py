@@ -164,7 +164,9 @@ class _Parser:
             yield self.item()
             self.skip()
             if self.at < len(self.text) and self.text[self.at] != ",":
-                raise self.error(f'found {self.found()} where "," (and also), "&" (only where) or "=" (weight) can stand')
+                raise self.error(
+                    f'found {self.found()} where "," (and also), "&" (only where) or "=" (weight) can stand'
+                )
 
     def item(self) -> _Item:
         start = self.at
@@ -218,7 +220,9 @@ class _Parser:
                 raise self.error('a number needs its blocks in front, as in "blocks 0-10,20-29"')
             if self.text.startswith("!", start):
                 raise self.error('one "!" is enough, and it stands before the first term or after "&"')
-            raise self.error(f'found {self.found()} where a term belongs, such as attn, ffn.0, "blocks 0-10" or /pattern/')
+            raise self.error(
+                f'found {self.found()} where a term belongs, such as attn, ffn.0, "blocks 0-10" or /pattern/'
+            )
         ranges = self.ranges()
         if ranges:
             return self.in_stack(word[0], ranges, start)

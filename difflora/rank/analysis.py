@@ -107,31 +107,71 @@ class Analysis:
         lines = []
         small, large = sorted((self.norm_a, self.norm_b))
         if small == 0 or large / small > 2:
-            lines.append(Sentence("The two sides differ in size: ‖A‖ is {0}, ‖B‖ is {1}. Were they trained with the same "
-                                  "settings and steps?", f"{self.norm_a:.4g}", f"{self.norm_b:.4g}"))
+            lines.append(
+                Sentence(
+                    "The two sides differ in size: ‖A‖ is {0}, ‖B‖ is {1}. Were they trained with the same "
+                    "settings and steps?",
+                    f"{self.norm_a:.4g}",
+                    f"{self.norm_b:.4g}",
+                )
+            )
         if abs(self.cosine) < 0.05:
-            lines.append(Sentence("A and B hardly have anything in common (cosine {0}), so little cancels. A pair that starts "
-                                  "from the same seed and data order usually shares much more.", f"{self.cosine:.3f}"))
+            lines.append(
+                Sentence(
+                    "A and B hardly have anything in common (cosine {0}), so little cancels. A pair that starts "
+                    "from the same seed and data order usually shares much more.",
+                    f"{self.cosine:.3f}",
+                )
+            )
         if self.cancelled > 0.995:
-            lines.append(Sentence("A and B are nearly the same (cosine {0}): the difference is small, and may be noise of "
-                                  "the training.", f"{self.cosine:.4f}"))
+            lines.append(
+                Sentence(
+                    "A and B are nearly the same (cosine {0}): the difference is small, and may be noise of "
+                    "the training.",
+                    f"{self.cosine:.4f}",
+                )
+            )
         return lines
 
     def csv(self) -> str:
         """The table for a spreadsheet, one line a module."""
         out = io.StringIO(newline="")
         writer = csv.writer(out)
-        writer.writerow(["module", "norm_a", "norm_b", "norm_difference", "cosine", "cancelled", "stable_rank",
-                         "energy_rank_1", "energy_rank_4", "energy_rank_16", "sigma_1"])
+        writer.writerow(
+            [
+                "module",
+                "norm_a",
+                "norm_b",
+                "norm_difference",
+                "cosine",
+                "cancelled",
+                "stable_rank",
+                "energy_rank_1",
+                "energy_rank_4",
+                "energy_rank_16",
+                "sigma_1",
+            ]
+        )
         for name, n in self.modules.items():
-            numbers = (n.norm_a, n.norm_b, n.norm, n.cosine, n.cancelled, n.stable_rank,
-                       n.energy(1), n.energy(4), n.energy(16), float(n.spectrum[0]))
+            numbers = (
+                n.norm_a,
+                n.norm_b,
+                n.norm,
+                n.cosine,
+                n.cancelled,
+                n.stable_rank,
+                n.energy(1),
+                n.energy(4),
+                n.energy(16),
+                float(n.spectrum[0]),
+            )
             writer.writerow([name, *(f"{number:.6g}" for number in numbers)])
         return out.getvalue()
 
 
-def analyze(a: Lora, b: Lora, weight_a: float = 1.0, weight_b: float = 1.0, progress: Progress | None = None
-            ) -> Analysis:
+def analyze(
+    a: Lora, b: Lora, weight_a: float = 1.0, weight_b: float = 1.0, progress: Progress | None = None
+) -> Analysis:
     """Compare two LoRAs module by module, without forming a full matrix.
 
     Norms and cosine are those of A and B as they are; `norm`, `cancelled`, spectrum and stable rank those of
@@ -225,14 +265,17 @@ def _numbers(lora: Lora, pair: CombinedLora, factorisation: Factorisation) -> It
         product = _divided(float(products[:terms_a, terms_a:].sum()), weight_a * weight_b * scale**2)
         values = known.singular_values
         norm = math.sqrt(known.energy)
-        yield name, ModuleNumbers(
-            norm_a=norm_a,
-            norm_b=norm_b,
-            norm=norm,
-            cosine=max(-1.0, min(1.0, _divided(product, norm_a * norm_b))),
-            cancelled=cancelled_share(norm_a**2, product, norm_b**2, weight_a, -weight_b),
-            stable_rank=_divided(known.energy, float(values[0]) ** 2),
-            spectrum=values,
+        yield (
+            name,
+            ModuleNumbers(
+                norm_a=norm_a,
+                norm_b=norm_b,
+                norm=norm,
+                cosine=max(-1.0, min(1.0, _divided(product, norm_a * norm_b))),
+                cancelled=cancelled_share(norm_a**2, product, norm_b**2, weight_a, -weight_b),
+                stable_rank=_divided(known.energy, float(values[0]) ** 2),
+                spectrum=values,
+            ),
         )
 
 

@@ -249,8 +249,9 @@ class Factorisation:
 
         def work(group: Sequence[str], workspace: _Workspace) -> tuple[list[Factored] | None, list[LowRank]]:
             up, down, scales = self._stack(group, workspace)
-            known = [one for name in group if (one := self._known.get(name))
-                     and one.mix_up.shape[1] >= specs[name].rank]
+            known = [
+                one for name in group if (one := self._known.get(name)) and one.mix_up.shape[1] >= specs[name].rank
+            ]
             factored = None if len(known) == len(group) else factor(up, down, scales, self.lora.specs[group[0]].ranks)
             return factored, _mix(up, down, factored or known, [specs[name] for name in group])
 
@@ -277,7 +278,9 @@ class Factorisation:
         up = workspace.take(0, (len(group), spec.out_features, spec.rank))
         down = workspace.take(1, (len(group), spec.rank, spec.in_features))
         # Side by side first, in the dtype of the file: rows of a few numbers are slow to convert.
-        up.flatten(0, 1).copy_(torch.cat([torch.cat([_addable(term.up) for term in module], dim=1) for module in terms]))
+        up.flatten(0, 1).copy_(
+            torch.cat([torch.cat([_addable(term.up) for term in module], dim=1) for module in terms])
+        )
         down.flatten(0, 1).copy_(torch.cat([_addable(term.down) for module in terms for term in module]))
         scales = [[term.scale for term in module for _ in range(term.rank)] for module in terms]
         return up, down, torch.tensor(scales, dtype=torch.float64)
@@ -294,7 +297,9 @@ class Factorisation:
         """`value` is the module's largest, or NaN where a factor is not finite."""
         if not float(value) < LARGEST:
             self.lora.check_finite(module)
-            raise TensorError(f"{module}: its values reach {float(value):.1g}, which no training makes: a file is damaged.")
+            raise TensorError(
+                f"{module}: its values reach {float(value):.1g}, which no training makes: a file is damaged."
+            )
 
 
 def _addable(factor: Tensor) -> Tensor:

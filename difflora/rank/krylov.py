@@ -25,7 +25,9 @@ MOST_EXACT = 8192  # the smaller side of matrices that may be decomposed whole w
 # An error below this share of ‖Δ‖, 1.9e-6, is what rounding to float32 does to the weights and to the factors.
 ROUNDING = 16 * torch.finfo(torch.float32).eps
 EPSILON = torch.finfo(torch.float64).eps
-DOUBLE = 1e-2  # an error below this share of ‖Δ‖ lies in directions whose squares float32 may not hold beside the largest
+DOUBLE = (
+    1e-2  # an error below this share of ‖Δ‖ lies in directions whose squares float32 may not hold beside the largest
+)
 NORMS = (1e-12, 1e12)  # of matrices whose squares, and what is far below them, float32 holds
 
 
@@ -69,8 +71,9 @@ class Approximation:
     def cut(self, rank: int) -> Approximation:
         """The same at a smaller rank, with the error and the certificate of that one."""
         error, excess = _certified(self._squares, self._residuals, rank, self.energy)
-        return replace(self, up=self.up[:, :rank], down=self.down[:rank], values=self.values[:rank], error=error,
-                       excess=excess)
+        return replace(
+            self, up=self.up[:, :rank], down=self.down[:rank], values=self.values[:rank], error=error, excess=excess
+        )
 
     @property
     def worst_cut(self) -> float:
@@ -94,8 +97,17 @@ def approximate(matrix: Tensor, rank: int, tick: Callable[[], None] = lambda: No
     energy = _energy(matrix)
     if energy == 0:  # a weight that was not trained
         none = torch.zeros(rank + 1, dtype=torch.float64)
-        return Approximation(torch.zeros(len(matrix), rank), torch.zeros(rank, matrix.shape[1]), none[:rank], 0.0, 0.0, 0.0, 0,
-                             none, none)
+        return Approximation(
+            torch.zeros(len(matrix), rank),
+            torch.zeros(rank, matrix.shape[1]),
+            none[:rank],
+            0.0,
+            0.0,
+            0.0,
+            0,
+            none,
+            none,
+        )
     if not NORMS[0] < math.sqrt(energy) < NORMS[1]:
         matrix = matrix.double()
     width = min(rank + OVERSAMPLING, *matrix.shape)
@@ -126,7 +138,9 @@ def approximate(matrix: Tensor, rank: int, tick: Callable[[], None] = lambda: No
 
 
 def _decompose(matrix: Tensor, rank: int, energy: float, steps: int) -> Approximation:
-    whole = torch.eye(len(matrix), dtype=torch.float64) if len(matrix) <= matrix.shape[1] else _orthonormal(matrix.double())
+    whole = (
+        torch.eye(len(matrix), dtype=torch.float64) if len(matrix) <= matrix.shape[1] else _orthonormal(matrix.double())
+    )
     return _project(matrix, whole, rank, energy, steps, lambda: None)
 
 

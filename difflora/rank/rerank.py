@@ -40,8 +40,10 @@ class RerankedLora(Lora):
         if self._specs is None:
             if not isinstance(self.rule, FixedRank):
                 self.factorisation.run()
-            self._specs = {name: spec if spec.is_vector else Spec(spec.shape, (self._rank(name, spec),))
-                           for name, spec in self.of.specs.items()}
+            self._specs = {
+                name: spec if spec.is_vector else Spec(spec.shape, (self._rank(name, spec),))
+                for name, spec in self.of.specs.items()
+            }
         return self._specs
 
     def _rank(self, name: str, spec: Spec) -> int:
@@ -138,8 +140,11 @@ class RerankedLora(Lora):
 
         All of them; of a module that is stored in full, those that have been worked out.
         """
-        return self._approximation(module).values if self.of.specs[module].dense else (
-            self.factorisation[module].singular_values)
+        return (
+            self._approximation(module).values
+            if self.of.specs[module].dense
+            else (self.factorisation[module].singular_values)
+        )
 
     def module_energy(self, module: str) -> float:
         """Share of the module's energy that its rank retains; 1 for a module that does not change."""
@@ -171,8 +176,10 @@ def check_something_left(lora: Lora) -> None:
     left = _left(made)
     # Whole matrices last: only they take time.
     if all(_is_nothing(total, name, factorisation) for name in sorted(left, key=lambda name: total.specs[name].dense)):
-        raise PairError(f"{label(total)}: the result is zero in every module, but for rounding. Choose the two sides of a "
-                        "pair, modules in which they differ, or weights other than zero.")
+        raise PairError(
+            f"{label(total)}: the result is zero in every module, but for rounding. Choose the two sides of a "
+            "pair, modules in which they differ, or weights other than zero."
+        )
 
 
 def check_models_differ(lora: Lora, tick: Callable[[], None] = lambda: None) -> None:
@@ -189,8 +196,10 @@ def check_models_differ(lora: Lora, tick: Callable[[], None] = lambda: None) -> 
         if models.differ_in(name):
             return
         tick()
-    raise PairError(f"{label(models)} hold the same weights, at least where they were chosen: their difference is zero. Choose a "
-                    "fine-tuned model and the one that it was made from.")
+    raise PairError(
+        f"{label(models)} hold the same weights, at least where they were chosen: their difference is zero. Choose a "
+        "fine-tuned model and the one that it was made from."
+    )
 
 
 def _made_of(lora: Lora) -> list[Lora]:

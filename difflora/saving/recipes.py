@@ -48,14 +48,17 @@ class SavedRecipe:
         name = Path(path).name
         text = read_header(path).metadata.get(RECIPE_KEY)
         if text is None:
-            raise RecipeError(f"{name}: no recipe in this file's metadata. It was not made by difflora, or the "
-                              "metadata were removed.")
+            raise RecipeError(
+                f"{name}: no recipe in this file's metadata. It was not made by difflora, or the metadata were removed."
+            )
         try:
             table = json.loads(text)
             version = table["version"]
             if version != VERSION:
-                raise RecipeError(f"{name}: its recipe is of version {printable(version)}, and this difflora reads version "
-                                  f"{VERSION}. Use the version that made it ({printable(table.get('made_by'))}).")
+                raise RecipeError(
+                    f"{name}: its recipe is of version {printable(version)}, and this difflora reads version "
+                    f"{VERSION}. Use the version that made it ({printable(table.get('made_by'))})."
+                )
             saved = cls(table["of"], table["dtype"], table["dialect"], str(table.get("made_by", "unknown")))
             if not (isinstance(saved.of, dict) and isinstance(saved.dtype, str) and isinstance(saved.dialect, str)):
                 raise TypeError("an entry has the wrong type")
@@ -85,8 +88,11 @@ def from_recipe(recipe: Recipe, find: Find) -> Lora:
     def operate(node: Any) -> Lora:
         match node["op"]:
             case "load":
-                return load(find(_text(node["file"]), _text(node["sha256"])), ignore_unknown=True,
-                            adapter_config=node.get("adapter_config", {}))
+                return load(
+                    find(_text(node["file"]), _text(node["sha256"])),
+                    ignore_unknown=True,
+                    adapter_config=node.get("adapter_config", {}),
+                )
             case "combine":
                 parts = [(float(term["weight"]), make(term["of"])) for term in node["terms"]]
                 return CombinedLora(parts, node["unmatched"])
@@ -97,7 +103,9 @@ def from_recipe(recipe: Recipe, find: Find) -> Lora:
             case "extract":
                 return CheckpointDifference(checkpoint(node["base"]), checkpoint(node["tuned"]))
             case operation:
-                raise RecipeError(f"The recipe has the operation {printable(operation)}, which this version does not know.")
+                raise RecipeError(
+                    f"The recipe has the operation {printable(operation)}, which this version does not know."
+                )
 
     try:
         return make(recipe)
@@ -118,8 +126,10 @@ def find_in(folder: str | os.PathLike[str]) -> Find:
                 return path
         same_name = next((path for path in files if path.name == name), None)
         what = f"a file of that name is there ({same_name}), but its content is another" if same_name else "not found"
-        raise RecipeError(f"{printable(name)} (SHA-256 {printable(sha256)}): {what}. Put the file into {folder} "
-                          "and try again; it may have any name.")
+        raise RecipeError(
+            f"{printable(name)} (SHA-256 {printable(sha256)}): {what}. Put the file into {folder} "
+            "and try again; it may have any name."
+        )
 
     return find
 

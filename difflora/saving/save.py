@@ -99,11 +99,14 @@ def drafted(
                 writer = _Writer(lora, torch_dtype, dialect)
                 placeholder = _metadata(lora, path.stem, torch_dtype, dialect, known=False) | dict(metadata or {})
                 draft = kept.enter_context(
-                    draft_file(path, writer.plan, writer.tensors(progress), placeholder, described, overwrite))
+                    draft_file(path, writer.plan, writer.tensors(progress), placeholder, described, overwrite)
+                )
             except NotFiniteError as error:
                 module, _ = writer.module_of[error.key]
                 lora.check_finite(module)
-                raise OutputError(f"{module}: its values do not fit into {torch_dtype}. Write float32 or bfloat16.") from error
+                raise OutputError(
+                    f"{module}: its values do not fit into {torch_dtype}. Write float32 or bfloat16."
+                ) from error
             finally:
                 # After an error or a cancel, nobody waits for the hash of a checkpoint.
                 no_more.set()
@@ -144,8 +147,10 @@ class _Writer:
                 tensors = {part: (torch.float32, spec.shape)}
             elif spec.dense:
                 if dialect not in (NATIVE, KOHYA):
-                    raise OutputError(f"{module} is stored in full, and the {dialect} dialect has only small factors. "
-                                      "Re-rank it first, or write the native dialect.")
+                    raise OutputError(
+                        f"{module} is stored in full, and the {dialect} dialect has only small factors. "
+                        "Re-rank it first, or write the native dialect."
+                    )
                 name, tensors = module, {"diff": (dtype, with_kernel(module, spec.shape))}
             else:
                 name, shape = module, with_kernel(module, spec.shape)
@@ -159,8 +164,10 @@ class _Writer:
             for part, size in tensors.items():
                 key = write_key(name, part, dialect, base, flat_prefix)
                 if key in sizes:
-                    raise OutputError(f"{module} and {self.module_of[key][0]} would have the same name in the {dialect} "
-                                      "dialect. Choose another dialect.")
+                    raise OutputError(
+                        f"{module} and {self.module_of[key][0]} would have the same name in the {dialect} "
+                        "dialect. Choose another dialect."
+                    )
                 sizes[key] = size
                 self.module_of[key] = (module, part)
         self.plan = Layout.of(sizes)
@@ -205,15 +212,19 @@ class _Writer:
         sizes = [_norm(factor) for factor in factors]
         if energy := math.prod(sizes) ** 2:
             self._energy += energy
-            self._lost += energy * sum((_norm(factor - new.float()) / size) ** 2
-                                       for factor, new, size in zip(factors, rounded, sizes, strict=True))
+            self._lost += energy * sum(
+                (_norm(factor - new.float()) / size) ** 2
+                for factor, new, size in zip(factors, rounded, sizes, strict=True)
+            )
         return rounded
 
     def _check_rounding(self) -> None:
         """Raise OutputError if most values are too small for the dtype, which would be rounded to zero without a word."""
         if self._lost > LARGEST_LOSS**2 * self._energy:
             share = math.sqrt(self._lost / self._energy)
-            raise OutputError(f"{self.dtype} would lose {share:.0%} of this LoRA: its values are too small for it. Write bfloat16.")
+            raise OutputError(
+                f"{self.dtype} would lose {share:.0%} of this LoRA: its values are too small for it. Write bfloat16."
+            )
 
 
 def _norm(factor: Tensor) -> float:
@@ -268,5 +279,3 @@ def _agreed(lora: Lora, key: str) -> str | None:
     """A metadata value that all input files share."""
     values = {file.metadata.get(key) for file in lora.files}
     return values.pop() if len(values) == 1 else None
-
-

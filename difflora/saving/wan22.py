@@ -51,7 +51,9 @@ class Twin:
             if not (twin.noise in NOISES and isinstance(twin.other, str) and isinstance(twin.of, dict)):
                 raise TypeError("an entry has the wrong type")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise RecipeError(f"{header.path.name}: what it says about its twin is damaged ({printable(repr(error))}).") from error
+            raise RecipeError(
+                f"{header.path.name}: what it says about its twin is damaged ({printable(repr(error))})."
+            ) from error
         return twin
 
     def metadata(self) -> dict[str, str]:
@@ -85,5 +87,7 @@ def mix_ups(pairs: Mapping[str, Pair]) -> Iterator[str]:
     for high in pairs["high"]:
         for low in pairs["low"]:
             if high.sha256 == low.sha256:
-                yield (f"{high.name}, given for high noise, and {low.name}, given for low noise, are the same file. Check what "
-                       "follows --high and --low.")
+                yield (
+                    f"{high.name}, given for high noise, and {low.name}, given for low noise, are the same file. Check what "
+                    "follows --high and --low."
+                )

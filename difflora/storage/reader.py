@@ -125,12 +125,18 @@ def _parse_header(name: str, raw: bytes, data_size: int, data_start: int) -> tup
             if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
                 raise ValueError
             if code not in DTYPES:
-                raise UnsupportedError(f"{name}: {printable(key)} has the dtype {printable(code)}, which cannot be read.")
+                raise UnsupportedError(
+                    f"{name}: {printable(key)} has the dtype {printable(code)}, which cannot be read."
+                )
             dtype = DTYPES[code]
             if len(shape) > MAX_DIMENSIONS:
-                raise FileError(f"{name}: {printable(key)} has {len(shape):,} dimensions, which no weight has: the file is damaged.")
+                raise FileError(
+                    f"{name}: {printable(key)} has {len(shape):,} dimensions, which no weight has: the file is damaged."
+                )
         except (KeyError, TypeError, ValueError) as error:
-            raise FileError(f"{name}: the header's entry for {printable(key)} is damaged: {printable(value)}.") from error
+            raise FileError(
+                f"{name}: the header's entry for {printable(key)} is damaged: {printable(value)}."
+            ) from error
         if end > data_size or end - begin != math.prod(shape) * dtype.itemsize:
             raise FileError(
                 f"{name}: {printable(key)} claims bytes {begin:,} to {end:,} of {data_size:,} for a {code} tensor "
@@ -164,8 +170,11 @@ def read_tensors(header: Header, keys: Sequence[str]) -> dict[str, Tensor]:
             for key in run:
                 entry = header.entries[key]
                 count, offset = entry.size // entry.dtype.itemsize, entry.start - first.start
-                tensors[key] = (torch.frombuffer(buffer, dtype=entry.dtype, count=count, offset=offset).view(entry.shape)
-                                if count else torch.empty(entry.shape, dtype=entry.dtype))
+                tensors[key] = (
+                    torch.frombuffer(buffer, dtype=entry.dtype, count=count, offset=offset).view(entry.shape)
+                    if count
+                    else torch.empty(entry.shape, dtype=entry.dtype)
+                )
         _check_unchanged(header.identity)
     return tensors
 
@@ -236,4 +245,6 @@ def check_finite(name: str, key: str, tensor: Tensor) -> None:
     """Raise TensorError, naming the key, if a tensor holds NaN or Inf."""
     if not is_finite(tensor):
         what = "NaN" if bool(torch.isnan(tensor.float()).any()) else "infinite"
-        raise TensorError(f"{name}: {printable(key)} holds {what} values: the training broke down, or the file is damaged.")
+        raise TensorError(
+            f"{name}: {printable(key)} holds {what} values: the training broke down, or the file is damaged."
+        )

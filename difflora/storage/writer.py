@@ -184,7 +184,9 @@ def _pieces(plan: Layout, produce: Iterator[tuple[str, Tensor]]) -> Iterator[mem
             yield memory[:used].data
             gathered, used = [], 0
         # numpy knows no bfloat16 and no float8.
-        array = (tensor if dtype.itemsize > 2 else tensor.view(torch.int16 if dtype.itemsize == 2 else torch.uint8)).numpy()
+        array = (
+            tensor if dtype.itemsize > 2 else tensor.view(torch.int16 if dtype.itemsize == 2 else torch.uint8)
+        ).numpy()
         if size > GATHERED:
             whole = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             _check_written(whole, [(key, tensor)])

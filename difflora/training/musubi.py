@@ -140,8 +140,11 @@ class Machine:
     """Where things are on the machine that trains. Only written into the command files, never opened here."""
 
     musubi: str = _setting("", "musubi-tuner's folder, in full.")
-    dit: str = _setting("", "The Wan model file, in full: bf16, or fp16 with mixed precision fp16; not fp8_scaled. "
-                                "For Wan2.2 its low-noise model.")
+    dit: str = _setting(
+        "",
+        "The Wan model file, in full: bf16, or fp16 with mixed precision fp16; not fp8_scaled. "
+        "For Wan2.2 its low-noise model.",
+    )
     dit_high_noise: str = _setting("", "For Wan2.2 only: the file of its high-noise model, in full.")
     vae: str = _setting("", "The Wan 2.1 VAE file, in full.")
     t5: str = _setting("", "The umT5-XXL text encoder: models_t5_umt5-xxl-enc-bf16.pth, in full.")
@@ -201,7 +204,9 @@ def check(training: Training, machine: Machine, sides: tuple[str, ...]) -> None:
             ) from problem
     words = _words(training.extra)
     if words and not words[0].startswith("-"):
-        raise TrainingError(f"extra is {training.extra!r}: it must begin with a flag of musubi-tuner, such as --fp8_t5.")
+        raise TrainingError(
+            f"extra is {training.extra!r}: it must begin with a flag of musubi-tuner, such as --fp8_t5."
+        )
     for name, text in [*dataclasses.asdict(machine).items(), ("extra", training.extra)]:
         _check_text(name, text)
     if len({side.casefold() for side in sides}) != len(sides) or not sides:
@@ -306,7 +311,9 @@ def commands(training: Training, side: str, name: str = "slider") -> dict[str, C
         for noise, model, low, high in (("high", "DIT_HIGH_NOISE", boundary, 1000), ("low", "DIT", 0, boundary)):
             # Without preserve_distribution_shape all noise levels would be squeezed into the expert's range.
             timesteps = ["--min_timestep", str(low), "--max_timestep", str(high), "--preserve_distribution_shape"]
-            found[f"Training, {noise} noise"] = _train(training, side, model, [*timesteps, *lora, f"{name}_{side}_{noise}"])
+            found[f"Training, {noise} noise"] = _train(
+                training, side, model, [*timesteps, *lora, f"{name}_{side}_{noise}"]
+            )
     return found
 
 
@@ -362,7 +369,10 @@ def _what_then(training: Training, sides: tuple[str, ...], name: str) -> list[st
     for noise in NOISES:
         words += [f"--{noise}", *(f"loras/{side}/{name}_{side}_{noise}.safetensors" for side in sides)]
     words += ["-o", f"{name}.safetensors"]
-    return ["When both sides are trained, in this folder:", " ".join(f'"{word}"' if " " in word else word for word in words)]
+    return [
+        "When both sides are trained, in this folder:",
+        " ".join(f'"{word}"' if " " in word else word for word in words),
+    ]
 
 
 def shell_script(training: Training, machine: Machine, side: str, name: str = "slider", end: Sequence[str] = ()) -> str:

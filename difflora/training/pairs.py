@@ -410,7 +410,9 @@ class _Pair:
             except FileError:
                 picture = None
             if picture:
-                page.paste(picture, (box[0] + (_CELL - picture.width) // 2, box[1] + (self.height - picture.height) // 2))
+                page.paste(
+                    picture, (box[0] + (_CELL - picture.width) // 2, box[1] + (self.height - picture.height) // 2)
+                )
             else:
                 draw.rectangle((*box, box[0] + _CELL - 3, box[1] + self.height - 3), _MISSING)
                 middle = (box[0] + 12, box[1] + self.height // 2)

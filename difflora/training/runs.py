@@ -101,10 +101,14 @@ def pair_of_files(a: Run, b: Run, number: int, number_b: int = -1) -> tuple[str,
     if number == 0 and number_b == -1:
         ends = [max(run.files, default=0) if run.final is None else None for run in (a, b)]
         if ends[0] != ends[1]:
-            each = " and ".join(f"{run.name} {'its end' if end is None else f'{run.unit} {end}'}"
-                                for run, end in zip((a, b), ends, strict=True))
-            raise PairError(f"The last checkpoints are not of the same moment: {each}. Choose a step that both have "
-                            f"({', '.join(map(str, common_numbers(a, b)))}), or one for each side.")
+            each = " and ".join(
+                f"{run.name} {'its end' if end is None else f'{run.unit} {end}'}"
+                for run, end in zip((a, b), ends, strict=True)
+            )
+            raise PairError(
+                f"The last checkpoints are not of the same moment: {each}. Choose a step that both have "
+                f"({', '.join(map(str, common_numbers(a, b)))}), or one for each side."
+            )
     return a.file(number), b.file(number if number_b == -1 else number_b)
 
 

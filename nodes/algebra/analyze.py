@@ -42,7 +42,9 @@ class Analyze(io.ComfyNode):
             outputs=[
                 io.Image.Output("heatmap", display_name="heatmap", tooltip="Blocks down, projections across."),
                 io.Image.Output(
-                    "spectrum", display_name="spectrum", tooltip="Singular values of the difference, and the energy that ranks keep."
+                    "spectrum",
+                    display_name="spectrum",
+                    tooltip="Singular values of the difference, and the energy that ranks keep.",
                 ),
                 io.String.Output("report", display_name="report", tooltip="The numbers of the whole pair, as text."),
                 io.String.Output("csv", display_name="csv", tooltip="One line a module, for a spreadsheet."),

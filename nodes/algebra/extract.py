@@ -29,7 +29,11 @@ class ExtractLora(io.ComfyNode):
                 io.Combo.Input("base", options=models, tooltip="The model that the other one was made from."),
                 io.Combo.Input("tuned", options=models, tooltip="The fine-tuned model."),
             ],
-            outputs=[LoraDelta.Output("lora", display_name="lora", tooltip="tuned − base, in full. Re-rank it before you use it.")],
+            outputs=[
+                LoraDelta.Output(
+                    "lora", display_name="lora", tooltip="tuned − base, in full. Re-rank it before you use it."
+                )
+            ],
         )
 
     @classmethod

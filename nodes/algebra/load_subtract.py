@@ -107,7 +107,12 @@ class SubtractLoras(io.ComfyNode):
                 LoraDelta.Input("a", tooltip="The LoRA that has more of the property."),
                 LoraDelta.Input("b", tooltip="The LoRA that has less of it."),
                 io.Float.Input(
-                    "weight_a", default=1.0, min=-10.0, max=10.0, step=0.01, tooltip="How much of A goes in. 1 as a rule."
+                    "weight_a",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="How much of A goes in. 1 as a rule.",
                 ),
                 io.Float.Input(
                     "weight_b",
@@ -126,7 +131,9 @@ class SubtractLoras(io.ComfyNode):
                 ),
             ],
             outputs=[
-                LoraDelta.Output("lora", display_name="lora", tooltip="A − B, exactly. Its rank is the sum of both ranks."),
+                LoraDelta.Output(
+                    "lora", display_name="lora", tooltip="A − B, exactly. Its rank is the sum of both ranks."
+                ),
             ],
         )
 

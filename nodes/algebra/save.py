@@ -93,14 +93,18 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
-        raise OutputError(f"The folder {folder.name} cannot be made: {problem.strerror}. Choose another name.") from problem
+        raise OutputError(
+            f"The folder {folder.name} cannot be made: {problem.strerror}. Choose another name."
+        ) from problem
 
 
 def _target(folder: Path, prefix: str, overwrite: bool) -> Path:
     """Where to write: the name itself, or the name with the next number that nobody has used."""
     name = prefix.strip().removesuffix(".safetensors")
     if not name or name[-1] in "/\\":
-        raise OutputError(f"filename_prefix is {printable(prefix, 60)!r}, which names no file. Type a name, such as slider.")
+        raise OutputError(
+            f"filename_prefix is {printable(prefix, 60)!r}, which names no file. Type a name, such as slider."
+        )
     if overwrite:
         return inside(folder, f"{name}.safetensors", OutputError)
     first = inside(folder, f"{name}_00001.safetensors", OutputError)
@@ -116,7 +120,9 @@ def _strength_entry(text: str) -> dict[str, str]:
     number = r"([+-]?\d+(?:\.\d+)?)"
     match = re.fullmatch(rf"\s*{number}\s*(?:to|…|\.\.)\s*{number}\s*", text.replace("−", "-"))
     if not match or not -10 <= float(match[1]) < float(match[2]) <= 10:
-        raise OutputError(f"recommended_strength is {printable(text, 60)!r}; write a range such as -2.5 to 3, within -10 to 10.")
+        raise OutputError(
+            f"recommended_strength is {printable(text, 60)!r}; write a range such as -2.5 to 3, within -10 to 10."
+        )
     return {STRENGTH_KEY: f"{float(match[1]):g} to {float(match[2]):g}"}
 
 

@@ -55,8 +55,12 @@ class SelectBlocks(io.ComfyNode):
         one_of("rest", rest, ["leave out", "write zeros"])
         selected = lora.select(selection, nullify=rest == "write zeros")
         lines = [Sentence("{0} of {1} modules", len(selected.weights), len(lora))]
-        return io.NodeOutput(selected, ui=ui(
-            report(Sentence("Selection"), lines, selected.warnings), lora_modules(lora), {"selection": selection}))
+        return io.NodeOutput(
+            selected,
+            ui=ui(
+                report(Sentence("Selection"), lines, selected.warnings), lora_modules(lora), {"selection": selection}
+            ),
+        )
 
 
 _RULES: dict[str, Callable[[int, float, float], RankRule]] = {
@@ -87,7 +91,9 @@ class Rerank(io.ComfyNode):
                     tooltip="rank: the same rank everywhere. energy: per module, the smallest rank that keeps this share. "
                     "ratio: all singular values above the largest / ratio. knee: up to the bend of the spectrum.",
                 ),
-                io.Int.Input("rank", default=4, min=1, max=4096, tooltip="For the rule rank. 4 is enough for most sliders."),
+                io.Int.Input(
+                    "rank", default=4, min=1, max=4096, tooltip="For the rule rank. 4 is enough for most sliders."
+                ),
                 io.Float.Input(
                     "energy",
                     default=0.9,
@@ -97,16 +103,27 @@ class Rerank(io.ComfyNode):
                     tooltip="For the rule energy: the share of the squared singular values to keep.",
                 ),
                 io.Float.Input(
-                    "ratio", default=10.0, min=1.0, max=1e6, step=1.0, tooltip="For the rule ratio: 10 keeps σ > σ₁ / 10."
+                    "ratio",
+                    default=10.0,
+                    min=1.0,
+                    max=1e6,
+                    step=1.0,
+                    tooltip="For the rule ratio: 10 keeps σ > σ₁ / 10.",
                 ),
                 io.Int.Input(
-                    "max_rank", default=64, min=1, max=4096, tooltip="An upper limit for the rules energy, ratio and knee."
+                    "max_rank",
+                    default=64,
+                    min=1,
+                    max=4096,
+                    tooltip="An upper limit for the rules energy, ratio and knee.",
                 ),
             ],
             outputs=[
                 LoraDelta.Output("small", display_name="lora", tooltip="The small LoRA."),
                 io.Float.Output(
-                    "retained_energy", display_name="retained_energy", tooltip="Share of the difference that is left, 0 to 1."
+                    "retained_energy",
+                    display_name="retained_energy",
+                    tooltip="Share of the difference that is left, 0 to 1.",
                 ),
             ],
         )

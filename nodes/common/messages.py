@@ -8,13 +8,17 @@ from ...difflora import Analysis, Lora
 from ...difflora.rank.rerank import RerankedLora
 from ...difflora.sentence import Sentence
 
-VALUES_SENT = 200_000  # singular values in all: beyond that the page gets the largest of each module, not to drown in numbers
+VALUES_SENT = (
+    200_000  # singular values in all: beyond that the page gets the largest of each module, not to drown in numbers
+)
 
 
 def report(title: str, lines: Iterable[str] = (), warnings: Iterable[str] = ()) -> dict:
     """A short text on the node. Everything in it is shown as plain text, sentences in the user's language."""
     entries = [{**_told(text), "level": "info"} for text in lines]
-    return {"report": {"title": _told(title), "lines": entries + [{**_told(text), "level": "warning"} for text in warnings]}}
+    return {
+        "report": {"title": _told(title), "lines": entries + [{**_told(text), "level": "warning"} for text in warnings]}
+    }
 
 
 def _told(text: object) -> dict:

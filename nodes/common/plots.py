@@ -65,7 +65,10 @@ def _grid(modules: Mapping[str, ModuleNumbers]) -> tuple[list[str], list[str], d
     for name in modules:
         spot = place(name)
         if spot.component:
-            at[name] = (f"{'' if spot.stack == 'blocks' else 'vace '}{spot.block}", f"{spot.component}.{spot.projection}")
+            at[name] = (
+                f"{'' if spot.stack == 'blocks' else 'vace '}{spot.block}",
+                f"{spot.component}.{spot.projection}",
+            )
         elif stack := stack_of(name):
             at[name] = (f"{stack[0]} {stack[1]}", stack[2])
     if not at:
@@ -85,8 +88,14 @@ def spectrum(analysis: Analysis, rank: int) -> Tensor:
     ranks = np.arange(1, longest + 1)
     figure = new_figure(9, 4.2)
     values_axes, energy_axes = figure.subplots(1, 2)
-    values_axes.fill_between(ranks, *np.quantile(padded, (0.1, 0.9), axis=0), color="#3b6fb6", alpha=0.18, linewidth=0,
-                             label="8 of 10 modules")
+    values_axes.fill_between(
+        ranks,
+        *np.quantile(padded, (0.1, 0.9), axis=0),
+        color="#3b6fb6",
+        alpha=0.18,
+        linewidth=0,
+        label="8 of 10 modules",
+    )
     values_axes.plot(ranks, average_spectrum(spectra), color="#3b6fb6", linewidth=2, label="average")
     values_axes.set_title("singular values of A − B", loc="left", color=INK, fontsize=11, fontweight="bold")
     energy_axes.plot(ranks, [analysis.energy(int(r)) for r in ranks], color="#c2571a", linewidth=2)
@@ -94,8 +103,14 @@ def spectrum(analysis: Analysis, rank: int) -> Tensor:
     energy_axes.set_title("share of the energy kept", loc="left", color=INK, fontsize=11, fontweight="bold")
     if rank <= longest:
         energy_axes.plot([rank], [analysis.energy(rank)], "o", color="#c2571a")
-        energy_axes.annotate(f"rank {rank}: {analysis.energy(rank):.1%}", (rank, analysis.energy(rank)),
-                             xytext=(8, -14), textcoords="offset points", color=INK, fontsize=10)
+        energy_axes.annotate(
+            f"rank {rank}: {analysis.energy(rank):.1%}",
+            (rank, analysis.energy(rank)),
+            xytext=(8, -14),
+            textcoords="offset points",
+            color=INK,
+            fontsize=10,
+        )
     for axes in (values_axes, energy_axes):
         axes.set_xlabel("rank", color=INK)
         axes.set_xlim(1, max(2, longest))

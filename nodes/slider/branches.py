@@ -47,8 +47,9 @@ def _with_branches(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
         for up, down in branches:
             inner = nn.functional.linear(x, down.to(x.device, x.dtype)).to(output.dtype)
             # One operation and one rounding; a separate sum would hold a second tensor of the output's size.
-            total = torch.addmm(output.reshape(-1, len(up)), inner.reshape(-1, up.shape[1]),
-                                up.to(output.device, output.dtype).T)
+            total = torch.addmm(
+                output.reshape(-1, len(up)), inner.reshape(-1, up.shape[1]), up.to(output.device, output.dtype).T
+            )
             output = total.view(output.shape)
         return output
 

@@ -36,8 +36,10 @@ def _injection(deltas: Mapping[str, LowRank], strength: float) -> PatcherInjecti
     def inject(patcher) -> None:
         eject(patcher)
         device, dtype = patcher.load_device, patcher.model.manual_cast_dtype or patcher.model.get_dtype()
-        detach = [attach(comfy.utils.get_attr(patcher.model, path), *factors(delta, strength, device, dtype))
-                  for path, delta in deltas.items()]
+        detach = [
+            attach(comfy.utils.get_attr(patcher.model, path), *factors(delta, strength, device, dtype))
+            for path, delta in deltas.items()
+        ]
         # A finalizer: when a cancelled sampler's leftovers are collected, weak keys go before ComfyUI's own clean-up.
         attached[patcher] = weakref.finalize(patcher, _call_all, detach)
         attached[patcher].atexit = False

@@ -14,7 +14,9 @@ def _outputs(what: str) -> list[io.Output]:
             "conditioning", display_name="conditioning", tooltip=f"{what}, for ComfyUI's own samplers."
         ),
         WrapperText.Output(
-            "text_embeds", display_name="text_embeds", tooltip=f"{what}, for WanVideoWrapper, as prompt and as negative prompt."
+            "text_embeds",
+            display_name="text_embeds",
+            tooltip=f"{what}, for WanVideoWrapper, as prompt and as negative prompt.",
         ),
     ]
 

@@ -53,8 +53,9 @@ class Targets:
                 f"{missing[0]}: they belong to another model."
             )
         images = [name for name in missing if (place(name).projection or "").endswith("_img") or "img_emb" in name]
-        needed = [name for name in missing if place(name).component and name not in images
-                  and not lora.specs[name].is_vector]
+        needed = [
+            name for name in missing if place(name).component and name not in images and not lora.specs[name].is_vector
+        ]
         if needed:
             raise PairError(
                 f"{len(needed)} attention or feed-forward modules of {label(lora)}{_of(lora.base_model)} are not in this "
@@ -62,7 +63,9 @@ class Targets:
             )
         if images:
             self.warnings.append(
-                Sentence("{0} image modules were left out: this is a text-to-video model ({1} …).", len(images), images[0])
+                Sentence(
+                    "{0} image modules were left out: this is a text-to-video model ({1} …).", len(images), images[0]
+                )
             )
         others = [name for name in missing if name not in images]
         if others:

@@ -74,7 +74,11 @@ class SliderModel(io.ComfyNode):
             if bypass and targets.is_quantised:
                 patched = sum(not _is_linear(model, lora, targets, name) for name in targets.keys)
                 if patched:
-                    warnings.append(Sentence("{0} of them are no small factors and went into the weights, which round them.", patched))
+                    warnings.append(
+                        Sentence(
+                            "{0} of them are no small factors and went into the weights, which round them.", patched
+                        )
+                    )
             model = applied(model, lora, targets, strength, bypass)
         return io.NodeOutput(model, ui=ui(report(label(lora), [line], warnings), strength_range(lora)))
 

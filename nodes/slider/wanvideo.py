@@ -117,7 +117,9 @@ class SliderWanVideo(io.ComfyNode):
             warnings = Targets(model, lora, check=False).warnings
             check_width(model.model.diffusion_model.dim, {name: lora.specs[name].shape for name in lora.matrices})
         entry = lora_entry(str(_files.file_of(lora)), strength, label(lora), merge_loras, low_mem_load)
-        return io.NodeOutput(chained(prev_lora, entry), ui=ui(_report(lora, merge_loras, warnings), strength_range(lora)))
+        return io.NodeOutput(
+            chained(prev_lora, entry), ui=ui(_report(lora, merge_loras, warnings), strength_range(lora))
+        )
 
 
 def _report(lora: Lora, merge_loras: bool, warnings: Sequence[Sentence]) -> dict:
@@ -127,14 +129,26 @@ def _report(lora: Lora, merge_loras: bool, warnings: Sequence[Sentence]) -> dict
     warnings = [*warnings]
     if passed_over and not merge_loras:
         some = ", ".join(passed_over[:3]) + (" …" if len(passed_over) > 3 else "")
-        warnings.append(Sentence("{0} modules are left out: WanVideoWrapper applies them only when it merges ({1}).",
-                                 len(passed_over), some))
+        warnings.append(
+            Sentence(
+                "{0} modules are left out: WanVideoWrapper applies them only when it merges ({1}).",
+                len(passed_over),
+                some,
+            )
+        )
     if vectors and not merge_loras:
-        warnings.append(Sentence(
-            "{0} biases, norms or modulations are left out: WanVideoWrapper applies them only when it merges.", len(vectors)))
+        warnings.append(
+            Sentence(
+                "{0} biases, norms or modulations are left out: WanVideoWrapper applies them only when it merges.",
+                len(vectors),
+            )
+        )
     if modulations and merge_loras:
-        warnings.append(Sentence(
-            "{0} modulations are left out: WanVideoWrapper reads them, but never applies them.", len(modulations)))
+        warnings.append(
+            Sentence(
+                "{0} modulations are left out: WanVideoWrapper reads them, but never applies them.", len(modulations)
+            )
+        )
     lines = [Sentence("{0} modules, rank {1}", len(lora.matrices), lora.rank_text)]
     return report(label(lora), lines, warnings)
 

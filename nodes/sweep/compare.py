@@ -41,15 +41,24 @@ class ABCompare(io.ComfyNode):
                     "and the line moves across the clip. difference: what differs, on grey.",
                 ),
                 io.Float.Input(
-                    "amplify", default=4.0, min=1.0, max=64.0, step=0.5, tooltip="How many times a difference is enlarged."
+                    "amplify",
+                    default=4.0,
+                    min=1.0,
+                    max=64.0,
+                    step=0.5,
+                    tooltip="How many times a difference is enlarged.",
                 ),
-                io.Float.Input("fps", default=16.0, min=1.0, max=120.0, step=1.0, tooltip="Frames a second, in the player."),
+                io.Float.Input(
+                    "fps", default=16.0, min=1.0, max=120.0, step=1.0, tooltip="Frames a second, in the player."
+                ),
                 io.String.Input("label_a", default="A", tooltip="What is written above A."),
                 io.String.Input("label_b", default="B", tooltip="What is written above B."),
             ],
             outputs=[
                 io.Image.Output("images", display_name="images", tooltip="The comparison, frame by frame."),
-                io.String.Output("report", display_name="report", tooltip="Sizes, lengths, and how large the difference is."),
+                io.String.Output(
+                    "report", display_name="report", tooltip="Sizes, lengths, and how large the difference is."
+                ),
             ],
             is_output_node=True,
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],

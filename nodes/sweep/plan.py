@@ -121,7 +121,9 @@ class Between:
             if any(source in varying or source == sweeps[0] for _, source in _links(node)):
                 varying.add(name)
         if any(nodes[name]["class_type"] == GRID for name in varying):
-            raise UnsupportedError("images: these pictures are those of another Sweep Grid. Wire it to what that one takes.")
+            raise UnsupportedError(
+                "images: these pictures are those of another Sweep Grid. Wire it to what that one takes."
+            )
         return cls(nodes, sweeps[0], frozenset(varying), images, files)
 
     def keys(self, strengths: Iterable[float]) -> list[str]:

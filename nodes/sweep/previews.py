@@ -31,7 +31,12 @@ def embedded(hidden: Any) -> dict[str, Any]:
 
 
 def player_of_sheet(
-    clips: Sequence[Sequence[Frame]], labels: Sequence[Label], fps: float, key: str, metadata: dict[str, Any], progress: Progress
+    clips: Sequence[Sequence[Frame]],
+    labels: Sequence[Label],
+    fps: float,
+    key: str,
+    metadata: dict[str, Any],
+    progress: Progress,
 ) -> dict[str, Any]:
     """All clips in one video, so that they cannot but play in step.
 
@@ -53,7 +58,9 @@ def player_of_sheet(
     return _player([path], [(0, box) for box in boxes], labels, fps, count)
 
 
-def player_of_clips(clips: Sequence[StoredClip], labels: Sequence[Label], keys: Sequence[str], fps: float) -> dict[str, Any]:
+def player_of_clips(
+    clips: Sequence[StoredClip], labels: Sequence[Label], keys: Sequence[str], fps: float
+) -> dict[str, Any]:
     """Clips that have a video each: those that are there while others are still being made."""
     paths = []
     for clip, key in zip(clips, keys, strict=True):

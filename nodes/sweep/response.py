@@ -32,7 +32,9 @@ class SliderResponse(io.ComfyNode):
             "strengths of a sweep, and concludes how far the slider can go.",
             inputs=[
                 SweepClips.Input("sweep", tooltip="From Sweep Grid."),
-                io.Combo.Input("target", options=list(TARGETS), default="edges", tooltip="What the slider is meant to change."),
+                io.Combo.Input(
+                    "target", options=list(TARGETS), default="edges", tooltip="What the slider is meant to change."
+                ),
                 io.Float.Input(
                     "colour_limit",
                     default=5.0,
@@ -65,7 +67,9 @@ class SliderResponse(io.ComfyNode):
                     tooltip="How many frames of each clip are measured, spread evenly over it.",
                 ),
                 *(
-                    SweepClips.Input(name, optional=True, tooltip="Another prompt or seed with the same strengths: all are averaged.")
+                    SweepClips.Input(
+                        name, optional=True, tooltip="Another prompt or seed with the same strengths: all are averaged."
+                    )
                     for name in MORE
                 ),
             ],
@@ -73,10 +77,20 @@ class SliderResponse(io.ComfyNode):
                 io.Image.Output("plot", display_name="plot", tooltip="All measures over the strength."),
                 io.String.Output("csv", display_name="csv", tooltip="A line for each strength, for a spreadsheet."),
                 io.String.Output("report", display_name="text", tooltip="The conclusions, as text."),
-                io.Float.Output("monotonicity", display_name="monotonicity", tooltip="Of the target: 1 always rises with the strength, -1 always falls."),
-                io.Float.Output("symmetry", display_name="symmetry", tooltip="Of the target: 1 if + and - change it equally, in opposite directions."),
+                io.Float.Output(
+                    "monotonicity",
+                    display_name="monotonicity",
+                    tooltip="Of the target: 1 always rises with the strength, -1 always falls.",
+                ),
+                io.Float.Output(
+                    "symmetry",
+                    display_name="symmetry",
+                    tooltip="Of the target: 1 if + and - change it equally, in opposite directions.",
+                ),
                 io.String.Output(
-                    "recommended", display_name="recommended", tooltip="The range within all limits, such as -2.5 to 3, for Save LoRA's recommended_strength."
+                    "recommended",
+                    display_name="recommended",
+                    tooltip="The range within all limits, such as -2.5 to 3, for Save LoRA's recommended_strength.",
                 ),
             ],
             is_output_node=True,

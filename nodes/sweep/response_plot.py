@@ -19,7 +19,9 @@ BLUE, ORANGE, GREEN, VIOLET, RANGE = "#3b6fb6", "#c2571a", "#2f8f5b", "#7a4fb0",
 PANELS = ("edges", "entropy", "sharpness", "motion", "brightness", "saturation", "tint", "distance")
 
 
-def response_plot(response: Response, target: str, limits: Mapping[str, float], recommended: tuple[float, float]) -> Tensor:
+def response_plot(
+    response: Response, target: str, limits: Mapping[str, float], recommended: tuple[float, float]
+) -> Tensor:
     """Eight small curves over the strength. The target is drawn stronger; green is the recommended range."""
     figure = new_figure(13.2, 6.6)
     for panel, axes in zip(PANELS, figure.subplots(2, 4).flat, strict=True):
@@ -32,7 +34,9 @@ def response_plot(response: Response, target: str, limits: Mapping[str, float], 
         axes.set_xlabel("strength", color=INK, fontsize=9)
     monotone, symmetric = response.monotonicity(target), response.symmetry(target)
     title = MEASURES[target].title
-    figure.suptitle(f"How {title} answers the slider", fontsize=14, color=INK, x=0.012, y=0.985, ha="left", fontweight="bold")
+    figure.suptitle(
+        f"How {title} answers the slider", fontsize=14, color=INK, x=0.012, y=0.985, ha="left", fontweight="bold"
+    )
     low, high = (signed(value) for value in recommended)
     clips = len(response.values[target])
     facts = [f"monotonicity {monotone:+.2f}".replace("-", "−"), f"symmetry {symmetric:.2f}".replace("-", "−")]
@@ -60,8 +64,18 @@ def _curve(axes: Axes, response: Response, name: str, target: str, limit: float 
     measure, mean = MEASURES[name], response.mean(name)
     colour = ORANGE if name == target else BLUE
     _band(axes, response, name, colour)
-    axes.plot(response.strengths, mean, "o-", color=colour, linewidth=2.4 if name == target else 1.7, markersize=4, clip_on=False)
-    _title(axes, measure.title + (" (target)" if name == target else ""), measure.unit, colour if name == target else INK)
+    axes.plot(
+        response.strengths,
+        mean,
+        "o-",
+        color=colour,
+        linewidth=2.4 if name == target else 1.7,
+        markersize=4,
+        clip_on=False,
+    )
+    _title(
+        axes, measure.title + (" (target)" if name == target else ""), measure.unit, colour if name == target else INK
+    )
     if limit is not None:
         base = mean[response.strengths == response.baseline][0]
         for edge in (base - limit, base + limit):
@@ -72,7 +86,16 @@ def _curve(axes: Axes, response: Response, name: str, target: str, limit: float 
 def _tint(axes: Axes, response: Response, limit: float | None) -> None:
     """a* and b* apart, and the length of both together."""
     for name, label, colour in (("a", "a*  green − red +", GREEN), ("b", "b*  blue − yellow +", VIOLET)):
-        axes.plot(response.strengths, response.change(name), "o-", color=colour, linewidth=1.7, markersize=3.5, clip_on=False, label=label)
+        axes.plot(
+            response.strengths,
+            response.change(name),
+            "o-",
+            color=colour,
+            linewidth=1.7,
+            markersize=3.5,
+            clip_on=False,
+            label=label,
+        )
     drift = response.mean("colour_drift")
     axes.plot(response.strengths, drift, "-", color=INK, linewidth=1.4, label="both together")
     if limit is not None:

@@ -74,7 +74,12 @@ class StrengthSweep(io.ComfyNode):
                     "stop", default=3.0, min=-10.0, max=10.0, step=0.1, socketless=True, tooltip="The last strength."
                 ),
                 io.Int.Input(
-                    "count", default=7, min=1, max=MOST, socketless=True, tooltip="How many, evenly spaced, both ends included."
+                    "count",
+                    default=7,
+                    min=1,
+                    max=MOST,
+                    socketless=True,
+                    tooltip="How many, evenly spaced, both ends included.",
                 ),
                 io.Boolean.Input(
                     "include_zero",
@@ -95,9 +100,7 @@ class StrengthSweep(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, start: float, stop: float, count: int, include_zero: bool, strengths: str = ""
-    ) -> io.NodeOutput:
+    def execute(cls, start: float, stop: float, count: int, include_zero: bool, strengths: str = "") -> io.NodeOutput:
         return io.NodeOutput(sweep_strengths(start, stop, count, strengths, include_zero)[0])
 
 
@@ -128,7 +131,9 @@ class SweepGrid(io.ComfyNode):
                     step=16,
                     tooltip="The longer side of a clip in the grid and in the player, in pixels. Clips are never enlarged.",
                 ),
-                io.Float.Input("fps", default=16.0, min=1.0, max=120.0, step=1.0, tooltip="Frames a second. Wan makes 16."),
+                io.Float.Input(
+                    "fps", default=16.0, min=1.0, max=120.0, step=1.0, tooltip="Frames a second. Wan makes 16."
+                ),
                 io.Float.Input(
                     "baseline",
                     default=0.0,
@@ -147,7 +152,9 @@ class SweepGrid(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(
-                    "grid", display_name="grid", tooltip="All clips in one picture, frame by frame: for any video saver."
+                    "grid",
+                    display_name="grid",
+                    tooltip="All clips in one picture, frame by frame: for any video saver.",
                 ),
                 SweepClips.Output(
                     "sweep", display_name="sweep", tooltip="The clips at full size, for Slider Response."
@@ -179,7 +186,17 @@ class SweepGrid(io.ComfyNode):
         ahead = _under_way.setdefault(dynprompt, Ahead())
         run = uuid.uuid4().hex
         plan = Plan(
-            strengths, keys, arrange, cell_size, fps, baseline, text, between.restless, run, cls.hidden.unique_id, ahead.prompt
+            strengths,
+            keys,
+            arrange,
+            cell_size,
+            fps,
+            baseline,
+            text,
+            between.restless,
+            run,
+            cls.hidden.unique_id,
+            ahead.prompt,
         )
         plan.labels()  # what is wrong with the text is said now, not after the first clip
         after = plan.add_cells(graph, between, ahead)
@@ -210,7 +227,9 @@ def _strengths(between: Between) -> list[float]:
     inputs = between.nodes[between.sweep]["inputs"]
     wired = [name for name, value in inputs.items() if is_link(value)]
     if wired:
-        raise UnsupportedError(f"Strength Sweep: {wired[0]} comes from a wire, but has to be known before anything runs. Type it.")
+        raise UnsupportedError(
+            f"Strength Sweep: {wired[0]} comes from a wire, but has to be known before anything runs. Type it."
+        )
     return sweep_strengths(
         inputs["start"], inputs["stop"], inputs["count"], inputs.get("strengths", ""), inputs["include_zero"]
     )
@@ -264,12 +283,17 @@ class Plan:
 
         What another grid of the prompt has begun to render is waited for.
         """
-        missing = {key: strength for key, strength in zip(self.keys, self.strengths, strict=True) if not store().get(key)}
+        missing = {
+            key: strength for key, strength in zip(self.keys, self.strengths, strict=True) if not store().get(key)
+        }
         after: Link | None = None
         for last in dict.fromkeys(tuple(ahead.cells[key]) for key in missing if key in ahead.cells):
             # A gate that lets the end of one grid pass when another one has ended, too.
-            after = list(last) if after is None else graph.node(
-                "DiffLoraSweepGate", strength=after, run=self.run, after=list(last)).out(0)
+            after = (
+                list(last)
+                if after is None
+                else graph.node("DiffLoraSweepGate", strength=after, run=self.run, after=list(last)).out(0)
+            )
         missing = {key: strength for key, strength in missing.items() if key not in ahead.cells}
         fixed = between.clone_fixed(graph) if missing else {}
         for number, (key, strength) in enumerate(missing.items()):
@@ -420,11 +444,20 @@ def _let_go(images: torch.Tensor) -> None:
     if count is None:
         return
     # Not counted: the frames of this call, and the arguments that it was made with.
-    holders = [holder for holder in gc.get_referrers(images)
-               if not isinstance(holder, types.FrameType) and not (isinstance(holder, dict) and {"images", "key", "run"} <= holder.keys())]
+    holders = [
+        holder
+        for holder in gc.get_referrers(images)
+        if not isinstance(holder, types.FrameType)
+        and not (isinstance(holder, dict) and {"images", "key", "run"} <= holder.keys())
+    ]
     storage = images.untyped_storage()
     # Two users of the memory: the tensor, and the name in the line above.
-    if all(type(holder) is list for holder in holders) and len(holders) <= 1 and count(storage._cdata) <= 2 and storage.resizable():
+    if (
+        all(type(holder) is list for holder in holders)
+        and len(holders) <= 1
+        and count(storage._cdata) <= 2
+        and storage.resizable()
+    ):
         storage.resize_(0)
 
 

@@ -95,7 +95,9 @@ class LoadCheckpoints(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, run_a=None, run_b=None, step=None, step_b=-1):
-        if run_a is None or run_b is None or step is None or step_b is None:  # it comes through a link, and is not known yet
+        if (
+            run_a is None or run_b is None or step is None or step_b is None
+        ):  # it comes through a link, and is not known yet
             return math.nan
         return _identities(pair_of_files(_run(run_a), _run(run_b), step, step_b))
 
@@ -108,7 +110,9 @@ class LoadCheckpoints(io.ComfyNode):
         lines = [
             f"A: {a.name}",
             f"B: {b.name}",
-            Sentence("both have the epochs {0}", numbers) if one.unit == "epoch" else Sentence("both have the steps {0}", numbers),
+            Sentence("both have the epochs {0}", numbers)
+            if one.unit == "epoch"
+            else Sentence("both have the steps {0}", numbers),
         ]
         return io.NodeOutput(a, b, ui=messages(report(Sentence("Pair"), lines, pair_warnings(a, b))))
 
@@ -147,7 +151,8 @@ class CompareCheckpoints(io.ComfyNode):
         picture = chart(moments, a.unit)
         text = to_text(moments, a.unit)
         printable = ui.PreviewImage(picture, cls=cls).as_dict() | messages(
-            report(Sentence("Steps"), [_line(moment, a.unit) for moment in moments]))
+            report(Sentence("Steps"), [_line(moment, a.unit) for moment in moments])
+        )
         return io.NodeOutput(picture, text, to_csv(moments, a.unit), ui=printable)
 
 
@@ -156,8 +161,13 @@ def _line(moment: Moment, unit: str) -> Sentence:
     if moment.number:
         when = Sentence("epoch {0}", moment.number) if unit == "epoch" else Sentence("step {0}", moment.number)
     sizes = (f"{size:.4g}" for size in (moment.norm_a, moment.norm_b, moment.norm))
-    line = Sentence("{0}: A {1}, B {2}, A − B {3}, cosine {4}, rank 4 keeps {5}", when, *sizes, f"{moment.cosine:.4f}",
-                    f"{moment.energy:.1%}")
+    line = Sentence(
+        "{0}: A {1}, B {2}, A − B {3}, cosine {4}, rank 4 keeps {5}",
+        when,
+        *sizes,
+        f"{moment.cosine:.4f}",
+        f"{moment.energy:.1%}",
+    )
     return line if moment.direction is None else Sentence("{0}, direction {1}", line, f"{moment.direction:.4f}")
 
 

@@ -57,8 +57,10 @@ def run(comfy: ComfyServer, prompt: dict) -> Cost:
 
 def compared(ours: list[Cost], theirs: list[Cost], name: str) -> str:
     a, b = Cost.median(ours), Cost.median(theirs)
-    return (f"{a.wall / b.wall:.2f}, processor {a.cpu / b.cpu:.2f} "
-            f"({a.wall:.2f} s and {a.cpu:.2f} s, {name} {b.wall:.2f} s and {b.cpu:.2f} s)")
+    return (
+        f"{a.wall / b.wall:.2f}, processor {a.cpu / b.cpu:.2f} "
+        f"({a.wall:.2f} s and {a.cpu:.2f} s, {name} {b.wall:.2f} s and {b.cpu:.2f} s)"
+    )
 
 
 def import_share(start, runs: int) -> Figure:
@@ -75,16 +77,32 @@ def import_share(start, runs: int) -> Figure:
 
 def new_strength(comfy: ComfyServer, runs: int, label: str, file: str) -> Figure:
     """A prompt that differs in its strength alone, up to and with one small sampler step: our slider against core's loader."""
-    text = {"text": node("TestConditioning", seed=1, length=16),
-            "empty": node("EmptyHunyuanLatentVideo", width=64, height=64, length=1, batch_size=1),
-            "model": node("UNETLoader", unet_name=file, weight_dtype="default"),
-            "lora": node("DiffLoraLoad", lora_name=file)}
+    text = {
+        "text": node("TestConditioning", seed=1, length=16),
+        "empty": node("EmptyHunyuanLatentVideo", width=64, height=64, length=1, batch_size=1),
+        "model": node("UNETLoader", unet_name=file, weight_dtype="default"),
+        "lora": node("DiffLoraLoad", lora_name=file),
+    }
 
     def prompt(ours: bool, strength: float) -> dict:
-        slider = (node("DiffLoraSliderModel", model=["model", 0], lora=["lora", 0], strength=strength, apply="patch") if ours
-                  else node("LoraLoaderModelOnly", model=["model", 0], lora_name=file, strength_model=strength))
-        sample = node("KSampler", model=["slider", 0], positive=["text", 0], negative=["text", 0], latent_image=["empty", 0],
-                      seed=1, steps=1, cfg=1.0, sampler_name="euler", scheduler="simple", denoise=1.0)
+        slider = (
+            node("DiffLoraSliderModel", model=["model", 0], lora=["lora", 0], strength=strength, apply="patch")
+            if ours
+            else node("LoraLoaderModelOnly", model=["model", 0], lora_name=file, strength_model=strength)
+        )
+        sample = node(
+            "KSampler",
+            model=["slider", 0],
+            positive=["text", 0],
+            negative=["text", 0],
+            latent_image=["empty", 0],
+            seed=1,
+            steps=1,
+            cfg=1.0,
+            sampler_name="euler",
+            scheduler="simple",
+            denoise=1.0,
+        )
         return text | {"slider": slider, "sample": sample, "keep": node("TestKeep", value=["sample", 0])}
 
     costs: dict[bool, list[Cost]] = {True: [], False: []}
@@ -117,8 +135,11 @@ def chain(comfy: ComfyServer, runs: int, loras: Path) -> Figure:
         in_server = run(comfy, prompt)
         wall, cpu = time.perf_counter(), time.process_time()
         small = difflora.rerank(
-            difflora.subtract(difflora.load(loras / "dense.safetensors"), difflora.load(loras / "sparse.safetensors"))
-            .select("attn"), difflora.FixedRank(4))
+            difflora.subtract(
+                difflora.load(loras / "dense.safetensors"), difflora.load(loras / "sparse.safetensors")
+            ).select("attn"),
+            difflora.FixedRank(4),
+        )
         dict(small.stream(small.names))
         if number:
             server.append(in_server)
@@ -132,7 +153,9 @@ def main() -> None:
     parser.add_argument("--python", default=os.environ.get("COMFYUI_PYTHON", sys.executable))
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--starts", type=int, default=3, help="of the server, for the share of the import")
-    parser.add_argument("--dim", type=int, default=5120, help="width of the larger model, 0: none; 3072 where memory is short")
+    parser.add_argument(
+        "--dim", type=int, default=5120, help="width of the larger model, 0: none; 3072 where memory is short"
+    )
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
     options = parser.parse_args()
     if not options.comfyui:
@@ -158,8 +181,12 @@ def main() -> None:
             show(chain(comfy, options.runs, loras / "pair"))
             show(new_strength(comfy, options.runs, "small Wan", "small.safetensors"))
             if options.dim:
-                small_models.write_wan(models / "large.safetensors", options.dim, 2, options.dim * 27 // 10, dtype=torch.bfloat16)
-                small_models.write_lora(loras / "large.safetensors", models / "large.safetensors", rank=16, dtype=torch.bfloat16)
+                small_models.write_wan(
+                    models / "large.safetensors", options.dim, 2, options.dim * 27 // 10, dtype=torch.bfloat16
+                )
+                small_models.write_lora(
+                    loras / "large.safetensors", models / "large.safetensors", rank=16, dtype=torch.bfloat16
+                )
                 show(new_strength(comfy, options.runs, f"two blocks of width {options.dim}", "large.safetensors"))
     finally:
         if not options.folder:

@@ -42,8 +42,9 @@ def floor(a: Path, b: Path) -> float:
         for key in file.keys():
             shape = file.get_slice(key).get_shape()
             if len(shape) == 2:
-                result[key] = torch.zeros(min(shape[0], 4) if "down" in key else shape[0],
-                                          min(shape[1], 4) if "up" in key else shape[1])
+                result[key] = torch.zeros(
+                    min(shape[0], 4) if "down" in key else shape[0], min(shape[1], 4) if "up" in key else shape[1]
+                )
     out = a.with_name("floor.safetensors")
     started = time.perf_counter()
     for path in (a, b):
@@ -182,8 +183,21 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-TASKS = {task.__name__: task for task in (
-    floor, file_to_file, its_memory, another_rank, lossless, its_memory_lossless, gram, import_torch, whole_process, dense_svd)}
+TASKS = {
+    task.__name__: task
+    for task in (
+        floor,
+        file_to_file,
+        its_memory,
+        another_rank,
+        lossless,
+        its_memory_lossless,
+        gram,
+        import_torch,
+        whole_process,
+        dense_svd,
+    )
+}
 
 
 # The table
@@ -226,31 +240,42 @@ class Bench:
         for kind, noise, most in (("independent", None, 2.0), ("correlated", 0.1, 2.5)):
             pair = self.pair(16, noise)
             found = self.against("file_to_file", "floor", pair)
-            self.row(f"rank 16 + 16, {kind}, file to file",
-                     f"{found['seconds']:.2f} s = {found['ratio']:.2f} × floor ({found['base']:.2f} s), "
-                     f"{found['slow']:.0f} modules by QR", f"≤ {most} × floor")
+            self.row(
+                f"rank 16 + 16, {kind}, file to file",
+                f"{found['seconds']:.2f} s = {found['ratio']:.2f} × floor ({found['base']:.2f} s), "
+                f"{found['slow']:.0f} modules by QR",
+                f"≤ {most} × floor",
+            )
             self.row(f"its peak memory, {kind}", f"{self.task('its_memory', pair)['memory']:.0f} MB", "≤ 300 MB")
         pair = self.pair(16, None)
         again = self.against("another_rank", "floor", pair)
-        self.row("another rank of it, file to file", f"{again['seconds']:.2f} s = {again['ratio']:.2f} × floor",
-                 "≤ 1.3 × floor")
+        self.row(
+            "another rank of it, file to file",
+            f"{again['seconds']:.2f} s = {again['ratio']:.2f} × floor",
+            "≤ 1.3 × floor",
+        )
         self.row("its energy at a further rank", f"{again['energy_seconds'] * 1000:.0f} ms, no file read")
         base = statistics.median(self.task("floor", pair)["seconds"] for _ in range(self.runs))
         torch_alone = statistics.median(self.task("import_torch", pair)["seconds"] for _ in range(self.runs))
         whole = statistics.median(self.task("whole_process", pair)["seconds"] for _ in range(self.runs))
-        self.row("whole process with imports", f"{whole:.2f} s; `import torch` is {torch_alone:.2f} s of it",
-                 f"≤ {torch_alone + 2.5 * base:.2f} s (import torch + 2.5 × floor)")
+        self.row(
+            "whole process with imports",
+            f"{whole:.2f} s; `import torch` is {torch_alone:.2f} s of it",
+            f"≤ {torch_alone + 2.5 * base:.2f} s (import torch + 2.5 × floor)",
+        )
 
     def rank_128(self) -> None:
         for kind, noise in (("independent", None), ("correlated", 0.1)):
             pair = self.pair(128, noise)
             found = self.against("file_to_file", "gram", pair, runs=3)
             gram_pass = self.task("gram", pair)
-            self.row(f"rank 128 + 128, {kind}, file to file",
-                     f"{found['seconds']:.1f} s = {found['ratio']:.2f} × one float64 Gram pass ({found['base']:.1f} s, "
-                     f"products alone {gram_pass['products']:.1f} s) = "
-                     f"{found['seconds'] / gram_pass['flop_bound']:.1f} × the flop bound, {found['slow']:.0f} by QR",
-                     "≤ 2 × Gram pass")
+            self.row(
+                f"rank 128 + 128, {kind}, file to file",
+                f"{found['seconds']:.1f} s = {found['ratio']:.2f} × one float64 Gram pass ({found['base']:.1f} s, "
+                f"products alone {gram_pass['products']:.1f} s) = "
+                f"{found['seconds'] / gram_pass['flop_bound']:.1f} × the flop bound, {found['slow']:.0f} by QR",
+                "≤ 2 × Gram pass",
+            )
             self.row(f"its peak memory, {kind}", f"{self.task('its_memory', pair)['memory']:.0f} MB", "≤ 600 MB")
         seconds = self.task("lossless", self.pair(128, None))["seconds"]
         memory = self.task("its_memory_lossless", self.pair(128, None))["memory"]
@@ -259,10 +284,14 @@ class Bench:
     def dense(self) -> None:
         pair = self.pair(16, None)
         found, ours = self.task("dense_svd", pair), self.task("file_to_file", pair)["seconds"]
-        self.row("dense SVD of one 5120 × 5120 difference", f"{found['seconds']:.1f} s; ours misses "
-                 f"{found['excess']:+.1e} more than the optimum there")
-        self.row("320 of them, extrapolated, against ours for all 400 modules",
-                 f"{320 * found['seconds'] / 3600:.1f} h against {ours:.2f} s: {320 * found['seconds'] / ours:,.0f} ×")
+        self.row(
+            "dense SVD of one 5120 × 5120 difference",
+            f"{found['seconds']:.1f} s; ours misses {found['excess']:+.1e} more than the optimum there",
+        )
+        self.row(
+            "320 of them, extrapolated, against ours for all 400 modules",
+            f"{320 * found['seconds'] / 3600:.1f} h against {ours:.2f} s: {320 * found['seconds'] / ours:,.0f} ×",
+        )
 
     def growth(self) -> Path:
         """Time against rank and against the number of modules, as a plot."""
@@ -281,8 +310,11 @@ class Bench:
         path = self.folder / "growth.png"
         figure.savefig(path)
         slope = math.log2(by_rank[-1] / by_rank[-2])
-        self.row("growth", f"rank 64 to 128: × {2**slope:.1f}; 200 to 400 modules: × {by_size[-1] / by_size[-2]:.1f}; "
-                 f"plot in {path.name}")
+        self.row(
+            "growth",
+            f"rank 64 to 128: × {2**slope:.1f}; 200 to 400 modules: × {by_size[-1] / by_size[-2]:.1f}; "
+            f"plot in {path.name}",
+        )
         return path
 
 

@@ -30,7 +30,10 @@ DIM, FFN = 5120, 13824
 
 def combined(count: int, rank: int, blocks: int, folder: Path) -> dict[str, float]:
     """`count` LoRAs of one rank summed, re-ranked to 4 and written."""
-    pairs = [write_pair(folder / f"{rank}_{blocks}_{seed}", rank=rank, blocks=blocks, seed=seed) for seed in range((count + 1) // 2)]
+    pairs = [
+        write_pair(folder / f"{rank}_{blocks}_{seed}", rank=rank, blocks=blocks, seed=seed)
+        for seed in range((count + 1) // 2)
+    ]
     files = [file for pair in pairs for file in pair][:count]
     return timed(lambda: difflora.combine([(1.0, difflora.load(file)) for file in files]), folder)
 
@@ -70,7 +73,12 @@ def checkpoints(blocks: int, folder: Path) -> dict[str, float]:
     random = torch.Generator().manual_seed(0)
     base, tuned = {}, {}
     for name, rows, columns in modules(blocks, DIM, FFN):
-        name = name.removeprefix("lora_unet_").replace("_attn_", "_attn.").replace("ffn_", "ffn.").replace("blocks_", "blocks.")
+        name = (
+            name.removeprefix("lora_unet_")
+            .replace("_attn_", "_attn.")
+            .replace("ffn_", "ffn.")
+            .replace("blocks_", "blocks.")
+        )
         name = name.replace("_self", ".self").replace("_cross", ".cross").replace("_ffn", ".ffn") + ".weight"
         weight = torch.randn(rows, columns, generator=random) / columns**0.5
         change = torch.randn(rows, 24, generator=random) @ torch.randn(24, columns, generator=random)
@@ -80,7 +88,9 @@ def checkpoints(blocks: int, folder: Path) -> dict[str, float]:
     del base, tuned
     with _Memory() as memory:
         started = time.perf_counter()
-        difference = difflora.rerank(extract(folder / "base.safetensors", folder / "tuned.safetensors"), difflora.FixedRank(32))
+        difference = difflora.rerank(
+            extract(folder / "base.safetensors", folder / "tuned.safetensors"), difflora.FixedRank(32)
+        )
         difflora.save(difference, folder / "out.safetensors", overwrite=True)
         seconds = time.perf_counter() - started
     worst = max(found.excess for found in difference.certificates.values())
@@ -122,17 +132,28 @@ def report(folder: Path) -> None:
     for count, rank, blocks in ((10, 128, 2), (2, 1024, 1)):
         found, columns = task("combined", count, rank, blocks), count * rank
         expected = small["seconds"] * theory(columns) / theory(256) * blocks / 2
-        row(f"{count} LoRAs of rank {rank}, {10 * blocks} modules",
-            f"{found['seconds']:.1f} s = {found['seconds'] / expected:.2f} × the theory's {expected:.1f} s, {found['memory']:.0f} MB")
+        row(
+            f"{count} LoRAs of rank {rank}, {10 * blocks} modules",
+            f"{found['seconds']:.1f} s = {found['seconds'] / expected:.2f} × the theory's {expected:.1f} s, {found['memory']:.0f} MB",
+        )
     few, many = task("many_modules", 40), task("many_modules", 410)
-    row("4,100 modules of width 512, rank 16 + 16", f"{many['seconds']:.2f} s, {many['memory']:.0f} MB = "
-        f"{many['seconds'] / few['seconds'] / 10.25:.2f} × 10.25 times 400 modules ({few['seconds']:.2f} s, {few['memory']:.0f} MB)")
+    row(
+        "4,100 modules of width 512, rank 16 + 16",
+        f"{many['seconds']:.2f} s, {many['memory']:.0f} MB = "
+        f"{many['seconds'] / few['seconds'] / 10.25:.2f} × 10.25 times 400 modules ({few['seconds']:.2f} s, {few['memory']:.0f} MB)",
+    )
     full = task("full_difference", 64)
-    row("a full difference of 5120 × 5120 at rank 64", f"{full['seconds']:.1f} s, dense SVD {full['dense']:.1f} s: "
-        f"{full['dense'] / full['seconds']:.0f} ×; error {full['error']:.6f} × the optimum, certified ≤ {full['bound']:.6f} ×")
+    row(
+        "a full difference of 5120 × 5120 at rank 64",
+        f"{full['seconds']:.1f} s, dense SVD {full['dense']:.1f} s: "
+        f"{full['dense'] / full['seconds']:.0f} ×; error {full['error']:.6f} × the optimum, certified ≤ {full['bound']:.6f} ×",
+    )
     taken = task("checkpoints", 2)
-    row("two blocks of two 14B checkpoints, rank 32", f"{taken['seconds']:.0f} s, {taken['memory']:.0f} MB, certified ≤ "
-        f"{taken['bound']:.4f} × the optimal error; 40 blocks, extrapolated: {20 * taken['seconds'] / 60:.0f} min, same memory")
+    row(
+        "two blocks of two 14B checkpoints, rank 32",
+        f"{taken['seconds']:.0f} s, {taken['memory']:.0f} MB, certified ≤ "
+        f"{taken['bound']:.4f} × the optimal error; 40 blocks, extrapolated: {20 * taken['seconds'] / 60:.0f} min, same memory",
+    )
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ def clip(frames: int, width: int, height: int, seed: int) -> list[Frame]:
     whole = Image.fromarray(small).resize((width + frames, height), Image.Resampling.BICUBIC)
     pixels = np.asarray(whole).astype(np.int16)
     grain = random.integers(-6, 7, (height, width, 3))
-    return [np.clip(pixels[:, i : i + width] + np.roll(grain, 7 * i, 1), 0, 255).astype(np.uint8) for i in range(frames)]
+    return [
+        np.clip(pixels[:, i : i + width] + np.roll(grain, 7 * i, 1), 0, 255).astype(np.uint8) for i in range(frames)
+    ]
 
 
 def seconds(task: Callable[[], Any]) -> float:
@@ -74,7 +76,11 @@ def costs(folder: Path, clips: list[list[Frame]], longest: int, round_number: in
         stored = tuple(store.get(str(key)) for key in range(len(clips)))
         measure_sweeps([Sweep(tuple(strengths), stored, 16, 0.0)])  # type: ignore[arg-type]
 
-    return {"encoding once": seconds(encode_once), "cells and grid": seconds(cells_and_grid), "response": seconds(response)}
+    return {
+        "encoding once": seconds(encode_once),
+        "cells and grid": seconds(cells_and_grid),
+        "response": seconds(response),
+    }
 
 
 def expansion(nodes: int, strengths: int) -> float:
@@ -91,7 +97,12 @@ def expansion(nodes: int, strengths: int) -> float:
     prompt: dict[str, Any] = {"sweep": {"class_type": "DiffLoraStrengthSweep", "inputs": {}}}
     previous = "sweep"
     for number in range(nodes):
-        inputs = {"a": [previous, 0], "b": [str(max(0, number - 7)), 0] if number > 7 else 1, "text": "words", "n": number}
+        inputs = {
+            "a": [previous, 0],
+            "b": [str(max(0, number - 7)), 0] if number > 7 else 1,
+            "text": "words",
+            "n": number,
+        }
         if number % 10 == 0:
             inputs["file"] = f"model_{number}.safetensors"
         prompt[str(number)] = {"class_type": "Some", "inputs": inputs}
@@ -164,14 +175,23 @@ def memory(folder: Path, frames: int, width: int, height: int, clips: int, flags
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("frames", 81), ("width", 640), ("height", 480), ("clips", 7), ("rounds", 3), ("longest", 384)):
+    for name, default in (
+        ("frames", 81),
+        ("width", 640),
+        ("height", 480),
+        ("clips", 7),
+        ("rounds", 3),
+        ("longest", 384),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     shape = (options.frames, options.width, options.height)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         clips = [clip(*shape, seed) for seed in range(options.clips)]
-        print(f"{options.clips} clips of {options.frames} frames, {options.width}×{options.height}; cells of {options.longest}")
+        print(
+            f"{options.clips} clips of {options.frames} frames, {options.width}×{options.height}; cells of {options.longest}"
+        )
         rounds = [costs(folder, clips, options.longest, number) for number in range(options.rounds)]
         for task, limit in (("cells and grid", 1.5), ("response", 3)):
             ratio = statistics.median(times[task] / times["encoding once"] for times in rounds)
@@ -184,7 +204,9 @@ def main() -> None:
         one_clip = options.frames * options.width * options.height * 12
         for flags in ([], ["--cache-none"]):
             one, all_clips = memory(folder / ("none" if flags else "default"), *shape, options.clips, flags)
-            print(f"memory {' '.join(flags) or '(default cache)':16} {one / one_clip:.2f} clips for 1, {all_clips / one_clip:.2f} for {options.clips}")
+            print(
+                f"memory {' '.join(flags) or '(default cache)':16} {one / one_clip:.2f} clips for 1, {all_clips / one_clip:.2f} for {options.clips}"
+            )
         print(f"expansion of 100 nodes over 13 strengths: {expansion(100, 13):.3f} s (at most 0.2)")
 
 

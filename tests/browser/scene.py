@@ -34,7 +34,8 @@ def every_widget(page: ComfyPage) -> dict[str, Face]:
     lines = [{"text": f"This is {level}.", "level": level} for level in ("info", "warning", "error")]
     faces["DiffLoraLoad"].told({"report": {"title": "dense.safetensors", "lines": lines}})
     clips = [
-        {"video": 0, "box": [0, 0, 96, 64], "label": label, "text": "", "baseline": label == "0"} for label in ("−3", "0", "+3")
+        {"video": 0, "box": [0, 0, 96, 64], "label": label, "text": "", "baseline": label == "0"}
+        for label in ("−3", "0", "+3")
     ]
     videos = [{"filename": "none.mp4", "subfolder": "", "type": "temp"}]
     faces["DiffLoraSweepGrid"].told({"player": {"videos": videos, "clips": clips, "fps": 16, "frames": 12}})

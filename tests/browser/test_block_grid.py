@@ -57,7 +57,9 @@ def test_headers_toggle_lines(grid):
     grid.click(7, -1)
     assert set(sent(grid)) == {f"blocks.7.{column}" for column in WAN_COLUMNS}
     grid.click(-1, 8)
-    assert {name for name in sent(grid) if not name.startswith("blocks.7.")} == {f"blocks.{n}.ffn.0" for n in range(40) if n != 7}
+    assert {name for name in sent(grid) if not name.startswith("blocks.7.")} == {
+        f"blocks.{n}.ffn.0" for n in range(40) if n != 7
+    }
     grid.set("selection", "none")
     grid.click(-2, 4)
     assert grid.value("selection") == "cross_attn"
@@ -89,7 +91,12 @@ def test_typing_moves_the_grid_and_says_what_is_wrong(grid):
 
 @both_renderers
 def test_presets_invert_and_none(grid):
-    for label, text in (("Attention", "attn"), ("Cross", "cross_attn"), ("Early", "blocks 0-10"), ("Late", "blocks 30-39")):
+    for label, text in (
+        ("Attention", "attn"),
+        ("Cross", "cross_attn"),
+        ("Early", "blocks 0-10"),
+        ("Late", "blocks 30-39"),
+    ):
         grid.find(f".bar button:text-is('{label}')").click()
         assert grid.value("selection") == text
         assert sent(grid) == meaning(text)
@@ -157,7 +164,10 @@ def test_undo_and_redo(grid):
 def test_copy_and_paste_takes_the_picture_along(grid):
     page = grid.page
     grid.drag((4, 4), (8, 4))
-    page.run("id => { app.canvas.deselectAll?.(); app.canvas.selectNode(app.graph.getNodeById(Number(id))); document.activeElement.blur(); }", grid.id)
+    page.run(
+        "id => { app.canvas.deselectAll?.(); app.canvas.selectNode(app.graph.getNodeById(Number(id))); document.activeElement.blur(); }",
+        grid.id,
+    )
     page.page.keyboard.press("Control+c")
     page.page.keyboard.press("Control+v")
     page.page.wait_for_function("() => app.graph._nodes.length === 2", timeout=5000)
@@ -259,8 +269,12 @@ def test_shift_after_a_header_extends_cells_from_cells_and_lines_from_lines(grid
     assert set(sent(grid)) == column | square | {f"blocks.{n}.ffn.2" for n in range(40)}
 
 
-OUTSIDE = ["patch_embedding", *(f"{part}.{n}" for part in ("text_embedding", "time_embedding") for n in (0, 2)),
-           "time_projection.1", "head.head"]
+OUTSIDE = [
+    "patch_embedding",
+    *(f"{part}.{n}" for part in ("text_embedding", "time_embedding") for n in (0, 2)),
+    "time_projection.1",
+    "head.head",
+]
 
 
 @both_renderers
@@ -290,7 +304,13 @@ def test_modules_outside_the_blocks_are_chosen_one_by_one_or_along_a_stroke(grid
 
 @both_renderers
 def test_a_cells_label_tells_its_weight_and_its_size(grid):
-    grid.told({"modules": {name: {"norm": 1.5 * (1 + row)} for row, name in enumerate(wan_names(3)) if name != "blocks.1.ffn.2"}})
+    grid.told(
+        {
+            "modules": {
+                name: {"norm": 1.5 * (1 + row)} for row, name in enumerate(wan_names(3)) if name != "blocks.1.ffn.2"
+            }
+        }
+    )
     grid.set("selection", "attn, ffn=0.5")
     label = {spot: grid.cell(*spot).get_attribute("aria-label") for spot in ((0, 0), (0, 8), (1, 9))}
     assert label[0, 0] == "blocks.0.self_attn.q, ‖ΔW‖ 1.5"
@@ -313,7 +333,10 @@ def test_a_selection_from_a_wire_cannot_be_painted_and_shows_the_last_run(grid):
     assert all(chip.is_disabled() for chip in grid.element.query_selector_all(".bar button"))
     grid.told({"modules": {name: {} for name in NAMES}, "selection": "ffn"})
     assert grid.chosen() == set(meaning("ffn"))
-    grid.page.run("id => { const n = app.graph.getNodeById(Number(id)); n.disconnectInput(n.inputs.findIndex(i => i.widget?.name === 'selection')); }", grid.id)
+    grid.page.run(
+        "id => { const n = app.graph.getNodeById(Number(id)); n.disconnectInput(n.inputs.findIndex(i => i.widget?.name === 'selection')); }",
+        grid.id,
+    )
     grid.page.settle()
     assert grid.chosen() == set(meaning("attn"))
     grid.click(0, 0)
@@ -326,7 +349,10 @@ def test_what_a_selection_before_leaves_out_is_not_offered_again(grid):
     grid.set("selection", "attn, !blocks.1.self_attn.q")
     grid.told({"modules": {name: {} for name in wan_names(3)}})
     second = Face(page, grid.type, at=(600, 80))
-    page.run("([a, b]) => { app.graph.getNodeById(Number(a)).connect(0, app.graph.getNodeById(Number(b)), 0); }", [grid.id, second.id])
+    page.run(
+        "([a, b]) => { app.graph.getNodeById(Number(a)).connect(0, app.graph.getNodeById(Number(b)), 0); }",
+        [grid.id, second.id],
+    )
     page.settle()
     assert "of 23 modules" in second.text(".count")
     assert "absent" in second.cell(1, 0).get_attribute("class")

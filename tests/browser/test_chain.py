@@ -6,8 +6,12 @@ from tests import small_models
 from tests.e2e.test_chain import chain
 
 # Links by number, as the page does it.
-IDS = {name: str(number) for number, name in enumerate(
-    ("a", "b", "difference", "selected", "small", "model", "slider", "analyze", "save", "keep"), 1)}
+IDS = {
+    name: str(number)
+    for number, name in enumerate(
+        ("a", "b", "difference", "selected", "small", "model", "slider", "analyze", "save", "keep"), 1
+    )
+}
 
 # The order of the widgets that a saved workflow relies on: it stores values by place. Never change it; add at the end.
 WIDGETS = {
@@ -23,16 +27,32 @@ WIDGETS = {
 
 def prompt(**changes):
     graph = chain()
-    graph["analyze"] = {"class_type": "DiffLoraAnalyze", "inputs": {"a": ["a", 0], "b": ["b", 0], "rank": 4, "show": "difference"}}
-    graph["save"] = {"class_type": "DiffLoraSave", "inputs": {
-        "lora": ["small", 0], "filename_prefix": "from_page", "dtype": "float32", "dialect": "native",
-        "if_exists": "overwrite", "recommended_strength": "-2 to 3"}}
+    graph["analyze"] = {
+        "class_type": "DiffLoraAnalyze",
+        "inputs": {"a": ["a", 0], "b": ["b", 0], "rank": 4, "show": "difference"},
+    }
+    graph["save"] = {
+        "class_type": "DiffLoraSave",
+        "inputs": {
+            "lora": ["small", 0],
+            "filename_prefix": "from_page",
+            "dtype": "float32",
+            "dialect": "native",
+            "if_exists": "overwrite",
+            "recommended_strength": "-2 to 3",
+        },
+    }
     graph["keep"] = {"class_type": "TestKeep", "inputs": {"value": ["slider", 0]}}
     for name, inputs in changes.items():
         graph[name]["inputs"] |= inputs
     return {
-        IDS[name]: {"class_type": step["class_type"], "inputs": {
-            key: [IDS[value[0]], value[1]] if isinstance(value, list) else value for key, value in step["inputs"].items()}}
+        IDS[name]: {
+            "class_type": step["class_type"],
+            "inputs": {
+                key: [IDS[value[0]], value[1]] if isinstance(value, list) else value
+                for key, value in step["inputs"].items()
+            },
+        }
         for name, step in graph.items()
     }
 
@@ -45,7 +65,13 @@ def test_the_chain_runs_in_the_page(page, vue, tmp_path):
     page.fit()
     page.screenshot(tmp_path / "chain.png")
     text = page.page.locator("body").inner_text()
-    for line in ("24 of 24 modules applied", "24 of 30 modules", "of the energy kept", "alpha 2", "from_page.safetensors"):
+    for line in (
+        "24 of 24 modules applied",
+        "24 of 30 modules",
+        "of the energy kept",
+        "alpha 2",
+        "from_page.safetensors",
+    ):
         assert line in text, line
     sent = page.prompt()
     for number, step in prompt().items():
@@ -58,8 +84,11 @@ def test_workflows_that_are_saved_today_keep_their_values(page):
     page.load(prompt())
     for node in page.workflow()["nodes"]:
         if node["type"] in WIDGETS:
-            values = list(prompt()[str(node["id"])]["inputs"][name] for name in WIDGETS[node["type"]]
-                          if name in prompt()[str(node["id"])]["inputs"])
+            values = list(
+                prompt()[str(node["id"])]["inputs"][name]
+                for name in WIDGETS[node["type"]]
+                if name in prompt()[str(node["id"])]["inputs"]
+            )
             assert node["widgets_values"][: len(values)] == values, node["type"]
 
 

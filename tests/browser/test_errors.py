@@ -7,11 +7,18 @@ from tests.comfy_server import ComfyError
 
 PROMPT = {
     "1": {"class_type": "DiffLoraLoad", "inputs": {"lora_name": small_models.DENSE, "ignore_unknown": False}},
-    "2": {"class_type": "DiffLoraSelectBlocks", "inputs": {"lora": ["1", 0], "selection": "blocks 90", "rest": "leave out"}},
+    "2": {
+        "class_type": "DiffLoraSelectBlocks",
+        "inputs": {"lora": ["1", 0], "selection": "blocks 90", "rest": "leave out"},
+    },
     "3": {
         "class_type": "DiffLoraSave",
         "inputs": {
-            "lora": ["2", 0], "filename_prefix": "wrong", "dtype": "float32", "dialect": "native", "if_exists": "overwrite",
+            "lora": ["2", 0],
+            "filename_prefix": "wrong",
+            "dtype": "float32",
+            "dialect": "native",
+            "if_exists": "overwrite",
             "recommended_strength": "",
         },
     },
@@ -33,7 +40,9 @@ def problem(page, node_id, widget):
 
 
 @pytest.mark.parametrize("vue", (False, True), ids=("canvas", "vue"))
-@pytest.mark.parametrize(("locale", "said"), (("ja-JP", "は何も選びません"), ("zh-CN", "没有选中任何模块"), ("en-US", "selects nothing")))
+@pytest.mark.parametrize(
+    ("locale", "said"), (("ja-JP", "は何も選びません"), ("zh-CN", "没有选中任何模块"), ("en-US", "selects nothing"))
+)
 def test_an_error_of_a_run_is_said_in_the_users_language(open_page, locale, said, vue):
     page = open_page(locale=locale, vue=vue)
     page.load(PROMPT)

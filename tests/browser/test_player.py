@@ -240,7 +240,16 @@ def test_a_compared_pair_plays_too(page, comfy):
         {
             "1": node("LoadImage", image="one.png"),
             "2": node("LoadImage", image="two.png"),
-            "3": node("DiffLoraABCompare", a=["1", 0], b=["2", 0], mode="wipe", amplify=4.0, fps=16.0, label_a="old", label_b="new"),
+            "3": node(
+                "DiffLoraABCompare",
+                a=["1", 0],
+                b=["2", 0],
+                mode="wipe",
+                amplify=4.0,
+                fps=16.0,
+                label_a="old",
+                label_b="new",
+            ),
         }
     )
     page.queue()

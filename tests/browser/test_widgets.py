@@ -46,7 +46,15 @@ def test_slider_follows_the_pointer_and_the_keys(drawn):
     mouse.dblclick(track["x"] + track["width"] * 0.2, middle)
     assert slider.value("strength") == 0
     slider.find(".track").focus()
-    for key, value in (("ArrowRight", 0.1), ("PageUp", 1.1), ("-", -1.1), ("Home", -3), ("End", 3), ("Delete", 0), ("0", 0)):
+    for key, value in (
+        ("ArrowRight", 0.1),
+        ("PageUp", 1.1),
+        ("-", -1.1),
+        ("Home", -3),
+        ("End", 3),
+        ("Delete", 0),
+        ("0", 0),
+    ):
         keyboard.press(key)
         assert slider.value("strength") == pytest.approx(value)
         assert slider.sent("strength") == pytest.approx(value)
@@ -56,7 +64,13 @@ def test_slider_follows_the_pointer_and_the_keys(drawn):
 @both_renderers
 def test_slider_says_how_safe_a_strength_is(drawn):
     slider = Face(drawn, "DiffLoraSliderModel")
-    for value, zone, shown in ((-3, "safe", "−3"), (3.5, "stretched", "+3.5"), (-4.5, "risky", "−4.5"), (8, "risky", "+8"), (0, "safe", "0")):
+    for value, zone, shown in (
+        (-3, "safe", "−3"),
+        (3.5, "stretched", "+3.5"),
+        (-4.5, "risky", "−4.5"),
+        (8, "risky", "+8"),
+        (0, "safe", "0"),
+    ):
         slider.set("strength", value)
         assert slider.text(".zone") == zone
         assert slider.text(".value") == shown
@@ -84,7 +98,7 @@ def test_slider_shows_the_range_that_the_file_recommends(drawn):
 def test_cut_and_kept_energy_follow_the_rank_without_a_run(drawn):
     rerank = Face(drawn, "DiffLoraRerank")
     assert rerank.find(".empty").is_visible()
-    values = [2.0 ** -index for index in range(16)]
+    values = [2.0**-index for index in range(16)]
     rerank.told({"spectrum": {"values": {"a": values, "b": values}, "energy": {}}})
     energy = [value * value for value in values]
     for rank in (1, 2, 6):
@@ -146,7 +160,11 @@ def test_report_is_plain_text_whatever_it_says(drawn):
     lines = [{"text": "fine", "level": "info"}, {"text": hostile, "level": "error"}, {"text": "hm", "level": "warning"}]
     load.told({"report": {"title": hostile, "lines": lines}})
     assert load.text(".title") == hostile
-    assert [line.inner_text().split("\n")[-1] for line in load.element.query_selector_all("li")] == ["fine", hostile, "hm"]
+    assert [line.inner_text().split("\n")[-1] for line in load.element.query_selector_all("li")] == [
+        "fine",
+        hostile,
+        "hm",
+    ]
     assert not load.element.query_selector_all("img, script")
     assert drawn.run("() => window.hacked") is None
 
@@ -167,7 +185,10 @@ def chain(a, b):
             "class_type": "DiffLoraSubtract",
             "inputs": {"a": ["1", 0], "b": ["2", 0], "weight_a": 1, "weight_b": 1, "unmatched": "keep"},
         },
-        "4": {"class_type": "DiffLoraSelectBlocks", "inputs": {"lora": ["3", 0], "selection": "attn", "rest": "leave out"}},
+        "4": {
+            "class_type": "DiffLoraSelectBlocks",
+            "inputs": {"lora": ["3", 0], "selection": "attn", "rest": "leave out"},
+        },
         "5": {
             "class_type": "DiffLoraRerank",
             "inputs": {"lora": ["4", 0], "rule": "rank", "rank": 2, "energy": 0.9, "ratio": 10, "max_rank": 64},
@@ -183,7 +204,10 @@ def chain(a, b):
                 "recommended_strength": "-2.5 to 3",
             },
         },
-        "7": {"class_type": "DiffLoraAnalyze", "inputs": {"a": ["1", 0], "b": ["2", 0], "rank": 4, "show": "difference"}},
+        "7": {
+            "class_type": "DiffLoraAnalyze",
+            "inputs": {"a": ["1", 0], "b": ["2", 0], "rank": 4, "show": "difference"},
+        },
     }
 
 
@@ -238,17 +262,37 @@ def test_hostile_file_shows_as_text_and_runs_nothing(times, drawn_canvas, comfy)
         file,
         metadata={
             key: evil
-            for key in ("ss_base_model_version", "ss_output_name", "modelspec.title", "modelspec.architecture", "difflora.recipe")
+            for key in (
+                "ss_base_model_version",
+                "ss_output_name",
+                "modelspec.title",
+                "modelspec.architecture",
+                "difflora.recipe",
+            )
         }
-        | {"difflora.recommended_strength": f"{evil} to 3", "ss_network_module": evil, "ss_tag_frequency": json.dumps({evil: 1})},
+        | {
+            "difflora.recommended_strength": f"{evil} to 3",
+            "ss_network_module": evil,
+            "ss_tag_frequency": json.dumps({evil: 1}),
+        },
     )
     page.run("async () => { await app.refreshComboInNodes?.(); }")
     prompt = {
         "1": {"class_type": "DiffLoraLoad", "inputs": {"lora_name": "hostile.safetensors", "ignore_unknown": False}},
-        "2": {"class_type": "DiffLoraRerank", "inputs": {"lora": ["1", 0], "rule": "rank", "rank": 1, "energy": 0.9, "ratio": 10, "max_rank": 64}},
+        "2": {
+            "class_type": "DiffLoraRerank",
+            "inputs": {"lora": ["1", 0], "rule": "rank", "rank": 1, "energy": 0.9, "ratio": 10, "max_rank": 64},
+        },
         "3": {
             "class_type": "DiffLoraSave",
-            "inputs": {"lora": ["2", 0], "filename_prefix": "face2", "dtype": "float32", "dialect": "native", "if_exists": "overwrite", "recommended_strength": ""},
+            "inputs": {
+                "lora": ["2", 0],
+                "filename_prefix": "face2",
+                "dtype": "float32",
+                "dialect": "native",
+                "if_exists": "overwrite",
+                "recommended_strength": "",
+            },
         },
     }
     page.load(prompt)

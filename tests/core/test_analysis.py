@@ -73,7 +73,11 @@ def test_nearly_collinear_pair(noise: float, tmp_path: Path) -> None:
     """Where everything but a ten-thousandth cancels, the size of what is left still is right."""
     up, down, alpha = factors(64, 48, 16)
     random = torch.Generator().manual_seed(5)
-    other = (up + noise * torch.randn(64, 16, generator=random), down + noise * torch.randn(16, 48, generator=random), alpha)
+    other = (
+        up + noise * torch.randn(64, 16, generator=random),
+        down + noise * torch.randn(16, 48, generator=random),
+        alpha,
+    )
     a = difflora.load(write(tmp_path / "a.safetensors", {Q: (up, down, alpha)}))
     b = difflora.load(write(tmp_path / "b.safetensors", {Q: other}))
     numbers = difflora.analyze(a, b)
@@ -81,7 +85,8 @@ def test_nearly_collinear_pair(noise: float, tmp_path: Path) -> None:
     assert numbers.norm == pytest.approx(np.linalg.norm(exact), rel=1e-6)
     assert 1 - numbers.cosine == pytest.approx(1 - cosine(dense((up, down, alpha)), dense(other)), rel=1e-3, abs=1e-12)
     assert numbers.modules[Q].energy(4) == pytest.approx(
-        float((np.linalg.svd(exact, compute_uv=False)[:4] ** 2).sum() / (exact**2).sum()), rel=1e-5)
+        float((np.linalg.svd(exact, compute_uv=False)[:4] ** 2).sum() / (exact**2).sum()), rel=1e-5
+    )
 
 
 def test_energy_of_a_rank_over_all_modules_is_what_a_rerank_keeps(pair: tuple[Lora, Lora]) -> None:
@@ -99,7 +104,8 @@ def test_selected_and_reranked_differences_tell_the_same_of_a_and_b(pair: tuple[
         assert list(numbers.modules) == [Q, K]
         for name, one in numbers.modules.items():
             assert (one.norm_a, one.norm_b, one.cosine) == pytest.approx(
-                (plain.modules[name].norm_a, plain.modules[name].norm_b, plain.modules[name].cosine))
+                (plain.modules[name].norm_a, plain.modules[name].norm_b, plain.modules[name].cosine)
+            )
             assert one.norm == pytest.approx(0.5 * plain.modules[name].norm)
     assert selection_weight(chosen.select("blocks 0=-4"), Q) == -2.0
     assert selection_weight(chosen, FFN) == 0.0
@@ -109,7 +115,8 @@ def test_zeroed_modules_add_nothing(pair: tuple[Lora, Lora]) -> None:
     numbers = analyze_pair(difflora.subtract(*pair).select("ffn", nullify=True))
     alone = analyze_pair(difflora.subtract(*pair).select("ffn"))
     assert (numbers.norm, numbers.cosine, numbers.cancelled) == pytest.approx(
-        (alone.norm, alone.cosine, alone.cancelled))
+        (alone.norm, alone.cosine, alone.cancelled)
+    )
 
 
 def test_modules_of_one_side_only(tmp_path: Path) -> None:
@@ -156,8 +163,10 @@ def test_what_looks_wrong_is_said(tmp_path: Path) -> None:
 def test_warnings_are_about_the_weighted_difference(tmp_path: Path) -> None:
     up, down, alpha = factors(200, 200)
     other = up + 0.01 * factors(200, 200, seed=1)[0]
-    a, b = (difflora.load(write(tmp_path / f"{name}.safetensors", {Q: (one, down, alpha)}))
-            for name, one in (("a", up), ("b", other)))
+    a, b = (
+        difflora.load(write(tmp_path / f"{name}.safetensors", {Q: (one, down, alpha)}))
+        for name, one in (("a", up), ("b", other))
+    )
     assert "nearly the same" in " ".join(difflora.analyze(a, b, -3.0, -3.0).warnings)
     for weights in ((1.0, -1.0), (3.0, 1.0), (1.0, 0.0)):  # a sum, most of A, A alone: none of these is small
         assert difflora.analyze(a, b, *weights).warnings == []
@@ -197,8 +206,10 @@ def test_progress_inside_a_module_stored_in_full(tmp_path: Path) -> None:
         full = torch.randn(600, 520, generator=torch.Generator().manual_seed(seed))
         save_file({f"diffusion_model.{FFN}.diff": full}, tmp_path / f"{name}.safetensors")
     calls: list[tuple[int, int]] = []
-    difflora.analyze(*(difflora.load(tmp_path / f"{name}.safetensors") for name in "ab"),
-                     progress=lambda done, total: calls.append((done, total)))
+    difflora.analyze(
+        *(difflora.load(tmp_path / f"{name}.safetensors") for name in "ab"),
+        progress=lambda done, total: calls.append((done, total)),
+    )
     assert calls.count((0, 1)) > 2 and calls[-1] == (1, 1)
 
 
@@ -221,10 +232,15 @@ def test_nothing_measured_is_no_division_by_zero() -> None:
 
 
 @settings(max_examples=30)
-@given(st.sampled_from([1.0, 0.5, -2.0]), st.sampled_from([1.0, 3.0, -1.0]),
-       st.sampled_from(["all", "attn=0.5, ffn=-3", "blocks 0"]), st.booleans())
-def test_comparison_in_passing_agrees_with_the_factorisation(weight_a: float, weight_b: float, expression: str,
-                                                             nullify: bool) -> None:
+@given(
+    st.sampled_from([1.0, 0.5, -2.0]),
+    st.sampled_from([1.0, 3.0, -1.0]),
+    st.sampled_from(["all", "attn=0.5, ffn=-3", "blocks 0"]),
+    st.booleans(),
+)
+def test_comparison_in_passing_agrees_with_the_factorisation(
+    weight_a: float, weight_b: float, expression: str, nullify: bool
+) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:

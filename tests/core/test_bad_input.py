@@ -52,8 +52,10 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int] | None]:
-    return {str(path): None if path.is_dir() else (path.stat().st_size, path.stat().st_mtime_ns)
-            for path in folder.rglob("*")}
+    return {
+        str(path): None if path.is_dir() else (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+    }
 
 
 def changed(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
@@ -68,28 +70,34 @@ def changed(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> 
 
 def test_missing_file(pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
     assert "nowhere.safetensors: no such file" in refused(
-        "subtract", tmp_path / "nowhere.safetensors", pair[1], "-o", tmp_path / "out.safetensors")
+        "subtract", tmp_path / "nowhere.safetensors", pair[1], "-o", tmp_path / "out.safetensors"
+    )
 
 
 def test_folder_in_place_of_a_file(pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
     assert "cannot be read" in refused("subtract", tmp_path, pair[1], "-o", tmp_path / "out.safetensors")
 
 
-@pytest.mark.parametrize(("content", "word"), [
-    (b"", "0 bytes are too few"),
-    (b"hello", "5 bytes are too few"),
-    (b"GIF89a" + bytes(5000), "not a safetensors file"),
-    (struct.pack("<Q", 1 << 60) + b"{}", "claims a header of 1,152,921,504,606,846,976 bytes"),
-    (struct.pack("<Q", 4) + b"null", "no JSON object"),
-    (struct.pack("<Q", 4) + b"{,,}", "no JSON"),
-    (struct.pack("<Q", 2) + b"\xff\xff", "no JSON"),
-    (struct.pack("<Q", 200_000) + b"[" * 200_000, "no JSON"),
-    (struct.pack("<Q", 2) + b"{}", "no LoRA weights"),
-    (b"\x80\x02}q\x00X\x04\x00\x00\x00", "pickled"),
-    (b"PK\x03\x04" + bytes(100), "pickled"),
-], ids=range(11))
-def test_not_a_safetensors_file(content: bytes, word: str, pair: tuple[Path, Path], tmp_path: Path,
-                                refused: Callable[..., str]) -> None:
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"", "0 bytes are too few"),
+        (b"hello", "5 bytes are too few"),
+        (b"GIF89a" + bytes(5000), "not a safetensors file"),
+        (struct.pack("<Q", 1 << 60) + b"{}", "claims a header of 1,152,921,504,606,846,976 bytes"),
+        (struct.pack("<Q", 4) + b"null", "no JSON object"),
+        (struct.pack("<Q", 4) + b"{,,}", "no JSON"),
+        (struct.pack("<Q", 2) + b"\xff\xff", "no JSON"),
+        (struct.pack("<Q", 200_000) + b"[" * 200_000, "no JSON"),
+        (struct.pack("<Q", 2) + b"{}", "no LoRA weights"),
+        (b"\x80\x02}q\x00X\x04\x00\x00\x00", "pickled"),
+        (b"PK\x03\x04" + bytes(100), "pickled"),
+    ],
+    ids=range(11),
+)
+def test_not_a_safetensors_file(
+    content: bytes, word: str, pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
     bad = tmp_path / "bad.safetensors"
     bad.write_bytes(content)
     error = refused("subtract", pair[0], bad, "-o", tmp_path / "out.safetensors")
@@ -107,46 +115,52 @@ def header(path: Path, change: Callable[[dict], object]) -> Path:
     """Change a file's header and leave its data as they are."""
     raw = path.read_bytes()
     (length,) = struct.unpack("<Q", raw[:8])
-    table = json.loads(raw[8:8 + length])
+    table = json.loads(raw[8 : 8 + length])
     text = change(table)
     text = text if isinstance(text, bytes) else json.dumps(table).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length:])
+    path.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length :])
     return path
 
 
 KEY = f"{kohya(Q)}.lora_up.weight"
 
 
-@pytest.mark.parametrize(("change", "word"), [
-    (lambda t: t[KEY].update(data_offsets=[0, 10**15]), "cut off or damaged"),
-    (lambda t: t[KEY].update(data_offsets=[10, 4]), "cut off or damaged"),
-    (lambda t: t[KEY].update(data_offsets=[-4, 4]), "is damaged"),
-    (lambda t: t[KEY].update(data_offsets=[0]), "is damaged"),
-    (lambda t: t[KEY].update(data_offsets="ab"), "is damaged"),
-    (lambda t: t[KEY].update(shape=[10**30, 10**30]), "cut off or damaged"),
-    (lambda t: t[KEY].update(shape=[True, 4]), "is damaged"),
-    (lambda t: t[KEY].update(shape=[24.0, 4]), "is damaged"),
-    (lambda t: t[KEY].update(shape=None), "is damaged"),
-    (lambda t: t[KEY].update(shape=[0, 10**30], data_offsets=[0, 0]), "safetensors"),
-    (lambda t: t[KEY].update(dtype="F4"), "dtype F4"),
-    (lambda t: t[KEY].update(dtype=["F32"]), "damaged"),
-    (lambda t: t.update({KEY: 3}), "is damaged"),
-    (lambda t: t.update({KEY: t[f"{kohya(K)}.lora_up.weight"]}), "overlaps"),
-    (lambda t: t.pop(KEY), "belong to no tensor|overlaps|nothing for its up side"),
-    (lambda t: t.update(__metadata__=3), "metadata are damaged"),
-    (lambda t: t.update(__metadata__={"a": 3}), "metadata are damaged"),
-    (lambda t: json.dumps(t)[:-1].encode() + b',"x":1,"x":2}', "twice"),
-], ids=range(18))
-def test_damaged_header(change: Callable, word: str, pair: tuple[Path, Path], tmp_path: Path,
-                        refused: Callable[..., str]) -> None:
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda t: t[KEY].update(data_offsets=[0, 10**15]), "cut off or damaged"),
+        (lambda t: t[KEY].update(data_offsets=[10, 4]), "cut off or damaged"),
+        (lambda t: t[KEY].update(data_offsets=[-4, 4]), "is damaged"),
+        (lambda t: t[KEY].update(data_offsets=[0]), "is damaged"),
+        (lambda t: t[KEY].update(data_offsets="ab"), "is damaged"),
+        (lambda t: t[KEY].update(shape=[10**30, 10**30]), "cut off or damaged"),
+        (lambda t: t[KEY].update(shape=[True, 4]), "is damaged"),
+        (lambda t: t[KEY].update(shape=[24.0, 4]), "is damaged"),
+        (lambda t: t[KEY].update(shape=None), "is damaged"),
+        (lambda t: t[KEY].update(shape=[0, 10**30], data_offsets=[0, 0]), "safetensors"),
+        (lambda t: t[KEY].update(dtype="F4"), "dtype F4"),
+        (lambda t: t[KEY].update(dtype=["F32"]), "damaged"),
+        (lambda t: t.update({KEY: 3}), "is damaged"),
+        (lambda t: t.update({KEY: t[f"{kohya(K)}.lora_up.weight"]}), "overlaps"),
+        (lambda t: t.pop(KEY), "belong to no tensor|overlaps|nothing for its up side"),
+        (lambda t: t.update(__metadata__=3), "metadata are damaged"),
+        (lambda t: t.update(__metadata__={"a": 3}), "metadata are damaged"),
+        (lambda t: json.dumps(t)[:-1].encode() + b',"x":1,"x":2}', "twice"),
+    ],
+    ids=range(18),
+)
+def test_damaged_header(
+    change: Callable, word: str, pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
     header(pair[0], change)
     error = refused("subtract", *pair, "-o", tmp_path / "out.safetensors")
     assert "a.safetensors" in error
     assert any(one in error for one in word.split("|")), error
 
 
-def test_a_shape_of_very_many_dimensions_is_refused_at_once(pair: tuple[Path, Path], tmp_path: Path,
-                                                            refused: Callable[..., str]) -> None:
+def test_a_shape_of_very_many_dimensions_is_refused_at_once(
+    pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
     """Their product has millions of digits."""
     header(pair[0], lambda table: table[KEY].update(shape=[2**63 - 1] * 200_000))
     started = time.monotonic()
@@ -172,7 +186,7 @@ def test_no_damage_to_a_header_is_more_than_a_clean_error(data: st.DataObject, t
     end = 8 + int.from_bytes(raw[:8], "little")
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.integers(0, end - 1))
-        raw[place:place + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
+        raw[place : place + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
     path.write_bytes(raw)
     try:
         lora = difflora.load(path)
@@ -184,20 +198,34 @@ def test_no_damage_to_a_header_is_more_than_a_clean_error(data: st.DataObject, t
 
 ANY = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=6,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
 )
-ENTRIES = st.fixed_dictionaries({}, optional={
-    "dtype": st.sampled_from(["F32", "BF16", "F8_E4M3", "I64", "BOOL", "Q4"]) | ANY,
-    "shape": st.lists(st.integers(-1, 1 << 70), max_size=4) | ANY,
-    "data_offsets": st.lists(st.integers(-1, 64), min_size=2, max_size=2) | ANY,
-})
-KEYS = st.sampled_from([KEY, KEY.replace("up", "down"), f"{kohya(Q)}.alpha", f"{kohya(Q)}.diff_b",
-                        f"{kohya(Q)}.dora_scale", "diffusion_model.blocks.0.modulation.diff"]) | st.text(max_size=20)
+ENTRIES = st.fixed_dictionaries(
+    {},
+    optional={
+        "dtype": st.sampled_from(["F32", "BF16", "F8_E4M3", "I64", "BOOL", "Q4"]) | ANY,
+        "shape": st.lists(st.integers(-1, 1 << 70), max_size=4) | ANY,
+        "data_offsets": st.lists(st.integers(-1, 64), min_size=2, max_size=2) | ANY,
+    },
+)
+KEYS = st.sampled_from(
+    [
+        KEY,
+        KEY.replace("up", "down"),
+        f"{kohya(Q)}.alpha",
+        f"{kohya(Q)}.diff_b",
+        f"{kohya(Q)}.dora_scale",
+        "diffusion_model.blocks.0.modulation.diff",
+    ]
+) | st.text(max_size=20)
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(table=st.dictionaries(KEYS, ENTRIES | ANY, max_size=4),
-       metadata=st.dictionaries(st.text(max_size=12), st.text(max_size=12)))
+@given(
+    table=st.dictionaries(KEYS, ENTRIES | ANY, max_size=4),
+    metadata=st.dictionaries(st.text(max_size=12), st.text(max_size=12)),
+)
 def test_any_header_is_read_or_refused(table: dict, metadata: dict[str, str], tmp_path: Path) -> None:
     text = json.dumps({**table, "__metadata__": metadata}).encode()
     path = tmp_path / "any.safetensors"
@@ -208,10 +236,19 @@ def test_any_header_is_read_or_refused(table: dict, metadata: dict[str, str], tm
         assert "\n" not in str(error)
 
 
-@pytest.mark.parametrize("config", [
-    '{"lora_alpha": "much"}', '{"lora_alpha": NaN}', '{"lora_alpha": [1]}', "[" * 100_000,
-    '{"lora_alpha": 1, "alpha_pattern": "{"}', '{"lora_alpha": 1, "alpha_pattern": {"q": "x"}}', "\x00",
-], ids=range(7))
+@pytest.mark.parametrize(
+    "config",
+    [
+        '{"lora_alpha": "much"}',
+        '{"lora_alpha": NaN}',
+        '{"lora_alpha": [1]}',
+        "[" * 100_000,
+        '{"lora_alpha": 1, "alpha_pattern": "{"}',
+        '{"lora_alpha": 1, "alpha_pattern": {"q": "x"}}',
+        "\x00",
+    ],
+    ids=range(7),
+)
 def test_damaged_adapter_config(config: str, tmp_path: Path, refused: Callable[..., str]) -> None:
     a = write(tmp_path / "adapter_model.safetensors", {Q: factors(alpha=None)})
     (tmp_path / "adapter_config.json").write_text(config)
@@ -227,8 +264,9 @@ def test_damaged_adapter_config(config: str, tmp_path: Path, refused: Callable[.
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("way", [["--rank", "2"], ["--energy", "0.9"], ["--lossless"]])
 @pytest.mark.parametrize("part", ["lora_up.weight", "lora_down.weight"])
-def test_nan_and_inf_name_the_key(value: float, way: list[str], part: str, pair: tuple[Path, Path], tmp_path: Path,
-                                  refused: Callable[..., str]) -> None:
+def test_nan_and_inf_name_the_key(
+    value: float, way: list[str], part: str, pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
     key = f"{kohya(K)}.{part}"
     changed(pair[1], lambda stored: stored[key].view(-1)[3:4].fill_(value))
     error = refused("subtract", *pair, "-o", tmp_path / "out.safetensors", *way)
@@ -242,8 +280,9 @@ def test_nan_in_a_bias_names_the_key(pair: tuple[Path, Path], tmp_path: Path, re
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_alpha_that_is_no_number(value: float, pair: tuple[Path, Path], tmp_path: Path,
-                                 refused: Callable[..., str]) -> None:
+def test_alpha_that_is_no_number(
+    value: float, pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
     changed(pair[0], lambda stored: stored.update({f"{kohya(Q)}.alpha": torch.tensor(value)}))
     assert f"{kohya(Q)}.alpha" in refused("subtract", *pair, "-o", tmp_path / "out.safetensors")
 
@@ -253,10 +292,13 @@ def test_alpha_with_several_values(pair: tuple[Path, Path], tmp_path: Path, refu
     assert "must be one number" in refused("subtract", *pair, "-o", tmp_path / "out.safetensors")
 
 
-@pytest.mark.parametrize(("shape", "word"), [((24, 5), "the ranks differ"), ((24,), "do not fit"), ((24, 0), "differ"),
-                                             ((24, 4, 3, 3), "do not fit")])
-def test_up_and_down_that_do_not_fit(shape: tuple[int, ...], word: str, pair: tuple[Path, Path], tmp_path: Path,
-                                     refused: Callable[..., str]) -> None:
+@pytest.mark.parametrize(
+    ("shape", "word"),
+    [((24, 5), "the ranks differ"), ((24,), "do not fit"), ((24, 0), "differ"), ((24, 4, 3, 3), "do not fit")],
+)
+def test_up_and_down_that_do_not_fit(
+    shape: tuple[int, ...], word: str, pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
     changed(pair[0], lambda stored: stored.update({KEY: torch.zeros(shape)}))
     error = refused("subtract", *pair, "-o", tmp_path / "out.safetensors")
     assert "blocks.0.self_attn.q" in error and str(shape) in error and word in error
@@ -287,12 +329,16 @@ def test_dora(pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., st
     assert "DoRA" in error and "not linear" in error
 
 
-@pytest.mark.parametrize(("part", "value", "word"), [
-    ("reshape_weight", torch.tensor([24, 16]), "another shape"),
-    ("set_weight", torch.ones(24, 16), "takes the place of the model's"),
-])
-def test_changes_that_are_more_than_a_sum_are_named(part: str, value: torch.Tensor, word: str, pair: tuple[Path, Path],
-                                                    tmp_path: Path, refused: Callable[..., str]) -> None:
+@pytest.mark.parametrize(
+    ("part", "value", "word"),
+    [
+        ("reshape_weight", torch.tensor([24, 16]), "another shape"),
+        ("set_weight", torch.ones(24, 16), "takes the place of the model's"),
+    ],
+)
+def test_changes_that_are_more_than_a_sum_are_named(
+    part: str, value: torch.Tensor, word: str, pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
     key = f"diffusion_model.{Q}.{part}"
     for module in (Q, "blocks.7.ffn.2"):  # beside factors, and alone
         key = f"diffusion_model.{module}.{part}"
@@ -302,7 +348,9 @@ def test_changes_that_are_more_than_a_sum_are_named(part: str, value: torch.Tens
 
 
 @pytest.mark.parametrize("beside", [{}, {f"{kohya(FFN)}.diff_b": torch.ones(40)}], ids=["alone", "with a bias"])
-def test_an_alpha_without_factors(beside: dict, pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_an_alpha_without_factors(
+    beside: dict, pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
     key = f"{kohya(FFN)}.alpha"
     a = write(tmp_path / "a.safetensors", {Q: factors()}, {key: torch.tensor(4.0), **beside})
     error = refused("subtract", a, pair[1], "-o", tmp_path / "out.safetensors")
@@ -310,15 +358,16 @@ def test_an_alpha_without_factors(beside: dict, pair: tuple[Path, Path], tmp_pat
 
 
 @pytest.mark.parametrize("part", ["hada_w1_a", "lokr_w1", "lora_mid.weight"])
-def test_kinds_that_cannot_be_subtracted_yet_are_named(part: str, pair: tuple[Path, Path], tmp_path: Path,
-                                                       refused: Callable[..., str]) -> None:
+def test_kinds_that_cannot_be_subtracted_yet_are_named(
+    part: str, pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
     changed(pair[0], lambda stored: stored.update({f"{kohya('blocks.5.ffn.2')}.{part}": torch.ones(4, 4)}))
     assert "blocks_5_ffn_2" in refused("subtract", *pair, "-o", tmp_path / "out.safetensors")
 
 
-def test_unknown_keys_are_an_error_and_can_be_ignored(pair: tuple[Path, Path], tmp_path: Path,
-                                                      refused: Callable[..., str],
-                                                      capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_keys_are_an_error_and_can_be_ignored(
+    pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
     changed(pair[0], lambda stored: stored.update({"something.else": torch.ones(2)}))
     out = tmp_path / "out.safetensors"
     error = refused("subtract", *pair, "-o", out)
@@ -328,9 +377,9 @@ def test_unknown_keys_are_an_error_and_can_be_ignored(pair: tuple[Path, Path], t
 
 
 @pytest.mark.parametrize("key", ["extra.proj.weight", "extra.proj.bias", "blocks.0.self_attn.q.scale_weight"])
-def test_whole_weights_beside_a_lora_can_be_ignored(key: str, pair: tuple[Path, Path], tmp_path: Path,
-                                                    refused: Callable[..., str],
-                                                    capsys: pytest.CaptureFixture[str]) -> None:
+def test_whole_weights_beside_a_lora_can_be_ignored(
+    key: str, pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
     changed(pair[0], lambda stored: stored.update({key: torch.ones(2), "something.else": torch.ones(2)}))
     out = tmp_path / "out.safetensors"
     error = refused("subtract", *pair, "-o", out)
@@ -367,16 +416,21 @@ def test_a_and_b_are_the_same_file(pair: tuple[Path, Path], tmp_path: Path, refu
     assert "same weights" in refused("subtract", pair[0], pair[0], "-o", tmp_path / "out.safetensors")
 
 
-def test_a_and_b_are_equal_in_different_files(pair: tuple[Path, Path], tmp_path: Path,
-                                              refused: Callable[..., str]) -> None:
+def test_a_and_b_are_equal_in_different_files(
+    pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
     shutil.copy(pair[0], pair[1])
     assert "same weights" in refused("subtract", *pair, "-o", tmp_path / "out.safetensors")
     assert "same weights" in refused("analyze", *pair)
 
 
-@pytest.mark.parametrize("way", [["--rank", "2"], ["--energy", "0.9"], ["--knee"], ["--lossless"], ["--lossless", "--nullify"]])
+@pytest.mark.parametrize(
+    "way", [["--rank", "2"], ["--energy", "0.9"], ["--knee"], ["--lossless"], ["--lossless", "--nullify"]]
+)
 @pytest.mark.parametrize("factor", [2.0, 3.0, -0.7])
-def test_equal_products_of_other_factors(factor: float, way: list[str], tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_equal_products_of_other_factors(
+    factor: float, way: list[str], tmp_path: Path, refused: Callable[..., str]
+) -> None:
     """Scaled up here and down there: nothing is left but the rounding of the factors."""
     sides: list[dict] = [{}, {}]
     for seed, name in enumerate((Q, K, FFN)):
@@ -407,8 +461,9 @@ def test_full_differences_that_cancel(tmp_path: Path, refused: Callable[..., str
     for name, scale in (("a", 1.0), ("b", 1.0 + 1e-7)):
         save_file({f"diffusion_model.{FFN}.diff": full * scale}, tmp_path / f"{name}.safetensors")
     for way in (["--rank", "2"], ["--lossless"]):
-        assert "zero" in refused("subtract", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "-o",
-                                 tmp_path / "out.safetensors", *way)
+        assert "zero" in refused(
+            "subtract", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "-o", tmp_path / "out.safetensors", *way
+        )
 
 
 @pytest.mark.parametrize("what", ["a bias", "one value in bf16", "one LoRA alone"])
@@ -440,34 +495,50 @@ def test_unmatched_error(tmp_path: Path, refused: Callable[..., str]) -> None:
 # Wishes that cannot be met
 
 
-@pytest.mark.parametrize(("flags", "word"), [
-    (["--rank", "0"], "rank is 0"),
-    (["--rank", "-4"], "rank is -4"),
-    (["--rank", "many"], "many"),
-    (["--energy", "1.5"], "1.5"),
-    (["--ratio", "0.5"], "0.5"),
-    (["--max-rank", "0"], "max rank is 0"),
-    (["--rank", "4", "--energy", "0.9"], "not allowed with"),
-    (["--lossless", "--max-rank", "4"], "--max-rank"),
-    (["--scale", "0"], "scale is 0"),
-    (["--dtype", "int8"], "int8"),
-    (["--dialect", "klingon"], "klingon"),
-    (["--magnitude-threshold", "1", "--auto-threshold-percentile", "5"], "not allowed with"),
-    (["--auto-threshold-percentile", "100"], "100"),
-    (["--target-norm", "-1"], "-1"),
-    (["--select", "attn", "--target-blocks", "ffn"], "twice"),
-    (["--scale", "2", "--alpha", "2"], "twice"),
-    (["--target-indices", "one"], "one"),
-    (["--magnitude-threshold", "1e9"], "smaller threshold"),
-    *(([flag, value], f"{flag}: {value!r} is not a finite number") for value in ("nan", "inf", "1e999") for flag in (
-        "--weight-a", "--weight-b", "--energy", "--ratio", "--scale", "--alpha", "--target-norm", "--magnitude-threshold",
-        "--auto-threshold-percentile")),
-    (["--selct", "attn"], "--selct"),
-    (["third.safetensors"], "third.safetensors"),
-    (["--lora_a", "a", "--lora_b", "b"], "needs two files"),
-])
-def test_wishes_that_cannot_be_met(flags: list[str], word: str, pair: tuple[Path, Path], tmp_path: Path,
-                                   refused: Callable[..., str]) -> None:
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (["--rank", "0"], "rank is 0"),
+        (["--rank", "-4"], "rank is -4"),
+        (["--rank", "many"], "many"),
+        (["--energy", "1.5"], "1.5"),
+        (["--ratio", "0.5"], "0.5"),
+        (["--max-rank", "0"], "max rank is 0"),
+        (["--rank", "4", "--energy", "0.9"], "not allowed with"),
+        (["--lossless", "--max-rank", "4"], "--max-rank"),
+        (["--scale", "0"], "scale is 0"),
+        (["--dtype", "int8"], "int8"),
+        (["--dialect", "klingon"], "klingon"),
+        (["--magnitude-threshold", "1", "--auto-threshold-percentile", "5"], "not allowed with"),
+        (["--auto-threshold-percentile", "100"], "100"),
+        (["--target-norm", "-1"], "-1"),
+        (["--select", "attn", "--target-blocks", "ffn"], "twice"),
+        (["--scale", "2", "--alpha", "2"], "twice"),
+        (["--target-indices", "one"], "one"),
+        (["--magnitude-threshold", "1e9"], "smaller threshold"),
+        *(
+            ([flag, value], f"{flag}: {value!r} is not a finite number")
+            for value in ("nan", "inf", "1e999")
+            for flag in (
+                "--weight-a",
+                "--weight-b",
+                "--energy",
+                "--ratio",
+                "--scale",
+                "--alpha",
+                "--target-norm",
+                "--magnitude-threshold",
+                "--auto-threshold-percentile",
+            )
+        ),
+        (["--selct", "attn"], "--selct"),
+        (["third.safetensors"], "third.safetensors"),
+        (["--lora_a", "a", "--lora_b", "b"], "needs two files"),
+    ],
+)
+def test_wishes_that_cannot_be_met(
+    flags: list[str], word: str, pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
     assert word in refused("subtract", *pair, "-o", tmp_path / "out.safetensors", *flags)
 
 
@@ -481,8 +552,9 @@ def test_command_lines_that_say_nothing(arguments: list[str], refused: Callable[
     assert "--help" in refused(*arguments)
 
 
-def test_selection_that_matches_nothing_lists_what_is_there(pair: tuple[Path, Path], tmp_path: Path,
-                                                            refused: Callable[..., str]) -> None:
+def test_selection_that_matches_nothing_lists_what_is_there(
+    pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
     error = refused("subtract", *pair, "-o", tmp_path / "out.safetensors", "--select", "blocks 30-39")
     assert "selects nothing" in error and "blocks 0-2" in error and "self_attn q" in error
 
@@ -508,8 +580,9 @@ def test_output_of_another_kind(pair: tuple[Path, Path], tmp_path: Path, refused
     assert "must end in .safetensors" in refused("subtract", *pair, "-o", tmp_path / "out.pt")
 
 
-def test_nothing_is_overwritten_unless_told_to(pair: tuple[Path, Path], tmp_path: Path,
-                                               refused: Callable[..., str]) -> None:
+def test_nothing_is_overwritten_unless_told_to(
+    pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
     out = tmp_path / "out.safetensors"
     out.write_bytes(b"precious")
     assert "--overwrite" in refused("subtract", *pair, "-o", out)
@@ -518,8 +591,9 @@ def test_nothing_is_overwritten_unless_told_to(pair: tuple[Path, Path], tmp_path
 
 
 @pytest.mark.parametrize("link", [False, True])
-def test_an_input_is_never_overwritten(link: bool, pair: tuple[Path, Path], tmp_path: Path,
-                                       refused: Callable[..., str]) -> None:
+def test_an_input_is_never_overwritten(
+    link: bool, pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
     out = tmp_path / "link.safetensors" if link else pair[1]
     if link:
         out.symlink_to(pair[1])
@@ -551,8 +625,12 @@ def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     folder.mkdir()
 
     def make(options: str) -> Path:
-        if not shutil.which("mount") or subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)],
-                                                       capture_output=True).returncode:
+        if (
+            not shutil.which("mount")
+            or subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True
+            ).returncode
+        ):
             pytest.skip("may not mount a file system here")
         return folder
 
@@ -566,8 +644,13 @@ def test_read_only_disk(pair: tuple[Path, Path], mount: Callable[[str], Path], r
 
 
 @pytest.mark.parametrize("seen", [True, False])
-def test_full_disk(seen: bool, pair: tuple[Path, Path], mount: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch,
-                   refused: Callable[..., str]) -> None:
+def test_full_disk(
+    seen: bool,
+    pair: tuple[Path, Path],
+    mount: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[..., str],
+) -> None:
     """Whether it is seen beforehand, or somebody else fills the disk while the file is written."""
     folder = mount("size=4k")
     if not seen:
@@ -592,16 +675,23 @@ def test_size_limit(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that the write fails like one on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 
-    done = subprocess.run(command("subtract", *pair, "-o", tmp_path / "out.safetensors", "--lossless"), cwd=ROOT,
-                          preexec_fn=limit, capture_output=True, text=True, timeout=120,
-                          env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+    done = subprocess.run(
+        command("subtract", *pair, "-o", tmp_path / "out.safetensors", "--lossless"),
+        cwd=ROOT,
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
     assert done.returncode == 2
     assert "larger than allowed" in done.stderr and done.stderr.count("\n") == 1
     assert snapshot(tmp_path) == before
 
 
-def test_disk_that_fills_up_while_writing(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                          refused: Callable[..., str]) -> None:
+def test_disk_that_fills_up_while_writing(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
     """The check beforehand has seen space; the write itself then runs out of it."""
 
     def full(*_: object) -> None:
@@ -631,9 +721,13 @@ def wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> None
 def test_interrupted_while_torch_is_imported(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-m", "difflora", "--version"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "difflora", "--version"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "difflora: interrupted; nothing was written.\n")
-    done = subprocess.run([sys.executable, "-c", "import difflora"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "import difflora"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode and "KeyboardInterrupt" in done.stderr
 
 
@@ -641,10 +735,15 @@ def test_interrupted_while_torch_is_imported(tmp_path: Path) -> None:
 def test_interrupted_in_the_middle(number: int, tmp_path: Path) -> None:
     pair = big_pair(tmp_path)
     before = snapshot(tmp_path)
-    with subprocess.Popen(command("subtract", *pair, "-o", tmp_path / "out.safetensors"), cwd=ROOT, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          # A shell's background jobs ignore Ctrl-C, and their children inherit that.
-                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
+    with subprocess.Popen(
+        command("subtract", *pair, "-o", tmp_path / "out.safetensors"),
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell's background jobs ignore Ctrl-C, and their children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         wait_for(lambda: list(tmp_path.glob(".*.tmp")), process)
         process.send_signal(number)
         out, error = process.communicate(timeout=60)
@@ -658,8 +757,13 @@ def test_killed_in_the_middle_leaves_the_old_file_whole(tmp_path: Path) -> None:
     pair = big_pair(tmp_path)
     out = tmp_path / "out.safetensors"
     out.write_bytes(b"the old one")
-    with subprocess.Popen(command("subtract", *pair, "-o", out, "--overwrite"), cwd=ROOT, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command("subtract", *pair, "-o", out, "--overwrite"),
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
         wait_for(lambda: list(tmp_path.glob(".*.tmp")), process)
         process.kill()
         process.communicate(timeout=60)
@@ -725,9 +829,13 @@ HOSTILE = "x\x1b[31m\n\u202e<b>" + "y" * 5000
 
 def test_names_in_a_message_are_printable_and_short(tmp_path: Path) -> None:
     up, down, _ = factors()
-    for stored in ({f"{HOSTILE}.lora_up.weight": up}, {f"{HOSTILE}.lora_up.weight": up, f"{HOSTILE}.lora_down.weight": down.T.contiguous()},
-                   {f"{HOSTILE}.diff": up, f"{HOSTILE}.hada_w1_a": down}, {HOSTILE: up},
-                   {f"{prefix}{HOSTILE}.diff": up.clone() for prefix in ("diffusion_model.", "transformer.")}):
+    for stored in (
+        {f"{HOSTILE}.lora_up.weight": up},
+        {f"{HOSTILE}.lora_up.weight": up, f"{HOSTILE}.lora_down.weight": down.T.contiguous()},
+        {f"{HOSTILE}.diff": up, f"{HOSTILE}.hada_w1_a": down},
+        {HOSTILE: up},
+        {f"{prefix}{HOSTILE}.diff": up.clone() for prefix in ("diffusion_model.", "transformer.")},
+    ):
         save_file(stored, tmp_path / "a.safetensors")
         with pytest.raises(DiffLoraError) as caught:
             difflora.load(tmp_path / "a.safetensors")
@@ -748,15 +856,26 @@ SAID_OF_ITSELF = ("modelspec.title", "ss_base_model_version", "modelspec.date", 
 
 @pytest.mark.parametrize("length", [len(HOSTILE), 1_000_000])
 @pytest.mark.parametrize("recipe", [None, {"op": "load", "file": HOSTILE, "sha256": "0" * 64}])
-def test_metadata_in_a_report_are_printable_and_short(length: int, recipe: dict | None, tmp_path: Path,
-                                                      capsys: pytest.CaptureFixture[str]) -> None:
+def test_metadata_in_a_report_are_printable_and_short(
+    length: int, recipe: dict | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = (HOSTILE * (length // len(HOSTILE) + 1))[:length]
     metadata = dict.fromkeys((*SAID_OF_ITSELF, HOSTILE), text)
     if recipe:
-        metadata[RECIPE_KEY] = json.dumps({"version": 1, "dtype": "float32", "dialect": "native", "made_by": text, "of": recipe})
-    a, b = (write(tmp_path / f"{side}.safetensors", {Q: factors(seed=seed)}, metadata=metadata) for seed, side in enumerate("ab"))
+        metadata[RECIPE_KEY] = json.dumps(
+            {"version": 1, "dtype": "float32", "dialect": "native", "made_by": text, "of": recipe}
+        )
+    a, b = (
+        write(tmp_path / f"{side}.safetensors", {Q: factors(seed=seed)}, metadata=metadata)
+        for seed, side in enumerate("ab")
+    )
     out = tmp_path / "out.safetensors"
-    for arguments in (["inspect", a], ["subtract", a, b, "-o", out], ["inspect", out], ["convert", a, "-o", tmp_path / "c.safetensors"]):
+    for arguments in (
+        ["inspect", a],
+        ["subtract", a, b, "-o", out],
+        ["inspect", out],
+        ["convert", a, "-o", tmp_path / "c.safetensors"],
+    ):
         assert main([str(argument) for argument in arguments]) == 0
         told = capsys.readouterr()
         for line in (told.out + told.err).split("\n"):

@@ -81,8 +81,9 @@ def test_default_is_rank_4_float32_native(pair: tuple[str, str], tmp_path: Path,
         assert word in text
 
 
-def test_json_is_all_of_stdout_and_agrees_with_truth(pair: tuple[str, str], tmp_path: Path,
-                                                     run: Callable[..., str]) -> None:
+def test_json_is_all_of_stdout_and_agrees_with_truth(
+    pair: tuple[str, str], tmp_path: Path, run: Callable[..., str]
+) -> None:
     out = tmp_path / "out.safetensors"
     told = report(run, "subtract", *pair, "-o", out, "--rank", "2")
     a, b = (np.concatenate([change.ravel() for change in truth(path).values()]) for path in pair)
@@ -95,18 +96,26 @@ def test_json_is_all_of_stdout_and_agrees_with_truth(pair: tuple[str, str], tmp_
     assert told["sshs_model_hash"] == metadata(out)["sshs_model_hash"]
 
 
-@pytest.mark.parametrize(("flags", "rank"), [
-    (["--rank", "3"], 3), (["--energy", "1"], 8), (["--ratio", "1e9"], 8), (["--energy", "1", "--max-rank", "5"], 5),
-    (["--lossless"], 8),
-])
-def test_rank_rules(flags: list[str], rank: int, pair: tuple[str, str], tmp_path: Path,
-                    run: Callable[..., str]) -> None:
+@pytest.mark.parametrize(
+    ("flags", "rank"),
+    [
+        (["--rank", "3"], 3),
+        (["--energy", "1"], 8),
+        (["--ratio", "1e9"], 8),
+        (["--energy", "1", "--max-rank", "5"], 5),
+        (["--lossless"], 8),
+    ],
+)
+def test_rank_rules(
+    flags: list[str], rank: int, pair: tuple[str, str], tmp_path: Path, run: Callable[..., str]
+) -> None:
     run("subtract", *pair, "-o", tmp_path / "out.safetensors", *flags)
     assert difflora.load(tmp_path / "out.safetensors").specs[Q].rank == rank
 
 
-def test_lossless_is_the_difference_and_knows_its_cosine(pair: tuple[str, str], tmp_path: Path,
-                                                         run: Callable[..., str]) -> None:
+def test_lossless_is_the_difference_and_knows_its_cosine(
+    pair: tuple[str, str], tmp_path: Path, run: Callable[..., str]
+) -> None:
     out = tmp_path / "out.safetensors"
     flags = ["--weight-a", "2", "--weight-b", "-0.5", "--select", "self_attn, ffn=3"]
     lossless = report(run, "subtract", *pair, "-o", out, "--lossless", *flags)
@@ -123,8 +132,9 @@ def test_lossless_is_the_difference_and_knows_its_cosine(pair: tuple[str, str], 
 
 def test_selection_weights_scale_and_nullify(pair: tuple[str, str], tmp_path: Path, run: Callable[..., str]) -> None:
     out = tmp_path / "out.safetensors"
-    told = report(run, "subtract", *pair, "-o", out, "--rank", "8", "--select", "attn=0.5", "--scale", "-2",
-                  "--weight-a", "3")
+    told = report(
+        run, "subtract", *pair, "-o", out, "--rank", "8", "--select", "attn=0.5", "--scale", "-2", "--weight-a", "3"
+    )
     a, b, written = truth(pair[0]), truth(pair[1]), truth(str(out))
     assert set(written) == {Q, K}
     np.testing.assert_allclose(written[K], -2 * 0.5 * (3 * a[K] - b[K]), atol=1e-4)
@@ -141,23 +151,28 @@ def test_modules_of_one_side_are_kept_dropped_and_always_reported(tmp_path: Path
     b = write(tmp_path / "b.safetensors", {Q: factors(seed=3), FFN: factors(40, seed=4)})
     out = tmp_path / "out.safetensors"
     kept = report(run, "subtract", a, b, "-o", out, "--rank", "16")
-    assert kept["kept_from_one_side"] == [{"why": "only in a.safetensors", "modules": [K]},
-                                          {"why": "only in b.safetensors", "modules": [FFN]}]
+    assert kept["kept_from_one_side"] == [
+        {"why": "only in a.safetensors", "modules": [K]},
+        {"why": "only in b.safetensors", "modules": [FFN]},
+    ]
     written = truth(str(out))
     np.testing.assert_allclose(written[K], truth(str(a))[K], atol=1e-5)
     np.testing.assert_allclose(written[FFN], -truth(str(b))[FFN], atol=1e-5)
 
     dropped = report(run, "subtract", a, b, "-o", out, "--unmatched", "drop", "--overwrite")
-    assert dropped["skipped"] == [{"why": "only in a.safetensors", "modules": [K]},
-                                  {"why": "only in b.safetensors", "modules": [FFN]}]
+    assert dropped["skipped"] == [
+        {"why": "only in a.safetensors", "modules": [K]},
+        {"why": "only in b.safetensors", "modules": [FFN]},
+    ]
     assert set(truth(str(out))) == {Q}
     assert f"{K}: only in a.safetensors" in run("subtract", a, b, "-o", out, "--unmatched", "drop", "--overwrite")
 
 
 @pytest.mark.parametrize("dialect", ["native", "kohya", "diffusers", "peft"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_dialects_and_dtypes(dialect: str, dtype: str, pair: tuple[str, str], tmp_path: Path,
-                             run: Callable[..., str]) -> None:
+def test_dialects_and_dtypes(
+    dialect: str, dtype: str, pair: tuple[str, str], tmp_path: Path, run: Callable[..., str]
+) -> None:
     out = tmp_path / "out.safetensors"
     run("subtract", *pair, "-o", out, "--rank", "8", "--dialect", dialect, "--dtype", dtype)
     lora = difflora.load(out)
@@ -200,9 +215,11 @@ def test_modules_that_are_stored_in_full(tmp_path: Path, run: Callable[..., str]
 
 def test_the_old_command_line_as_it_stands(pair: tuple[str, str], tmp_path: Path, run: Callable[..., str]) -> None:
     out = tmp_path / "out.safetensors"
-    text = run(*f"subtract --lora_a {pair[0]} --lora_b {pair[1]} --target_blocks attn --target_indices 0 1 2 --output "
-               f"{out} --rank 4 --dtype float32 --alpha 1.0 --device cuda --analyze_blocks --exclude_non_targeted "
-               "--fast_svd --target_norm 1.0".split())
+    text = run(
+        *f"subtract --lora_a {pair[0]} --lora_b {pair[1]} --target_blocks attn --target_indices 0 1 2 --output "
+        f"{out} --rank 4 --dtype float32 --alpha 1.0 --device cuda --analyze_blocks --exclude_non_targeted "
+        "--fast_svd --target_norm 1.0".split()
+    )
     written = truth(str(out))
     assert set(written) == {Q, K}
     for name in written:
@@ -217,10 +234,14 @@ def test_the_old_command_line_as_it_stands(pair: tuple[str, str], tmp_path: Path
 
 def test_the_old_defaults(tmp_path: Path, run: Callable[..., str]) -> None:
     modules = {Q: (30, 20), K: (30, 20), FFN: (40, 20)}
-    a = write(tmp_path / "a.safetensors", {name: factors(*shape, rank=12, seed=i)
-                                           for i, (name, shape) in enumerate(modules.items())})
-    b = write(tmp_path / "b.safetensors", {name: factors(*modules[name], rank=12, seed=i)
-                                           for i, name in enumerate([Q, FFN], start=7)})
+    a = write(
+        tmp_path / "a.safetensors",
+        {name: factors(*shape, rank=12, seed=i) for i, (name, shape) in enumerate(modules.items())},
+    )
+    b = write(
+        tmp_path / "b.safetensors",
+        {name: factors(*modules[name], rank=12, seed=i) for i, name in enumerate([Q, FFN], start=7)},
+    )
     out = tmp_path / "out.safetensors"
     told = report(run, "subtract", "--lora_a", a, "--lora_b", b, "--target_blocks", "attn", "--output", out)
     stored = load_file(out)
@@ -234,26 +255,56 @@ def test_the_old_defaults(tmp_path: Path, run: Callable[..., str]) -> None:
     assert "1 : 1 (both are scaled to the same norm)" in run.errors
 
 
-def test_target_norm_is_the_mean_over_the_targeted_modules(pair: tuple[str, str], tmp_path: Path,
-                                                           run: Callable[..., str]) -> None:
+def test_target_norm_is_the_mean_over_the_targeted_modules(
+    pair: tuple[str, str], tmp_path: Path, run: Callable[..., str]
+) -> None:
     out = tmp_path / "out.safetensors"
-    told = report(run, "subtract", "--lora_a", pair[0], "--lora_b", pair[1], "--output", out, "--target_norm", "2.5",
-                  "--target_blocks", "all", "--dtype", "float32")
+    told = report(
+        run,
+        "subtract",
+        "--lora_a",
+        pair[0],
+        "--lora_b",
+        pair[1],
+        "--output",
+        out,
+        "--target_norm",
+        "2.5",
+        "--target_blocks",
+        "all",
+        "--dtype",
+        "float32",
+    )
     assert np.mean(list(norms(truth(str(out))).values())) == pytest.approx(2.5, rel=1e-5)
     assert told["scale"] == pytest.approx(2.5 / np.mean(list(norms(difference(pair)).values())))
 
 
 @pytest.mark.parametrize("nullify", [True, False])
 @pytest.mark.parametrize("percentile", [True, False])
-def test_small_modules_are_left_out(percentile: bool, nullify: bool, pair: tuple[str, str], tmp_path: Path,
-                                    run: Callable[..., str]) -> None:
+def test_small_modules_are_left_out(
+    percentile: bool, nullify: bool, pair: tuple[str, str], tmp_path: Path, run: Callable[..., str]
+) -> None:
     sizes = norms(difference(pair))
     smallest = min((Q, K), key=sizes.__getitem__)
     bound = (sizes[Q] + sizes[K]) / 2
     flags = ["--auto_threshold_percentile", "50"] if percentile else ["--magnitude_threshold", f"{bound}"]
     out = tmp_path / "out.safetensors"
-    told = report(run, "subtract", "--lora_a", pair[0], "--lora_b", pair[1], "--output", out, "--alpha", "0.1",
-                  "--target_blocks", "attn", *flags, *([] if nullify else ["--exclude_non_targeted"]))
+    told = report(
+        run,
+        "subtract",
+        "--lora_a",
+        pair[0],
+        "--lora_b",
+        pair[1],
+        "--output",
+        out,
+        "--alpha",
+        "0.1",
+        "--target_blocks",
+        "attn",
+        *flags,
+        *([] if nullify else ["--exclude_non_targeted"]),
+    )
     written = norms(truth(str(out)))
     kept = {name for name, norm in written.items() if norm > 0}
     assert kept == {Q, K} - {smallest}
@@ -269,16 +320,19 @@ def test_percentile_is_that_of_numpy() -> None:
     assert old_script.Cut().small(sizes) == []
 
 
-@pytest.mark.parametrize(("blocks", "indices", "expression"), [
-    (["attn"], ["0", "1", "2"], "blocks 0,1,2 & attn"),
-    (["attn", "ffn"], [], "attn | ffn"),
-    (["self_attn,cross_attn"], ["0-9"], "blocks 0-9 & self_attn | cross_attn"),
-    ([], ["5"], "blocks 5"),
-    (["all"], ["5", "7"], "blocks 5,7"),
-    (["all"], [], "all"),
-    (["mlp"], [], "ffn"),
-    ([], [], None),
-])
+@pytest.mark.parametrize(
+    ("blocks", "indices", "expression"),
+    [
+        (["attn"], ["0", "1", "2"], "blocks 0,1,2 & attn"),
+        (["attn", "ffn"], [], "attn | ffn"),
+        (["self_attn,cross_attn"], ["0-9"], "blocks 0-9 & self_attn | cross_attn"),
+        ([], ["5"], "blocks 5"),
+        (["all"], ["5", "7"], "blocks 5,7"),
+        (["all"], [], "all"),
+        (["mlp"], [], "ffn"),
+        ([], [], None),
+    ],
+)
 def test_old_words_in_the_selection_language(blocks: list[str], indices: list[str], expression: str | None) -> None:
     assert old_script.selection(blocks, indices) == expression
 
@@ -291,11 +345,28 @@ def test_old_words_select_what_they_say(pair: tuple[str, str]) -> None:
 
 
 def test_old_flags_on_biases_alone(tmp_path: Path, run: Callable[..., str]) -> None:
-    paths = [write(tmp_path / f"{side}.safetensors", {Q: factors(seed=ord(side))},
-                   {f"{kohya(K)}.diff_b": torch.full((24,), float(ord(side)))}) for side in "ab"]
+    paths = [
+        write(
+            tmp_path / f"{side}.safetensors",
+            {Q: factors(seed=ord(side))},
+            {f"{kohya(K)}.diff_b": torch.full((24,), float(ord(side)))},
+        )
+        for side in "ab"
+    ]
     out = tmp_path / "out.safetensors"
-    run("subtract", "--lora_a", paths[0], "--lora_b", paths[1], "--output", out, "--target_blocks", "bias",
-        "--lossless", "--exclude_non_targeted")
+    run(
+        "subtract",
+        "--lora_a",
+        paths[0],
+        "--lora_b",
+        paths[1],
+        "--output",
+        out,
+        "--target_blocks",
+        "bias",
+        "--lossless",
+        "--exclude_non_targeted",
+    )
     assert {name: float(change[0]) for name, change in truth(str(out)).items()} == {f"{K}.bias": -1.0}
 
 
@@ -309,13 +380,27 @@ def test_different_alphas_have_no_single_ratio(tmp_path: Path, run: Callable[...
 def test_old_strength_ratio_is_true(pair: tuple[str, str], tmp_path: Path, run: Callable[..., str]) -> None:
     """The old script's result, worked out as it did, at strength 1 is this file at the printed strength."""
     out = tmp_path / "out.safetensors"
-    run("subtract", "--lora_a", pair[0], "--lora_b", pair[1], "--output", out, "--alpha", "1.0", "--rank", "8",
-        "--dtype", "float32")
+    run(
+        "subtract",
+        "--lora_a",
+        pair[0],
+        "--lora_b",
+        pair[1],
+        "--output",
+        out,
+        "--alpha",
+        "1.0",
+        "--rank",
+        "8",
+        "--dtype",
+        "float32",
+    )
     ratio = float(run.errors.split("this file = ")[1].split(" : 1")[0])
     stored = [load_file(path) for path in pair]
     key = "lora_unet_blocks_0_self_attn_q"
     old = stored[0][f"{key}.lora_up.weight"] @ stored[0][f"{key}.lora_down.weight"] - (
-        stored[1][f"{key}.lora_up.weight"] @ stored[1][f"{key}.lora_down.weight"])
+        stored[1][f"{key}.lora_up.weight"] @ stored[1][f"{key}.lora_down.weight"]
+    )
     np.testing.assert_allclose(old.double().numpy(), ratio * truth(str(out))[Q], atol=1e-4)
 
 
@@ -372,13 +457,24 @@ def test_help_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_as_a_module_and_into_a_pipe_that_closes(pair: tuple[str, str]) -> None:
-    done = subprocess.run([sys.executable, "-m", "difflora", "inspect", pair[0], "--json"], cwd=ROOT,
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "difflora", "inspect", pair[0], "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert json.loads(done.stdout)["matrices"] == 3
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([sys.executable, "-m", "difflora", "inspect", pair[0]], cwd=ROOT, stdout=writer,
-                          stderr=subprocess.PIPE, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "difflora", "inspect", pair[0]],
+        cwd=ROOT,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
     os.close(writer)
     assert done.stderr == ""
 
@@ -387,8 +483,23 @@ def test_progress_bar_on_a_terminal_only(pair: tuple[str, str], tmp_path: Path) 
     pty, fcntl, termios = (pytest.importorskip(name) for name in ("pty", "fcntl", "termios"))  # POSIX
     master, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    with subprocess.Popen([sys.executable, "-m", "difflora", "subtract", *pair, "-o", str(tmp_path / "out.safetensors"),
-                           "--energy", "0.9", "--json"], cwd=ROOT, stdout=subprocess.PIPE, stderr=terminal) as process:
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "difflora",
+            "subtract",
+            *pair,
+            "-o",
+            str(tmp_path / "out.safetensors"),
+            "--energy",
+            "0.9",
+            "--json",
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+    ) as process:
         os.close(terminal)
         seen = b""
         while True:
@@ -409,13 +520,16 @@ def test_progress_bar_on_a_terminal_only(pair: tuple[str, str], tmp_path: Path) 
 # Rebuilding from the recipe
 
 
-@pytest.mark.parametrize("flags", [
-    ["--rank", "2"],
-    ["--energy", "0.8", "--select", "attn=0.5", "--dtype", "bfloat16", "--dialect", "kohya"],
-    ["--lossless", "--nullify", "--select", "ffn", "--scale", "-0.3"],
-    ["--knee", "--max-rank", "3", "--weight-a", "0.7", "--unmatched", "drop"],
-    ["--target_norm", "1", "--auto_threshold_percentile", "40"],
-])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--rank", "2"],
+        ["--energy", "0.8", "--select", "attn=0.5", "--dtype", "bfloat16", "--dialect", "kohya"],
+        ["--lossless", "--nullify", "--select", "ffn", "--scale", "-0.3"],
+        ["--knee", "--max-rank", "3", "--weight-a", "0.7", "--unmatched", "drop"],
+        ["--target_norm", "1", "--auto_threshold_percentile", "40"],
+    ],
+)
 def test_rebuilds_bit_for_bit(flags: list[str], tmp_path: Path, run: Callable[..., str]) -> None:
     a, b = write_pair(tmp_path)
     first = tmp_path / "first.safetensors"
@@ -447,8 +561,15 @@ def test_the_configuration_beside_a_peft_file_is_in_the_recipe(tmp_path: Path, r
         config = {"lora_alpha": 8, "use_rslora": side == "b", "r": 4}
         (tmp_path / side / "adapter_config.json").write_text(json.dumps(config))
     first = tmp_path / "first.safetensors"
-    run("subtract", tmp_path / "a" / "adapter_model.safetensors", tmp_path / "b" / "adapter_model.safetensors",
-        "-o", first, "--rank", "8")
+    run(
+        "subtract",
+        tmp_path / "a" / "adapter_model.safetensors",
+        tmp_path / "b" / "adapter_model.safetensors",
+        "-o",
+        first,
+        "--rank",
+        "8",
+    )
     expected = 8 / 4 * dense(factors(alpha=None, seed=ord("a"))) - 8 / 2 * dense(factors(alpha=None, seed=ord("b")))
     np.testing.assert_allclose(truth(str(first))[Q], expected, atol=1e-4)
     for side in "ab":
@@ -458,7 +579,9 @@ def test_the_configuration_beside_a_peft_file_is_in_the_recipe(tmp_path: Path, r
 
 def test_equal_nodes_of_a_recipe_are_one_object(pair: tuple[str, str]) -> None:
     a = difflora.load(pair[0])
-    twice = difflora.combine([(2.0, a.select("attn")), (-1.0, difflora.rerank(a.select("attn"), difflora.FixedRank(1)))])
+    twice = difflora.combine(
+        [(2.0, a.select("attn")), (-1.0, difflora.rerank(a.select("attn"), difflora.FixedRank(1)))]
+    )
     rebuilt = recipes.from_recipe(twice.recipe, recipes.find_in(Path(pair[0]).parent))
     assert rebuilt.recipe == twice.recipe
     assert rebuilt.parents[0] is rebuilt.parents[1].parents[0]
@@ -467,8 +590,9 @@ def test_equal_nodes_of_a_recipe_are_one_object(pair: tuple[str, str]) -> None:
         assert torch.equal(delta.dense(), rebuilt[name].dense())
 
 
-def test_missing_input_is_named_with_its_hash(pair: tuple[str, str], tmp_path: Path,
-                                              capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_input_is_named_with_its_hash(
+    pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = tmp_path / "first.safetensors"
     assert main(["subtract", *pair, "-o", str(first)]) == 0
     sha256 = difflora.load(pair[1]).sha256
@@ -480,16 +604,27 @@ def test_missing_input_is_named_with_its_hash(pair: tuple[str, str], tmp_path: P
     assert not (tmp_path / "again.safetensors").exists()
 
 
-@pytest.mark.parametrize("recipe", [
-    None, "", "null", "[]", "{", "[" * 100_000, '{"version": 2}', '{"version": 1}',
-    '{"version": 1, "dtype": "float32", "dialect": "native", "of": 3}',
-    '{"version": 1, "dtype": "float32", "dialect": "native", "of": {}}',
-    '{"version": 1, "dtype": "float32", "dialect": "native", "of": {"op": "explode"}}',
-    '{"version": 1, "dtype": "float32", "dialect": "native", "of": {"op": "load", "file": 3, "sha256": "x"}}',
-    '{"version": 1, "dtype": "float32", "dialect": "native", "of": {"op": "load", "file": "/etc/x", "sha256": "x"}}',
-    '{"version": 1, "dtype": "float32", "dialect": "native", "of": {"op": "combine", "terms": [], "unmatched": "keep"}}',
-    '{"version": 1, "dtype": "float32", "dialect": "native", "of": {"op": "rerank", "of": {"op": "rerank"}}}',
-], ids=range(15))
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        None,
+        "",
+        "null",
+        "[]",
+        "{",
+        "[" * 100_000,
+        '{"version": 2}',
+        '{"version": 1}',
+        '{"version": 1, "dtype": "float32", "dialect": "native", "of": 3}',
+        '{"version": 1, "dtype": "float32", "dialect": "native", "of": {}}',
+        '{"version": 1, "dtype": "float32", "dialect": "native", "of": {"op": "explode"}}',
+        '{"version": 1, "dtype": "float32", "dialect": "native", "of": {"op": "load", "file": 3, "sha256": "x"}}',
+        '{"version": 1, "dtype": "float32", "dialect": "native", "of": {"op": "load", "file": "/etc/x", "sha256": "x"}}',
+        '{"version": 1, "dtype": "float32", "dialect": "native", "of": {"op": "combine", "terms": [], "unmatched": "keep"}}',
+        '{"version": 1, "dtype": "float32", "dialect": "native", "of": {"op": "rerank", "of": {"op": "rerank"}}}',
+    ],
+    ids=range(15),
+)
 def test_damaged_recipes(recipe: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stored = None if recipe is None else {"difflora.recipe": recipe}
     path = write(tmp_path / "a.safetensors", {Q: factors()}, metadata=stored)

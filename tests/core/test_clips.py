@@ -106,7 +106,9 @@ class TestMosaic:
 
         assert [seen(frames[1], index) for index in range(3)] == [{60}, {100}, {160}]
 
-    @pytest.mark.parametrize(("count", "arrange", "columns"), [(7, "row", 7), (7, "column", 1), (1, "grid", 1), (4, "grid", 2)])
+    @pytest.mark.parametrize(
+        ("count", "arrange", "columns"), [(7, "row", 7), (7, "column", 1), (1, "grid", 1), (4, "grid", 2)]
+    )
     def test_arrangements(self, count, arrange, columns):
         assert columns_for(count, 640, 480, arrange) == columns
 

@@ -24,8 +24,11 @@ Q = "blocks.0.self_attn.q"
 def models(tmp_path):
     """(base, tuned, the low-rank change of one weight): a base of two blocks, and a tune of rank 3 in three weights."""
     random = torch.Generator().manual_seed(0)
-    base = {f"model.diffusion_model.blocks.{b}.self_attn.{p}.weight": torch.randn(640, 640, generator=random)
-            for b in range(2) for p in "qk"}
+    base = {
+        f"model.diffusion_model.blocks.{b}.self_attn.{p}.weight": torch.randn(640, 640, generator=random)
+        for b in range(2)
+        for p in "qk"
+    }
     base["model.diffusion_model.blocks.0.norm3.weight"] = torch.ones(640)
     base["model.diffusion_model.patch_embedding.weight"] = torch.randn(64, 16, 1, 2, 2, generator=random)
     base["first_stage_model.unused"] = torch.zeros(2, dtype=torch.int64)
@@ -60,8 +63,10 @@ def test_the_change_comes_out_at_its_rank(models, tmp_path):
 def test_scaled_fp8_weights_count_with_their_scale(tmp_path):
     weight = torch.randn(32, 16).to(torch.float8_e4m3fn)
     save_file({"blocks.0.ffn.0.weight": weight.float() * 0.5}, tmp_path / "base.safetensors")
-    save_file({"blocks.0.ffn.0.weight": weight, "blocks.0.ffn.0.scale_weight": torch.tensor(0.75)},
-              tmp_path / "tuned.safetensors")
+    save_file(
+        {"blocks.0.ffn.0.weight": weight, "blocks.0.ffn.0.scale_weight": torch.tensor(0.75)},
+        tmp_path / "tuned.safetensors",
+    )
     change = extract(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors")["blocks.0.ffn.0"]
     assert torch.allclose(change.dense(), weight.float() * 0.25)
 
@@ -138,10 +143,18 @@ def test_inspect_and_rebuild_know_an_extract(models, tmp_path, capsys):
 
 def test_what_is_left_out_is_said(tmp_path):
     shared = {"blocks.0.ffn.0.weight": torch.zeros(4, 4)}
-    save_file(shared | {"blocks.0.ffn.2.weight": torch.zeros(4, 4), "blocks.1.ffn.0.weight": torch.zeros(4, 4)},
-              tmp_path / "base.safetensors")
-    save_file({"blocks.0.ffn.0.weight": torch.ones(4, 4), "blocks.0.ffn.2.weight": torch.ones(4, 4, dtype=torch.int8),
-               "blocks.2.ffn.0.weight": torch.ones(4, 4)}, tmp_path / "tuned.safetensors")
+    save_file(
+        shared | {"blocks.0.ffn.2.weight": torch.zeros(4, 4), "blocks.1.ffn.0.weight": torch.zeros(4, 4)},
+        tmp_path / "base.safetensors",
+    )
+    save_file(
+        {
+            "blocks.0.ffn.0.weight": torch.ones(4, 4),
+            "blocks.0.ffn.2.weight": torch.ones(4, 4, dtype=torch.int8),
+            "blocks.2.ffn.0.weight": torch.ones(4, 4),
+        },
+        tmp_path / "tuned.safetensors",
+    )
     change = extract(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors")
     assert list(change) == ["blocks.0.ffn.0"]
     text = "\n".join(change.warnings)
@@ -159,9 +172,11 @@ def test_two_checkpoints_of_whole_numbers_are_said_to_be_such(tmp_path):
 
 def test_of_a_full_checkpoint_only_the_diffusion_model_counts(tmp_path):
     def checkpoint(value):
-        return {"model.diffusion_model.input_blocks.1.0.emb_layers.1.weight": torch.full((4, 4), value),
-                "first_stage_model.encoder.conv_in.weight": torch.full((4, 4, 3, 3), value),
-                "cond_stage_model.transformer.text_model.final_layer_norm.weight": torch.full((4,), value)}
+        return {
+            "model.diffusion_model.input_blocks.1.0.emb_layers.1.weight": torch.full((4, 4), value),
+            "first_stage_model.encoder.conv_in.weight": torch.full((4, 4, 3, 3), value),
+            "cond_stage_model.transformer.text_model.final_layer_norm.weight": torch.full((4,), value),
+        }
 
     save_file(checkpoint(0.0), tmp_path / "base.safetensors")
     save_file(checkpoint(1.0), tmp_path / "tuned.safetensors")
@@ -171,18 +186,31 @@ def test_of_a_full_checkpoint_only_the_diffusion_model_counts(tmp_path):
 
 
 def test_diffusers_names_become_the_models_own(tmp_path):
-    theirs = {"blocks.0.attn1.to_q.weight": torch.ones(8, 8), "blocks.0.attn1.to_q.bias": torch.full((8,), 2.0),
-              "blocks.0.scale_shift_table": torch.full((1, 6, 8), 3.0), "scale_shift_table": torch.full((1, 2, 8), 4.0),
-              "blocks.0.norm2.weight": torch.full((8,), 5.0), "proj_out.weight": torch.full((8, 8), 6.0)}
+    theirs = {
+        "blocks.0.attn1.to_q.weight": torch.ones(8, 8),
+        "blocks.0.attn1.to_q.bias": torch.full((8,), 2.0),
+        "blocks.0.scale_shift_table": torch.full((1, 6, 8), 3.0),
+        "scale_shift_table": torch.full((1, 2, 8), 4.0),
+        "blocks.0.norm2.weight": torch.full((8,), 5.0),
+        "proj_out.weight": torch.full((8, 8), 6.0),
+    }
     ours = {"self_attn.q.weight": (8, 8), "self_attn.q.bias": (8,), "modulation": (1, 6, 8), "norm3.weight": (8,)}
     base = {f"model.diffusion_model.blocks.0.{name}": torch.zeros(shape) for name, shape in ours.items()}
-    base |= {"model.diffusion_model.head.modulation": torch.zeros(1, 2, 8),
-             "model.diffusion_model.head.head.weight": torch.zeros(8, 8)}
+    base |= {
+        "model.diffusion_model.head.modulation": torch.zeros(1, 2, 8),
+        "model.diffusion_model.head.head.weight": torch.zeros(8, 8),
+    }
     save_file(base, tmp_path / "base.safetensors")
     save_file(theirs, tmp_path / "tuned.safetensors")
     change = extract(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors")
     assert {name: float(delta.dense().max()) for name, delta in change.items()} == {
-        Q: 1, f"{Q}.bias": 2, "blocks.0.norm3": 5, "blocks.0.modulation": 3, "head.head": 6, "head.modulation": 4}
+        Q: 1,
+        f"{Q}.bias": 2,
+        "blocks.0.norm3": 5,
+        "blocks.0.modulation": 3,
+        "head.head": 6,
+        "head.modulation": 4,
+    }
     assert change.warnings == ()
 
 
@@ -197,7 +225,9 @@ def no_work(monkeypatch):
     monkeypatch.setattr(sys.modules["difflora.rank.factorisation"], "approximate", approximate)
 
 
-@pytest.mark.parametrize("make", [lambda file, link: file, os.symlink, os.link, lambda file, link: file.parent / "." / file.name])
+@pytest.mark.parametrize(
+    "make", [lambda file, link: file, os.symlink, os.link, lambda file, link: file.parent / "." / file.name]
+)
 def test_a_model_and_itself_are_refused_by_name(models, tmp_path, make):
     base, tuned, _ = models
     other = make(base, tmp_path / "link.safetensors") or tmp_path / "link.safetensors"
@@ -214,7 +244,9 @@ def test_a_copy_is_refused_before_any_work(models, tmp_path, no_work, rule):
     shutil.copy(base, tmp_path / "copy.safetensors")
     same = extract(base, tmp_path / "copy.safetensors")
     with pytest.raises(PairError, match=r"^copy.safetensors and base.safetensors hold the same weights"):
-        difflora.save(same if rule is None else difflora.rerank(same.scaled(2.0), rule), tmp_path / "out" / "x.safetensors")
+        difflora.save(
+            same if rule is None else difflora.rerank(same.scaled(2.0), rule), tmp_path / "out" / "x.safetensors"
+        )
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -222,7 +254,9 @@ def test_a_selection_in_which_nothing_was_trained_is_refused_before_any_work(mod
     base, tuned, _ = models
     for nullify in (False, True):
         with pytest.raises(PairError, match="hold the same weights, at least where they were chosen"):
-            difflora.rerank(extract(base, tuned).select("blocks 1", nullify), difflora.FixedRank(2), progress=lambda *_: None)
+            difflora.rerank(
+                extract(base, tuned).select("blocks 1", nullify), difflora.FixedRank(2), progress=lambda *_: None
+            )
 
 
 # What is said of the two
@@ -306,8 +340,11 @@ def test_a_checkpoint_that_changes_meanwhile_is_no_input(models, tmp_path):
             os.utime(base, ns=(1, 1))
 
     with pytest.raises(FileError, match=r"base.safetensors: the file changed after it was loaded"):
-        difflora.save(difflora.rerank(extract(base, tuned), difflora.FixedRank(2)), tmp_path / "out" / "x.safetensors",
-                      progress=progress)
+        difflora.save(
+            difflora.rerank(extract(base, tuned), difflora.FixedRank(2)),
+            tmp_path / "out" / "x.safetensors",
+            progress=progress,
+        )
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -324,11 +361,15 @@ def test_a_missing_shard_is_an_error(models, tmp_path):
     indexed(tuned, [shard.name for shard in shards])
     assert len(extract(base, tuned).dense) == 4
     indexed(tuned, [*(shard.name for shard in shards), "extra-a.safetensors", "extra-b.safetensors"])
-    with pytest.raises(FileError, match=r"^tuned: 2 shards of this model are not there, the first is extra-a.safetensors"):
+    with pytest.raises(
+        FileError, match=r"^tuned: 2 shards of this model are not there, the first is extra-a.safetensors"
+    ):
         extract(base, tuned)
     (tuned / "model.safetensors.index.json").unlink()
     shards[0].unlink()
-    with pytest.raises(FileError, match=rf"^tuned: 1 shards of this model are not there, the first is {shards[0].name}"):
+    with pytest.raises(
+        FileError, match=rf"^tuned: 1 shards of this model are not there, the first is {shards[0].name}"
+    ):
         extract(base, tuned)
 
 
@@ -347,8 +388,20 @@ def test_a_weight_in_two_shards_is_an_error(models, tmp_path):
         extract(base, tuned)
 
 
-@pytest.mark.parametrize(("shape", "scales"), [((), True), ((1,), True), ((1, 1), True), ((8,), True), ((8, 1), True),
-                                               ((1, 8), False), ((2, 2), False), ((4,), False), ((0,), False)])
+@pytest.mark.parametrize(
+    ("shape", "scales"),
+    [
+        ((), True),
+        ((1,), True),
+        ((1, 1), True),
+        ((8,), True),
+        ((8, 1), True),
+        ((1, 8), False),
+        ((2, 2), False),
+        ((4,), False),
+        ((0,), False),
+    ],
+)
 def test_scales_are_of_the_whole_or_of_the_rows(tmp_path, shape, scales):
     weight = torch.randn(8, 8).to(torch.float8_e4m3fn)
     factor = torch.rand(shape) + 1

@@ -79,7 +79,9 @@ def test_reads_as_its_definition(tmp_path, kind):
 def test_any_two_kinds_subtract_exactly(tmp_path, a, b):
     parts_a, truth_a = KINDS[a]()
     parts_b, truth_b = KINDS[b]()
-    difference = difflora.subtract(write(tmp_path / "a.safetensors", parts_a), write(tmp_path / "b.safetensors", parts_b))
+    difference = difflora.subtract(
+        write(tmp_path / "a.safetensors", parts_a), write(tmp_path / "b.safetensors", parts_b)
+    )
     truth = truth_a - truth_b
     left, values, right = np.linalg.svd(truth)
     small = difflora.rerank(difference, FixedRank(4))
@@ -101,13 +103,23 @@ def test_convolutions(tmp_path, kernel):
     w1, w2 = random.standard_normal((4, 2)), random.standard_normal((5, 3, *kernel))
     tucker = lambda t, a, b: np.einsum("ij...,ip,jr->pr...", t, a, b)  # noqa: E731
     cases = {
-        "plain": ({"lora_up.weight": up.reshape(o, r, *ones), "lora_down.weight": plain},
-                  np.einsum("or,ri...->oi...", up, plain)),
-        "mid": ({"lora_up.weight": up.reshape(o, r, *ones), "lora_mid.weight": mid,
-                 "lora_down.weight": down.reshape(r, i, *ones), "alpha": np.array(6.0)},
-                2.0 * np.einsum("oa,ab...,bi->oi...", up, mid, down)),
-        "loha tucker": ({"hada_t1": t1, "hada_w1_a": a1, "hada_w1_b": b1, "hada_t2": t2, "hada_w2_a": a2, "hada_w2_b": b2},
-                        tucker(t1, a1, b1) * tucker(t2, a2, b2)),
+        "plain": (
+            {"lora_up.weight": up.reshape(o, r, *ones), "lora_down.weight": plain},
+            np.einsum("or,ri...->oi...", up, plain),
+        ),
+        "mid": (
+            {
+                "lora_up.weight": up.reshape(o, r, *ones),
+                "lora_mid.weight": mid,
+                "lora_down.weight": down.reshape(r, i, *ones),
+                "alpha": np.array(6.0),
+            },
+            2.0 * np.einsum("oa,ab...,bi->oi...", up, mid, down),
+        ),
+        "loha tucker": (
+            {"hada_t1": t1, "hada_w1_a": a1, "hada_w1_b": b1, "hada_t2": t2, "hada_w2_a": a2, "hada_w2_b": b2},
+            tucker(t1, a1, b1) * tucker(t2, a2, b2),
+        ),
         "lokr": ({"lokr_w1": w1, "lokr_w2": w2}, np.kron(w1.reshape(4, 2, *ones), w2)),
         "full": ({"diff": np.ones((o, i, *kernel)) * 0.5}, np.ones((o, i, *kernel)) * 0.5),
     }
@@ -133,8 +145,9 @@ def falling(size, rank=40):
 def test_a_large_full_difference_comes_within_a_thousandth_of_the_optimum(tmp_path):
     matrix, values = falling(640)
     parts_b, truth_b = lora(shape=(640, 640))
-    difference = difflora.subtract(write(tmp_path / "a.safetensors", {"diff": matrix}),
-                                   write(tmp_path / "b.safetensors", parts_b), weight_b=0.0)
+    difference = difflora.subtract(
+        write(tmp_path / "a.safetensors", {"diff": matrix}), write(tmp_path / "b.safetensors", parts_b), weight_b=0.0
+    )
     assert isinstance(difference["blocks.0.self_attn.q"], Dense)
     for rank in (1, 8, 40):
         small = difflora.rerank(difference, FixedRank(rank))
@@ -166,7 +179,9 @@ def approximations(monkeypatch):
     """The ranks at which matrices were approximated, in order."""
     module, ranks = sys.modules["difflora.rank.factorisation"], []
     real = module.approximate
-    monkeypatch.setattr(module, "approximate", lambda matrix, rank, tick: ranks.append(rank) or real(matrix, rank, tick))
+    monkeypatch.setattr(
+        module, "approximate", lambda matrix, rank, tick: ranks.append(rank) or real(matrix, rank, tick)
+    )
     return ranks
 
 
@@ -179,7 +194,10 @@ def test_a_result_does_not_depend_on_what_was_asked_before(tmp_path, monkeypatch
         _ = difflora.rerank(lora_file, other)[Q]
     later, first = difflora.rerank(lora_file, rule), difflora.rerank(difflora.load(lora_file.path), rule)
     assert torch.equal(later[Q].up, first[Q].up) and torch.equal(later[Q].down, first[Q].down)
-    assert torch.equal(later.spectrum(Q), first.spectrum(Q)) and later.certificates[Q].excess == first.certificates[Q].excess
+    assert (
+        torch.equal(later.spectrum(Q), first.spectrum(Q))
+        and later.certificates[Q].excess == first.certificates[Q].excess
+    )
 
 
 def test_a_smaller_rank_is_the_beginning_of_a_larger_one(tmp_path, approximations):
@@ -190,8 +208,10 @@ def test_a_smaller_rank_is_the_beginning_of_a_larger_one(tmp_path, approximation
 
 
 @pytest.mark.parametrize("budget", [0, 10**9])
-@pytest.mark.parametrize(("rule", "made"), [
-    (FixedRank(4), [16]), (FixedRank(20), [32]), (Energy(0.5), [16]), (Energy(0.97), [16, 32]), (Ratio(8), [16, 32])])
+@pytest.mark.parametrize(
+    ("rule", "made"),
+    [(FixedRank(4), [16]), (FixedRank(20), [32]), (Energy(0.5), [16]), (Energy(0.97), [16, 32]), (Ratio(8), [16, 32])],
+)
 def test_full_matrices_are_worked_out_once_and_once_more_only_for_factors_beyond_the_budget(
     tmp_path, monkeypatch, approximations, rule, made, budget
 ):
@@ -200,7 +220,14 @@ def test_full_matrices_are_worked_out_once_and_once_more_only_for_factors_beyond
     difflora.save(small, tmp_path / "small.safetensors")
     again = [] if budget or isinstance(rule, FixedRank) else made[-1:]
     assert approximations == made + again
-    _ = small.retained_energy, small.certificates, small.total_energy(Q), small.spectrum(Q), small.rank_text, small.recipe
+    _ = (
+        small.retained_energy,
+        small.certificates,
+        small.total_energy(Q),
+        small.spectrum(Q),
+        small.rank_text,
+        small.recipe,
+    )
     _ = difflora.rerank(small.of, FixedRank(16)).certificates
     assert approximations == made + again + [16] * (16 not in made)
 
@@ -249,7 +276,9 @@ def test_parts_that_do_not_fit_are_named(tmp_path, parts):
 def test_analysis_of_a_full_difference_and_a_lora(tmp_path):
     matrix, _ = falling(640)
     parts, truth = lora(shape=(640, 640))
-    found = difflora.analyze(write(tmp_path / "a.safetensors", {"diff": matrix}), write(tmp_path / "b.safetensors", parts))
+    found = difflora.analyze(
+        write(tmp_path / "a.safetensors", {"diff": matrix}), write(tmp_path / "b.safetensors", parts)
+    )
     numbers = found.modules["blocks.0.self_attn.q"]
     norms = [np.linalg.norm(x) for x in (matrix, truth, matrix - truth)]
     assert [numbers.norm_a, numbers.norm_b, numbers.norm] == pytest.approx(norms, rel=1e-5)

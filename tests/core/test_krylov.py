@@ -123,7 +123,9 @@ SPECTRA = {
     "exponential": torch.exp(-PLACES / 5),
     "steep": torch.exp(-PLACES / 2),
     "to the rounding": torch.exp(-PLACES * 0.9),
-    "clustered around the cuts": torch.cat([torch.linspace(1.001, 0.999, 20), torch.linspace(0.3, 0.1, COUNT - 20)]).double(),
+    "clustered around the cuts": torch.cat(
+        [torch.linspace(1.001, 0.999, 20), torch.linspace(0.3, 0.1, COUNT - 20)]
+    ).double(),
     "rank-deficient": torch.cat([torch.linspace(2, 1, 10), torch.zeros(COUNT - 10)]).double(),
     "one far above": torch.cat([torch.tensor([1e3]), 1 / PLACES[:-1]]),
 }
@@ -133,7 +135,9 @@ SHAPES = {"wide": (90, 400), "tall": (400, 90), "like 5120 to 13824": (320, 864)
 def of_spectrum(values, shape, seed=0):
     """U diag(values) Vᵀ in float32, with random singular vectors."""
     random = torch.Generator().manual_seed(seed)
-    left, right = (torch.linalg.qr(torch.randn(side, len(values), generator=random, dtype=torch.float64)).Q for side in shape)
+    left, right = (
+        torch.linalg.qr(torch.randn(side, len(values), generator=random, dtype=torch.float64)).Q for side in shape
+    )
     return (left * values @ right.T).float()
 
 
@@ -198,7 +202,10 @@ def test_without_factors_their_memory_is_free_and_the_numbers_stay():
     found = krylov.approximate(noisy(300, 500, 8), 16)
     bare = found.without_factors()
     assert not bare.complete and bare.bytes == 0
-    assert sum(tensor.untyped_storage().nbytes() for tensor in vars(bare).values() if isinstance(tensor, torch.Tensor)) < 2000
+    assert (
+        sum(tensor.untyped_storage().nbytes() for tensor in vars(bare).values() if isinstance(tensor, torch.Tensor))
+        < 2000
+    )
     assert (bare.cut(8).error, bare.cut(8).excess) == (found.cut(8).error, found.cut(8).excess)
     assert torch.equal(bare.cut(8).values, found.values[:8])
 

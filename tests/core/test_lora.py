@@ -46,9 +46,15 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
 UP, DOWN, _ = factors(seed=3)
 SPELLINGS = {
     "kohya": ("lora_unet_blocks_0_self_attn_q.lora_up.weight", "lora_unet_blocks_0_self_attn_q.lora_down.weight"),
-    "native": ("diffusion_model.blocks.0.self_attn.q.lora_B.weight", "diffusion_model.blocks.0.self_attn.q.lora_A.weight"),
+    "native": (
+        "diffusion_model.blocks.0.self_attn.q.lora_B.weight",
+        "diffusion_model.blocks.0.self_attn.q.lora_A.weight",
+    ),
     "diffusers": ("transformer.blocks.0.attn1.to_q.lora_B.weight", "transformer.blocks.0.attn1.to_q.lora_A.weight"),
-    "peft": ("base_model.model.blocks.0.self_attn.q.lora_B.weight", "base_model.model.blocks.0.self_attn.q.lora_A.weight"),
+    "peft": (
+        "base_model.model.blocks.0.self_attn.q.lora_B.weight",
+        "base_model.model.blocks.0.self_attn.q.lora_A.weight",
+    ),
     "diffsynth": ("blocks.0.self_attn.q.lora_B.default.weight", "blocks.0.self_attn.q.lora_A.default.weight"),
     "wan-fun": ("lora_unet__blocks_0_self_attn_q.lora_up.weight", "lora_unet__blocks_0_self_attn_q.lora_down.weight"),
     "lycoris": ("lycoris_blocks_0_self_attn_q.lora_up.weight", "lycoris_blocks_0_self_attn_q.lora_down.weight"),
@@ -86,14 +92,17 @@ def test_alpha_is_folded_in_and_missing_alpha_means_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["beside", "adapter_config", "lora_adapter_metadata", "flat"])
-@pytest.mark.parametrize(("config", "scale"), [
-    ({"lora_alpha": 8, "r": 4}, 2.0),
-    ({"lora_alpha": 8, "r": 4, "use_rslora": True}, 4.0),
-    ({"lora_alpha": 8, "r": 4, "use_rslora": False}, 2.0),
-    ({"lora_alpha": 8, "alpha_pattern": {"self_attn.q": 2}}, 0.5),
-    ({"lora_alpha": 8, "alpha_pattern": {"self_attn.k": 2}}, 2.0),
-    ({"r": 4}, 1.0),
-])
+@pytest.mark.parametrize(
+    ("config", "scale"),
+    [
+        ({"lora_alpha": 8, "r": 4}, 2.0),
+        ({"lora_alpha": 8, "r": 4, "use_rslora": True}, 4.0),
+        ({"lora_alpha": 8, "r": 4, "use_rslora": False}, 2.0),
+        ({"lora_alpha": 8, "alpha_pattern": {"self_attn.q": 2}}, 0.5),
+        ({"lora_alpha": 8, "alpha_pattern": {"self_attn.k": 2}}, 2.0),
+        ({"r": 4}, 1.0),
+    ],
+)
 def test_peft_keeps_its_scale_outside_the_tensors(where: str, config: dict, scale: float, tmp_path: Path) -> None:
     if where == "flat":
         metadata = {key: json.dumps(value) if isinstance(value, dict) else str(value) for key, value in config.items()}
@@ -108,11 +117,24 @@ def test_peft_keeps_its_scale_outside_the_tensors(where: str, config: dict, scal
     same(values(lora), {Q: scale * dense((UP, DOWN, None))})
 
 
-@pytest.mark.parametrize(("pattern", "fits"), [
-    ("q", True), ("attn.q", False), ("self_attn.q", True), ("self_attn.q$", True), ("^self_attn.q", False), (f"^{Q}", True),
-    (f"^{Q}$", True), (Q.replace(".", "\\."), True), ("self_attn.[qk]", True), ("blocks.[1-9].*", False), ("k|q", True),
-    (r"(blocks\.\d\.)?self_attn\.\w", True), ("", False),
-])
+@pytest.mark.parametrize(
+    ("pattern", "fits"),
+    [
+        ("q", True),
+        ("attn.q", False),
+        ("self_attn.q", True),
+        ("self_attn.q$", True),
+        ("^self_attn.q", False),
+        (f"^{Q}", True),
+        (f"^{Q}$", True),
+        (Q.replace(".", "\\."), True),
+        ("self_attn.[qk]", True),
+        ("blocks.[1-9].*", False),
+        ("k|q", True),
+        (r"(blocks\.\d\.)?self_attn\.\w", True),
+        ("", False),
+    ],
+)
 def test_patterns_fit_as_in_peft(pattern: str, fits: bool, tmp_path: Path) -> None:
     assert bool(re.match(rf"(.*\.)?({pattern})$", Q)) == fits
     config = json.dumps({"lora_alpha": 8, "alpha_pattern": {pattern: 4, ".*": 2}})
@@ -140,11 +162,15 @@ def test_a_thousand_patterns_take_no_time(tmp_path: Path) -> None:
     assert [lora.scales[f"blocks.{place}.self_attn.q"] for place in (0, 99, 100, 399)] == [8, 8, 101, 400]
 
 
-@pytest.mark.parametrize("patterns", [
-    {f"x{place}": 1 for place in range(10_001)},
-    {f"x{place}|y": 1 for place in range(101)},
-    {"(x?){150}" + "|y" * place: 1 for place in range(100)},
-], ids=["many", "regular", "slow"])
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        {f"x{place}": 1 for place in range(10_001)},
+        {f"x{place}|y": 1 for place in range(101)},
+        {"(x?){150}" + "|y" * place: 1 for place in range(100)},
+    ],
+    ids=["many", "regular", "slow"],
+)
 def test_more_patterns_than_can_be_tried_are_refused_soon(patterns: dict[str, float], tmp_path: Path) -> None:
     path = many_modules(tmp_path / "a.safetensors", 400)
     with pytest.raises(FileError, match="alpha_pattern has more patterns than can be tried"):
@@ -219,22 +245,36 @@ def test_biases_norms_and_modulation_are_vectors(tmp_path: Path) -> None:
 
 def test_bias_of_lora_b_carries_the_scale(tmp_path: Path) -> None:
     key = "transformer.blocks.0.attn1.to_q"
-    save_file({f"{key}.lora_A.weight": DOWN, f"{key}.lora_B.weight": UP, f"{key}.lora_B.bias": torch.ones(24),
-               f"{key}.alpha": torch.tensor(2.0)}, tmp_path / "a.safetensors")
+    save_file(
+        {
+            f"{key}.lora_A.weight": DOWN,
+            f"{key}.lora_B.weight": UP,
+            f"{key}.lora_B.bias": torch.ones(24),
+            f"{key}.alpha": torch.tensor(2.0),
+        },
+        tmp_path / "a.safetensors",
+    )
     lora = difflora.load(tmp_path / "a.safetensors")
     assert torch.equal(lora[f"{Q}.bias"].value, torch.full((24,), 0.5))
 
 
 def test_a_file_with_nothing_but_a_text_encoder_says_so(tmp_path: Path) -> None:
-    save_file({f"lora_te1_text_model_encoder_layers_0_mlp_fc1.{part}": torch.ones(4, 4) for part in
-               ("lora_down.weight", "lora_up.weight")}, tmp_path / "a.safetensors")
+    save_file(
+        {
+            f"lora_te1_text_model_encoder_layers_0_mlp_fc1.{part}": torch.ones(4, 4)
+            for part in ("lora_down.weight", "lora_up.weight")
+        },
+        tmp_path / "a.safetensors",
+    )
     with pytest.raises(FileError, match=r"a\.safetensors: only text encoder keys in this file \(2\)"):
         difflora.load(tmp_path / "a.safetensors")
 
 
 def test_text_encoder_keys_are_a_warning(tmp_path: Path) -> None:
-    extra = {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(4, 2),
-             "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(2, 4)}
+    extra = {
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(4, 2),
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(2, 4),
+    }
     lora = difflora.load(write(tmp_path / "a.safetensors", {Q: factors()}, extra))
     assert list(lora) == [Q]
     assert any("2 text encoder keys" in line for line in lora.warnings)
@@ -414,7 +454,9 @@ def test_kernel_may_be_flattened_on_either_side(tmp_path: Path) -> None:
         written = difflora.load(difflora.save(difference, tmp_path / "out.safetensors", overwrite=True))
         for lora in (difference, written):
             assert lora.specs[name].shape == lora[name].shape == (8, 3, 1, 2, 2)
-            np.testing.assert_allclose(values(lora)[name].reshape(8, 12), (times - other) * dense((up, down, None)), atol=1e-5)
+            np.testing.assert_allclose(
+                values(lora)[name].reshape(8, 12), (times - other) * dense((up, down, None)), atol=1e-5
+            )
 
 
 @pytest.mark.parametrize(("module", "stored", "shape"), [
@@ -426,9 +468,17 @@ def test_kernel_may_be_flattened_on_either_side(tmp_path: Path) -> None:
 def test_a_flat_kernel_is_written_as_wans_layer_has_it(
     tmp_path: Path, module: str, stored: tuple[int, ...], shape: tuple[int, ...], full: bool
 ) -> None:
-    tensors = {"diff": torch.randn(600, *stored)} if full else {
-        "lora_up.weight": torch.randn(600, 2, *(1 for _ in stored[1:])), "lora_down.weight": torch.randn(2, *stored)}
-    save_file({f"diffusion_model.{module}.{part}": value for part, value in tensors.items()}, tmp_path / "a.safetensors")
+    tensors = (
+        {"diff": torch.randn(600, *stored)}
+        if full
+        else {
+            "lora_up.weight": torch.randn(600, 2, *(1 for _ in stored[1:])),
+            "lora_down.weight": torch.randn(2, *stored),
+        }
+    )
+    save_file(
+        {f"diffusion_model.{module}.{part}": value for part, value in tensors.items()}, tmp_path / "a.safetensors"
+    )
     lora = difflora.load(tmp_path / "a.safetensors")
     written = difflora.load(difflora.save(lora, tmp_path / "b.safetensors"))
     assert written.specs[module].shape == (600, *shape)
@@ -478,10 +528,15 @@ def test_it_is_a_mapping(pair: tuple[Lora, Lora]) -> None:
 def test_fingerprint_tells_content_apart_and_nothing_else(pair: tuple[Lora, Lora], tmp_path: Path) -> None:
     a, b = pair
     assert difflora.subtract(a, b).fingerprint == difflora.subtract(difflora.load(a.path), b).fingerprint
-    different = {difflora.subtract(a, b).fingerprint, difflora.subtract(b, a).fingerprint, a.fingerprint,
-                 difflora.subtract(a, b, 2).fingerprint, difflora.subtract(a, b).select("attn").fingerprint,
-                 difflora.rerank(difflora.subtract(a, b), difflora.FixedRank(2)).fingerprint,
-                 difflora.rerank(difflora.subtract(a, b), difflora.FixedRank(3)).fingerprint}
+    different = {
+        difflora.subtract(a, b).fingerprint,
+        difflora.subtract(b, a).fingerprint,
+        a.fingerprint,
+        difflora.subtract(a, b, 2).fingerprint,
+        difflora.subtract(a, b).select("attn").fingerprint,
+        difflora.rerank(difflora.subtract(a, b), difflora.FixedRank(2)).fingerprint,
+        difflora.rerank(difflora.subtract(a, b), difflora.FixedRank(3)).fingerprint,
+    }
     assert len(different) == 7
 
 
@@ -501,8 +556,16 @@ def test_check_finite_names_file_and_key(pair: tuple[Lora, Lora], tmp_path: Path
 
 
 def test_base_model_by_shape(tmp_path: Path) -> None:
-    lora = difflora.load(write(tmp_path / "a.safetensors", {
-        f"blocks.{i}.{name}": factors(5120, 5120, 1) for i in range(40) for name in ("self_attn.q", "cross_attn.k")}))
+    lora = difflora.load(
+        write(
+            tmp_path / "a.safetensors",
+            {
+                f"blocks.{i}.{name}": factors(5120, 5120, 1)
+                for i in range(40)
+                for name in ("self_attn.q", "cross_attn.k")
+            },
+        )
+    )
     assert "14B" in lora.base_model
 
 
@@ -515,6 +578,9 @@ def test_file_with_no_weights(tmp_path: Path) -> None:
 def test_the_text_encoders_scale_is_not_the_models(tmp_path: Path) -> None:
     up, down, _ = factors(24, 16, rank=4)
     settings = {"transformer.r": 4, "transformer.lora_alpha": 8, "text_encoder.r": 4, "text_encoder.lora_alpha": 32}
-    save_file({"transformer.blocks.0.attn1.to_q.lora_A.weight": down, "transformer.blocks.0.attn1.to_q.lora_B.weight": up},
-              tmp_path / "a.safetensors", metadata={"lora_adapter_metadata": json.dumps(settings)})
+    save_file(
+        {"transformer.blocks.0.attn1.to_q.lora_A.weight": down, "transformer.blocks.0.attn1.to_q.lora_B.weight": up},
+        tmp_path / "a.safetensors",
+        metadata={"lora_adapter_metadata": json.dumps(settings)},
+    )
     assert difflora.load(tmp_path / "a.safetensors").scales == {Q: 2.0}

@@ -119,7 +119,11 @@ def test_attention_processors_are_modules_of_sdxl(tmp_path):
 
 
 def test_two_spellings_of_one_model_subtract(tmp_path):
-    for model, prefix in (("flux-own", "diffusion_model."), ("sdxl-diffusers", "unet."), ("qwen-image", "transformer.")):
+    for model, prefix in (
+        ("flux-own", "diffusion_model."),
+        ("sdxl-diffusers", "unet."),
+        ("qwen-image", "transformer."),
+    ):
         names = names_of(model)
         a = written(tmp_path / f"{model}-a.safetensors", [f"lora_unet_{flat(name)}" for name in names])
         b = written(tmp_path / f"{model}-b.safetensors", [prefix + name for name in names])

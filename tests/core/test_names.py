@@ -358,7 +358,9 @@ def test_text_encoder_keys_are_set_apart():
     assert list(found.modules) == ["blocks.0.ffn.0"]
 
 
-@pytest.mark.parametrize("prefix", ["diffusion_model.", "base_model.model.", "lora_unet_", "transformer.", "lycoris_", ""])
+@pytest.mark.parametrize(
+    "prefix", ["diffusion_model.", "base_model.model.", "lora_unet_", "transformer.", "lycoris_", ""]
+)
 def test_a_text_encoder_is_one_behind_every_prefix(prefix):
     """Found by fuzzing: what was a module of the model behind one prefix was written behind another, and then left out."""
     key = f"{prefix}text_model.encoder.fc1.lora_up.weight"

@@ -32,7 +32,7 @@ def pairs() -> dict[str, tuple]:
 
     up, down = normal(OUT, RANK), normal(RANK, IN)
     repeated = up.clone()
-    repeated[:, RANK // 2:] = up[:, :RANK // 2]
+    repeated[:, RANK // 2 :] = up[:, : RANK // 2]
     falling = torch.logspace(0, -6, RANK)
     cases = {
         "independent": ((up, down, 8.0), (normal(OUT, RANK), normal(RANK, IN), 8.0)),
@@ -48,7 +48,9 @@ def pairs() -> dict[str, tuple]:
         "exactly zero": ((up, down, 8.0), (2 * up, down, 4.0)),
         "one side zero": ((up, down, 8.0), (torch.zeros(OUT, RANK), down, 8.0)),
         "more columns than the matrix has": (
-            (normal(OUT, 150), normal(150, IN), 8.0), (normal(OUT, 150), normal(150, IN), 8.0)),
+            (normal(OUT, 150), normal(150, IN), 8.0),
+            (normal(OUT, 150), normal(150, IN), 8.0),
+        ),
         "tiny": ((1e-18 * up, 1e-18 * down, 8.0), (1e-18 * normal(OUT, RANK), 1e-18 * down, 8.0)),
         "large": ((1e15 * up, 1e15 * down, 8.0), (1e15 * normal(OUT, RANK), 1e15 * down, 8.0)),
     }
@@ -63,8 +65,10 @@ PAIRS = pairs()
 
 def difference(folder: Path, a: tuple, b: tuple) -> Lora:
     """A - B in module Q. Another module differs in any case: two LoRAs that are alike everywhere are refused."""
-    return difflora.subtract(difflora.load(write(folder / "a.safetensors", {Q: a, K: factors(seed=1)})),
-                             difflora.load(write(folder / "b.safetensors", {Q: b, K: factors(seed=2)})))
+    return difflora.subtract(
+        difflora.load(write(folder / "a.safetensors", {Q: a, K: factors(seed=1)})),
+        difflora.load(write(folder / "b.safetensors", {Q: b, K: factors(seed=2)})),
+    )
 
 
 @pytest.mark.parametrize("rank", [1, 4, 1000])
@@ -80,9 +84,9 @@ def test_matches_dense_svd(name: str, rank: int, tmp_path: Path) -> None:
     assert delta.rank == min(rank, a[1].shape[0] + b[1].shape[0], OUT, IN)
     assert np.abs(values - exact[: len(values)]).max() <= 1e-5 * exact[0]
     error = np.linalg.norm(whole - delta.dense(torch.float64).numpy())
-    optimum = np.linalg.norm(exact[delta.rank:])
+    optimum = np.linalg.norm(exact[delta.rank :])
     assert error <= (1 + 1e-4) * optimum + 1e-6 * np.linalg.norm(whole)
-    energy = (exact[: delta.rank] ** 2).sum() / (exact ** 2).sum() if exact[0] > 0 else 1.0
+    energy = (exact[: delta.rank] ** 2).sum() / (exact**2).sum() if exact[0] > 0 else 1.0
     assert result.retained_energy == pytest.approx(energy, abs=1e-5)
 
 
@@ -91,11 +95,26 @@ WEIGHTS = st.one_of(st.just(0.0), st.floats(0.01, 3), st.floats(-3, -0.01))  # w
 
 @settings(max_examples=60)
 @given(
-    st.integers(1, 30), st.integers(1, 30), st.integers(1, 8), st.integers(1, 8), st.integers(1, 20),
-    st.sampled_from([0.0, 1e-6, 1e-4, 1e-2, 1.0]), WEIGHTS, WEIGHTS, st.integers(0, 2**31),
+    st.integers(1, 30),
+    st.integers(1, 30),
+    st.integers(1, 8),
+    st.integers(1, 8),
+    st.integers(1, 20),
+    st.sampled_from([0.0, 1e-6, 1e-4, 1e-2, 1.0]),
+    WEIGHTS,
+    WEIGHTS,
+    st.integers(0, 2**31),
 )
 def test_matches_dense_svd_for_any_shape(
-    out: int, inside: int, rank_a: int, rank_b: int, rank: int, noise: float, weight_a: float, weight_b: float, seed: int
+    out: int,
+    inside: int,
+    rank_a: int,
+    rank_b: int,
+    rank: int,
+    noise: float,
+    weight_a: float,
+    weight_b: float,
+    seed: int,
 ) -> None:
     random = torch.Generator().manual_seed(seed)
     shared = max(rank_a, rank_b)
@@ -111,7 +130,7 @@ def test_matches_dense_svd_for_any_shape(
     # Where everything cancels, what is left is rounding: an error against the factors' size is all there can be.
     assert np.abs(values - exact[: len(values)]).max() <= 1e-5 * exact[0] + 1e-13 * size
     error = np.linalg.norm((whole - result[Q].dense(torch.float64)).numpy())
-    assert error <= (1 + 1e-4) * np.linalg.norm(exact[result[Q].rank:]) + 1e-6 * np.linalg.norm(exact) + 1e-13 * size
+    assert error <= (1 + 1e-4) * np.linalg.norm(exact[result[Q].rank :]) + 1e-6 * np.linalg.norm(exact) + 1e-13 * size
 
 
 class InMemory(Lora):
@@ -161,44 +180,59 @@ def test_ratio_keeps_exactly_the_values_above_the_bound(values: list[float], rat
     assert all(value <= bound * (1 + 1e-9) for value in values[rank:])
 
 
-@pytest.mark.parametrize(("values", "share", "rank"), [
-    ([2.0, 1.0, 1.0, 1.0], 4 / 7, 1),
-    ([2.0, 1.0, 1.0, 1.0], 0.58, 2),
-    ([2.0, 1.0, 1.0, 1.0], 1.0, 4),
-    ([3.0, 0.0, 0.0], 1.0, 1),
-    ([1.0], 0.5, 1),
-])
+@pytest.mark.parametrize(
+    ("values", "share", "rank"),
+    [
+        ([2.0, 1.0, 1.0, 1.0], 4 / 7, 1),
+        ([2.0, 1.0, 1.0, 1.0], 0.58, 2),
+        ([2.0, 1.0, 1.0, 1.0], 1.0, 4),
+        ([3.0, 0.0, 0.0], 1.0, 1),
+        ([1.0], 0.5, 1),
+    ],
+)
 def test_energy_by_hand(values: list[float], share: float, rank: int) -> None:
     assert difflora.rerank(with_spectrum(values), Energy(share))[Q].rank == rank
 
 
-@pytest.mark.parametrize(("values", "ratio", "rank"), [
-    ([10.0, 5.1, 4.9, 1.0], 2.0, 2),
-    ([10.0, 5.1, 4.9, 1.0], 1000.0, 4),
-    ([10.0, 5.1, 4.9, 1.0], 1.0, 1),  # nothing is above σ₁ itself; rank 1 is the least there is
-])
+@pytest.mark.parametrize(
+    ("values", "ratio", "rank"),
+    [
+        ([10.0, 5.1, 4.9, 1.0], 2.0, 2),
+        ([10.0, 5.1, 4.9, 1.0], 1000.0, 4),
+        ([10.0, 5.1, 4.9, 1.0], 1.0, 1),  # nothing is above σ₁ itself; rank 1 is the least there is
+    ],
+)
 def test_ratio_by_hand(values: list[float], ratio: float, rank: int) -> None:
     assert difflora.rerank(with_spectrum(values), Ratio(ratio))[Q].rank == rank
 
 
-@pytest.mark.parametrize(("values", "rank"), [
-    ([10.0, 9.0, 8.0, 1.0, 0.9, 0.8], 3),  # 1.0 lies 4.48 below its chord, more than any other
-    ([10.0, 1.0, 0.9, 0.8, 0.7], 1),
-    ([5.0, 4.0, 3.0, 2.0, 1.0], 5),  # straight: no knee
-    ([5.0, 4.9, 4.8, 1.0], 4),  # bulges above the chord: no knee
-    ([5.0, 1.0], 2),
-    ([10.0, 9.0, 8.0, 1.0, 0.9, 0.8, 0.0, 0.0], 3),  # zeros are no part of the spectrum
-])
+@pytest.mark.parametrize(
+    ("values", "rank"),
+    [
+        ([10.0, 9.0, 8.0, 1.0, 0.9, 0.8], 3),  # 1.0 lies 4.48 below its chord, more than any other
+        ([10.0, 1.0, 0.9, 0.8, 0.7], 1),
+        ([5.0, 4.0, 3.0, 2.0, 1.0], 5),  # straight: no knee
+        ([5.0, 4.9, 4.8, 1.0], 4),  # bulges above the chord: no knee
+        ([5.0, 1.0], 2),
+        ([10.0, 9.0, 8.0, 1.0, 0.9, 0.8, 0.0, 0.0], 3),  # zeros are no part of the spectrum
+    ],
+)
 def test_knee_by_hand(values: list[float], rank: int) -> None:
     assert difflora.rerank(with_spectrum(values), Knee())[Q].rank == rank
 
 
 @pytest.mark.parametrize("rule", [Knee(), Ratio(1e9)])
-@pytest.mark.parametrize("values", [[10.0, 5.0, 2.0, 1.0], [5.0, 5.0, 5.0, 5.0], [9.0, 7.0, 5.0, 3.0], [9.0, 1.0, 0.1, 0.01]])
-def test_rounding_of_factors_is_no_part_of_the_spectrum(values: list[float], rule: Knee | Ratio, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "values", [[10.0, 5.0, 2.0, 1.0], [5.0, 5.0, 5.0, 5.0], [9.0, 7.0, 5.0, 3.0], [9.0, 1.0, 0.1, 0.01]]
+)
+def test_rounding_of_factors_is_no_part_of_the_spectrum(
+    values: list[float], rule: Knee | Ratio, tmp_path: Path
+) -> None:
     """A and B share eight directions, each with its own factors: float32 leaves noise where they cancel."""
     random = torch.Generator().manual_seed(3)
-    left, right = (torch.linalg.qr(torch.randn(size, 12, generator=random, dtype=torch.float64)).Q for size in (300, 200))
+    left, right = (
+        torch.linalg.qr(torch.randn(size, 12, generator=random, dtype=torch.float64)).Q for size in (300, 200)
+    )
     up, down = 10 * left[:, :8], right[:, :8].mT
     own_up, own_down = left[:, 8:] * torch.tensor(values, dtype=torch.float64), right[:, 8:].mT
     a = (torch.cat([up / 3, own_up], 1).float(), torch.cat([down * 3, own_down]).float(), None)
@@ -228,7 +262,13 @@ def fewest(retained: np.ndarray, share: float) -> int:
 
 
 # Two or more values, no two of them at a tie with a share or a ratio.
-SPECTRA = [[10, 6, 3, 2, 1, 0.5], [5, 5, 5, 5], [9, 1e-3], [1, 0.7, 0.49, 0.343, 0.24, 0.168, 0.118, 0.082], [3, 2.9, 0.4, 0.3, 0.05]]
+SPECTRA = [
+    [10, 6, 3, 2, 1, 0.5],
+    [5, 5, 5, 5],
+    [9, 1e-3],
+    [1, 0.7, 0.49, 0.343, 0.24, 0.168, 0.118, 0.082],
+    [3, 2.9, 0.4, 0.3, 0.05],
+]
 
 
 @pytest.mark.parametrize("values", SPECTRA, ids=range(len(SPECTRA)))
@@ -253,7 +293,13 @@ def test_rules_keep_what_those_of_resize_lora_are_meant_to(values: list[float], 
 
 def test_numbers_in_the_comparison_with_resize_lora() -> None:
     values = torch.tensor([10, 6, 3, 2, 1, 0.5], dtype=torch.float64)
-    assert [rule.count(values) for rule in (FixedRank(4), Ratio(4), Energy(0.81), Energy(0.9), Knee())] == [4, 3, 2, 2, 2]
+    assert [rule.count(values) for rule in (FixedRank(4), Ratio(4), Energy(0.81), Energy(0.9), Knee())] == [
+        4,
+        3,
+        2,
+        2,
+        2,
+    ]
     assert fewest(np.cumsum(values.numpy()) / float(values.sum()), 0.9) == 4  # sv_cumulative
 
 
@@ -264,10 +310,21 @@ def test_max_rank_limits_every_rule(tmp_path: Path) -> None:
         assert max(spec.rank for spec in difflora.rerank(whole, rule, max_rank=2).specs.values()) == 2
 
 
-@pytest.mark.parametrize("make", [
-    lambda: FixedRank(0), lambda: FixedRank(-3), lambda: FixedRank(True), lambda: FixedRank(2.5), lambda: Energy(0),
-    lambda: Energy(1.1), lambda: Energy(math.nan), lambda: Ratio(0.5), lambda: Ratio(math.inf), lambda: Ratio(math.nan),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FixedRank(0),
+        lambda: FixedRank(-3),
+        lambda: FixedRank(True),
+        lambda: FixedRank(2.5),
+        lambda: Energy(0),
+        lambda: Energy(1.1),
+        lambda: Energy(math.nan),
+        lambda: Ratio(0.5),
+        lambda: Ratio(math.inf),
+        lambda: Ratio(math.nan),
+    ],
+)
 def test_rules_refuse_what_is_no_rank(make: object) -> None:
     with pytest.raises(RankError):
         make()
@@ -317,8 +374,9 @@ def test_spectrum_and_energy_touch_no_file_after_the_first_run(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("budget", [192_000_000, 1])
-def test_another_rank_of_a_known_lora_equals_a_fresh_one(budget: int, tmp_path: Path,
-                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_rank_of_a_known_lora_equals_a_fresh_one(
+    budget: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys.modules["difflora.rank.factorisation"], "MIX_BUDGET", budget)
     a, b = write_pair(tmp_path)
 
@@ -335,9 +393,14 @@ def test_another_rank_of_a_known_lora_equals_a_fresh_one(budget: int, tmp_path: 
 
 def test_kept_columns_stay_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     random = torch.Generator().manual_seed(0)
-    lora = InMemory({f"blocks.{i}.self_attn.q": LowRank(
-        (Term(torch.randn(50, 32, generator=random), torch.randn(32, 40, generator=random)),), (50, 40))
-        for i in range(4)})
+    lora = InMemory(
+        {
+            f"blocks.{i}.self_attn.q": LowRank(
+                (Term(torch.randn(50, 32, generator=random), torch.randn(32, 40, generator=random)),), (50, 40)
+            )
+            for i in range(4)
+        }
+    )
     budget = 16 * 32 * 4 * 5  # five columns of each side in every module
     monkeypatch.setattr(sys.modules["difflora.rank.factorisation"], "MIX_BUDGET", budget)
     factorisation = Factorisation(lora)
@@ -370,7 +433,7 @@ def test_one_module_alone_equals_the_same_in_a_batch(tmp_path: Path) -> None:
 def data(path: Path) -> bytes:
     """The tensors' bytes, without the header, which holds the date."""
     raw = path.read_bytes()
-    return raw[8 + int.from_bytes(raw[:8], "little"):]
+    return raw[8 + int.from_bytes(raw[:8], "little") :]
 
 
 # What comes out

@@ -80,9 +80,12 @@ def srgb(lightness, a, b):
     fy = (lightness + 16) / 116
     f = np.array([fy + a / 500, fy, fy - b / 200])
     xyz = np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * [0.950489, 1, 1.08884]
-    linear = np.linalg.inv(
-        [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
-    ) @ xyz
+    linear = (
+        np.linalg.inv(
+            [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+        )
+        @ xyz
+    )
     return tuple(np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055).tolist())
 
 
@@ -122,9 +125,7 @@ class TestColour:
 
 def curve(strengths, values, baseline=0.0, **others):
     named = {"edges": values} | others
-    return Response(
-        np.array(strengths, float), {name: np.array([row], float) for name, row in named.items()}, baseline
-    )
+    return Response(np.array(strengths, float), {name: np.array([row], float) for name, row in named.items()}, baseline)
 
 
 class TestConclusions:
@@ -156,7 +157,9 @@ class TestConclusions:
         assert drift.recommended({}) == (-3, 3)
 
     def test_the_strictest_measure_counts_on_each_side(self):
-        both = curve(self.strengths, [0] * 7, colour_drift=[9, 4, 1, 0, 1, 3, 7], brightness=[50, 50, 50, 50, 50, 56, 60])
+        both = curve(
+            self.strengths, [0] * 7, colour_drift=[9, 4, 1, 0, 1, 3, 7], brightness=[50, 50, 50, 50, 50, 56, 60]
+        )
         assert both.recommended({"colour_drift": 5, "brightness": 3}) == (-2.2, 1.5)
 
     def test_a_range_as_save_lora_takes_it(self):

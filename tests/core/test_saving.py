@@ -32,8 +32,13 @@ MODULES = [f"blocks.{block}.self_attn.q" for block in range(10)]
 def loras(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Eight LoRAs that differ in every value, 40 kB each."""
     folder = tmp_path_factory.mktemp("loras")
-    return [write(folder / f"{side}.safetensors", {name: factors(rank=16, seed=100 * side + place) for place, name in enumerate(MODULES)})
-            for side in range(8)]
+    return [
+        write(
+            folder / f"{side}.safetensors",
+            {name: factors(rank=16, seed=100 * side + place) for place, name in enumerate(MODULES)},
+        )
+        for side in range(8)
+    ]
 
 
 @pytest.fixture
@@ -48,7 +53,9 @@ def bytes_of(loras: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("difflora.saving.save.now", difflora.saving.save.now)
     savers.same_bytes_every_time()
     out = tmp_path / "slider.safetensors"
-    return {sha256(difflora.save(difflora.load(path), out, overwrite=True)): number for number, path in enumerate(loras)}
+    return {
+        sha256(difflora.save(difflora.load(path), out, overwrite=True)): number for number, path in enumerate(loras)
+    }
 
 
 def sha256(path: Path) -> str:
@@ -88,7 +95,9 @@ def leftover_of(source: Path, out: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_hundred_kills_leave_the_old_file_or_the_new_one(loras: list[Path], bytes_of: dict[str, int], folder: Path) -> None:
+def test_a_hundred_kills_leave_the_old_file_or_the_new_one(
+    loras: list[Path], bytes_of: dict[str, int], folder: Path
+) -> None:
     out = folder / "slider.safetensors"
     difflora.save(difflora.load(loras[0]), out)
     with process(savers.save_for_ever, loras[:2], out) as (_, connection):
@@ -125,7 +134,9 @@ def test_the_next_save_removes_what_killed_ones_have_left(loras: list[Path], fol
     assert [path.name for path in folder.iterdir()] == [out.name]
 
 
-def test_what_is_left_makes_room_before_room_is_missed(loras: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_left_makes_room_before_room_is_missed(
+    loras: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = folder / "slider.safetensors"
     left = leftover_of(loras[0], out)
     monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: SimpleNamespace(free=0 if left.exists() else 10**9))
@@ -177,8 +188,9 @@ def test_a_save_that_runs_is_left_alone(where: str, loras: list[Path], bytes_of:
     assert not hidden(folder)
 
 
-def test_a_save_that_only_lacks_its_name_is_left_alone(loras: list[Path], bytes_of: dict[str, int], folder: Path,
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_that_only_lacks_its_name_is_left_alone(
+    loras: list[Path], bytes_of: dict[str, int], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, replace = folder / "slider.safetensors", os.replace
 
     def another_first(*paths: Path) -> None:
@@ -192,8 +204,9 @@ def test_a_save_that_only_lacks_its_name_is_left_alone(loras: list[Path], bytes_
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows needs no locks")
-def test_locks_that_there_are_not_and_locks_that_come_too_late(loras: list[Path], folder: Path,
-                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locks_that_there_are_not_and_locks_that_come_too_late(
+    loras: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import fcntl
 
     out = folder / "slider.safetensors"
@@ -253,8 +266,9 @@ def check_contest(won: list[list[bool]], outs: list[Path], overwrite: bool, byte
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_eight_threads_save_to_one_name(overwrite: bool, loras: list[Path], bytes_of: dict[str, int], folder: Path,
-                                        file_system: None) -> None:
+def test_eight_threads_save_to_one_name(
+    overwrite: bool, loras: list[Path], bytes_of: dict[str, int], folder: Path, file_system: None
+) -> None:
     outs = contested(folder)
     barrier = threading.Barrier(8)
     with ThreadPoolExecutor(8) as pool:
@@ -263,13 +277,17 @@ def test_eight_threads_save_to_one_name(overwrite: bool, loras: list[Path], byte
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_three_processes_save_to_one_name(overwrite: bool, loras: list[Path], bytes_of: dict[str, int], folder: Path) -> None:
+def test_three_processes_save_to_one_name(
+    overwrite: bool, loras: list[Path], bytes_of: dict[str, int], folder: Path
+) -> None:
     outs = contested(folder)
     context = savers.processes()
     barrier = context.Barrier(3)
     pipes, running = [context.Pipe() for _ in range(3)], []
     for (_, there), path in zip(pipes, loras, strict=False):
-        running.append(context.Process(target=savers.contest_and_tell, args=(there, path, outs, overwrite, barrier), daemon=True))
+        running.append(
+            context.Process(target=savers.contest_and_tell, args=(there, path, outs, overwrite, barrier), daemon=True)
+        )
         running[-1].start()
     won = [here.recv() for here, _ in pipes]
     for one in running:
@@ -278,7 +296,9 @@ def test_three_processes_save_to_one_name(overwrite: bool, loras: list[Path], by
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows needs no hard links")
-def test_a_claimed_name_is_given_back_after_an_error(loras: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claimed_name_is_given_back_after_an_error(
+    loras: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = folder / "slider.safetensors"
 
     def full(*_: object) -> None:
@@ -311,12 +331,17 @@ def test_a_reader_sees_the_old_file_or_the_new_one(loras: list[Path], folder: Pa
                 assert "changed after it was loaded" in str(error)
                 found["refused"] += 1
                 continue
-            [same] = [number for number, candidate in enumerate(candidates)
-                      if all(torch.allclose(read[name], candidate[name]) for name in MODULES)]
+            [same] = [
+                number
+                for number, candidate in enumerate(candidates)
+                if all(torch.allclose(read[name], candidate[name]) for name in MODULES)
+            ]
             found[str(same)] += 1
 
 
-def test_a_file_replaced_while_its_header_is_read(loras: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_replaced_while_its_header_is_read(
+    loras: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The header of the old file is never taken for that of the new one."""
     out = folder / "slider.safetensors"
     difflora.save(difflora.load(loras[0]), out)
@@ -348,8 +373,9 @@ def test_a_folder_that_became_a_file(loras: list[Path], folder: Path) -> None:
 
 @pytest.mark.parametrize("size", [0, 4, 1000, 20_000])
 @pytest.mark.parametrize("what", ["header", "tensors"])
-def test_a_file_cut_off_while_it_is_read(what: str, size: int, loras: list[Path], folder: Path,
-                                         monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_cut_off_while_it_is_read(
+    what: str, size: int, loras: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The rest is missing in the middle of the read: no crash, no zeros."""
     out = folder / "slider.safetensors"
     out.write_bytes(loras[0].read_bytes())
@@ -384,15 +410,20 @@ class SmallDisk(io.FileIO):
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_a_disk_that_is_full_after_any_number_of_bytes(overwrite: bool, loras: list[Path], folder: Path,
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_after_any_number_of_bytes(
+    overwrite: bool, loras: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = folder / "slider.safetensors"
     whole = difflora.save(difflora.load(loras[0]), out).stat().st_size
     before = out.read_bytes() if overwrite else None
     if not overwrite:
         out.unlink()
-    monkeypatch.setattr(writer, "open", lambda path, mode, **_: (
-        io.BufferedRandom(SmallDisk(path, "x+")) if mode == "x+b" else io.FileIO(path, "r")), raising=False)
+    monkeypatch.setattr(
+        writer,
+        "open",
+        lambda path, mode, **_: io.BufferedRandom(SmallDisk(path, "x+")) if mode == "x+b" else io.FileIO(path, "r"),
+        raising=False,
+    )
     for room in (0, 1, 5000, whole // 2, whole - 1):
         monkeypatch.setattr(SmallDisk, "room", room)
         with pytest.raises(OutputError, match="the disk is full"):

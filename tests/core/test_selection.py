@@ -60,7 +60,9 @@ def test_text_of_the_block_grid_means_what_was_painted(case):
     painted = {}
     for paint in case["paint"]:
         if len(paint) == 4 and paint[2] == "*":
-            painted |= {n: paint[3] for n in names if n.split(".")[0] == paint[0] and int(n.split(".")[1]) in numbers(paint[1])}
+            painted |= {
+                n: paint[3] for n in names if n.split(".")[0] == paint[0] and int(n.split(".")[1]) in numbers(paint[1])
+            }
         else:
             painted |= expand([paint])
     painted = {name: weight for name, weight in painted.items() if weight}
@@ -71,7 +73,9 @@ def test_text_of_the_block_grid_means_what_was_painted(case):
             Selection.parse(case["text"]).weights(names)
 
 
-TERMS = st.sampled_from(["attn", "ffn", "q", "cross_attn", "ffn.0", "blocks 0-1", "blocks 1 2", "*.k_img", "/blocks\\.[02]/", "head"])
+TERMS = st.sampled_from(
+    ["attn", "ffn", "q", "cross_attn", "ffn.0", "blocks 0-1", "blocks 1 2", "*.k_img", "/blocks\\.[02]/", "head"]
+)
 FACTORS = st.lists(TERMS, min_size=1, max_size=3).map("|".join)
 TINY = names_of("tiny")
 
@@ -110,7 +114,27 @@ def test_any_text_is_either_read_or_refused_in_one_line(text):
         assert "\n" not in str(error)
 
 
-PIECES = st.sampled_from(["a", "b", ".", "[ab]", "[^a]", "\\w", "\\.", "(a|b)", "(?:ab)*", "a+", "b?", "(a*)*", "a{1,2}", "^", "$", "\\b", "(|a)"])
+PIECES = st.sampled_from(
+    [
+        "a",
+        "b",
+        ".",
+        "[ab]",
+        "[^a]",
+        "\\w",
+        "\\.",
+        "(a|b)",
+        "(?:ab)*",
+        "a+",
+        "b?",
+        "(a*)*",
+        "a{1,2}",
+        "^",
+        "$",
+        "\\b",
+        "(|a)",
+    ]
+)
 
 
 @given(st.lists(PIECES, max_size=5).map("".join), st.text(alphabet="ab.-", max_size=8))
@@ -156,7 +180,9 @@ def test_a_stack_and_number_select_its_block_and_nothing_else():
         names = names_of(model)
         for stack, block, _ in {at[:2]: at for at in map(stack_of, names) if at}.values():
             inside = f"{stack}.{block}."
-            assert list(Selection.parse(f"{stack} {block}").weights(names)) == [n for n in names if n.startswith(inside)]
+            assert list(Selection.parse(f"{stack} {block}").weights(names)) == [
+                n for n in names if n.startswith(inside)
+            ]
 
 
 def test_equal_texts_are_equal_selections():

@@ -63,7 +63,7 @@ def values(lora: Lora) -> dict[str, torch.Tensor]:
 def raw_header(path: Path) -> tuple[dict, bytes]:
     raw = path.read_bytes()
     length = int.from_bytes(raw[:8], "little")
-    return json.loads(raw[8:8 + length]), raw[8 + length:]
+    return json.loads(raw[8 : 8 + length]), raw[8 + length :]
 
 
 # The same bytes as other tools write
@@ -82,13 +82,19 @@ def test_layout_is_that_of_the_safetensors_library(everything: Lora, tmp_path: P
 
 @pytest.mark.parametrize("blocks", [1, 40])  # 40: large enough to reach the bytes that the old hash is made of
 def test_kohya_hashes(blocks: int, tmp_path: Path) -> None:
-    lora = difflora.load(write(tmp_path / "a.safetensors", {
-        f"blocks.{i}.ffn.0": factors(512, 1024, 16, seed=i) for i in range(blocks)}, metadata={"ss_note": "naïve 測試 \n"}))
+    lora = difflora.load(
+        write(
+            tmp_path / "a.safetensors",
+            {f"blocks.{i}.ffn.0": factors(512, 1024, 16, seed=i) for i in range(blocks)},
+            metadata={"ss_note": "naïve 測試 \n"},
+        )
+    )
     out = difflora.save(lora, tmp_path / "out.safetensors", dtype="float16")
     stored = safe_open(out, "pt").metadata()
     # As kohya's tools do it: the file is made again with its training metadata only, then hashed.
-    again = io.BytesIO(safetensors.torch.save(
-        load_file(out), {key: value for key, value in stored.items() if key.startswith("ss_")}))
+    again = io.BytesIO(
+        safetensors.torch.save(load_file(out), {key: value for key, value in stored.items() if key.startswith("ss_")})
+    )
     assert (len(again.getvalue()) > 0x100000) == (blocks == 40)
     again.seek(0x100000)
     assert stored["sshs_legacy_hash"] == hashlib.sha256(again.read(0x10000)).hexdigest()[:8]
@@ -97,8 +103,9 @@ def test_kohya_hashes(blocks: int, tmp_path: Path) -> None:
     assert stored["sshs_model_hash"] == hashlib.sha256(again.read()).hexdigest()
 
 
-def test_content_hash_leaves_the_date_out(pair: tuple[Path, Path], tmp_path: Path,
-                                         monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_hash_leaves_the_date_out(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hashes = []
     for day in ("2025-01-01T00:00:00+00:00", "2026-02-02T00:00:00+00:00"):
         monkeypatch.setattr("difflora.saving.save.now", lambda day=day: day)
@@ -120,7 +127,8 @@ def test_every_dialect_reads_back_the_same(dialect: str, everything: Lora, tmp_p
     assert set(lora) == set(everything)
     assert {BIAS, NORM, MODULATION, "patch_embedding"} <= set(lora)
     assert {name: spec.shape for name, spec in lora.specs.items()} == {
-        name: spec.shape for name, spec in everything.specs.items()}
+        name: spec.shape for name, spec in everything.specs.items()
+    }
     for name, value in values(lora).items():
         torch.testing.assert_close(value, before[name], rtol=1e-6, atol=1e-6)
 
@@ -133,8 +141,11 @@ def test_an_alpha_is_the_rank_or_there_is_none(dialect: str, everything: Lora, t
         assert bool(alphas) == (dialect in ("native", "kohya"))
         for key, alpha in alphas.items():
             stem = key.removesuffix(".alpha")
-            down = next(value for other, value in stored.items()
-                        if other.startswith(f"{stem}.lora_") and (".lora_down" in other or ".lora_A" in other))
+            down = next(
+                value
+                for other, value in stored.items()
+                if other.startswith(f"{stem}.lora_") and (".lora_down" in other or ".lora_A" in other)
+            )
             assert alpha == down.shape[0] > 0
 
 
@@ -205,8 +216,11 @@ def test_a_full_difference_beyond_a_dtype_is_refused(tmp_path: Path) -> None:
 def test_a_value_beyond_a_dtype_is_found_wherever_it_lies_and_however_large_the_tensor(
     length: int, place: int, tmp_path: Path
 ) -> None:
-    changes = {f"diffusion_model.blocks.{i}.self_attn.q.lora_{part}.weight": torch.ones(*shape)
-               for i in range(4) for part, shape in (("up", (8, 1)), ("down", (1, length)))}
+    changes = {
+        f"diffusion_model.blocks.{i}.self_attn.q.lora_{part}.weight": torch.ones(*shape)
+        for i in range(4)
+        for part, shape in (("up", (8, 1)), ("down", (1, length)))
+    }
     changes[f"diffusion_model.blocks.{place}.self_attn.q.lora_down.weight"][0, -1] = 3e38
     save_file(changes, tmp_path / "a.safetensors")
     lora = difflora.load(tmp_path / "a.safetensors")
@@ -215,14 +229,24 @@ def test_a_value_beyond_a_dtype_is_found_wherever_it_lies_and_however_large_the_
     difflora.save(lora, tmp_path / "out.safetensors")
 
 
-@pytest.mark.parametrize(("dtype", "size", "fits"), [
-    ("float8_e4m3fn", 1.0, True), ("float8_e4m3fn", 1e-3, False), ("float8_e5m2", 1e-3, True), ("float8_e5m2", 1e-6, False),
-])
+@pytest.mark.parametrize(
+    ("dtype", "size", "fits"),
+    [
+        ("float8_e4m3fn", 1.0, True),
+        ("float8_e4m3fn", 1e-3, False),
+        ("float8_e5m2", 1e-3, True),
+        ("float8_e5m2", 1e-6, False),
+    ],
+)
 def test_values_too_small_for_eight_bits_are_refused(dtype: str, size: float, fits: bool, tmp_path: Path) -> None:
     up, down, _ = factors(alpha=None)
-    lora = difflora.load(write(tmp_path / "a.safetensors", {Q: (up * size, down * size, None), K: (up * 0, down, None)}))
+    lora = difflora.load(
+        write(tmp_path / "a.safetensors", {Q: (up * size, down * size, None), K: (up * 0, down, None)})
+    )
     if fits:
-        error = difflora.load(difflora.save(lora, tmp_path / "out.safetensors", dtype=dtype))[Q].dense() - lora[Q].dense()
+        error = (
+            difflora.load(difflora.save(lora, tmp_path / "out.safetensors", dtype=dtype))[Q].dense() - lora[Q].dense()
+        )
         assert error.norm() < 0.12 * lora[Q].dense().norm()
     else:
         with pytest.raises(OutputError, match=rf"{dtype} would lose \d+% of this LoRA"):
@@ -243,8 +267,9 @@ def test_what_cannot_be_written_is_named(dtype: object, dialect: str, pair: tupl
         difflora.save(difflora.load(pair[0]), tmp_path / "out.safetensors", dtype=dtype, dialect=dialect)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
-                                   torch.float8_e5m2])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
+)
 def test_every_stored_dtype_is_read(dtype: torch.dtype, tmp_path: Path) -> None:
     one = factors(dtype=dtype)
     lora = difflora.load(write(tmp_path / "a.safetensors", {Q: one}))
@@ -280,8 +305,9 @@ def test_base_model_is_carried_over_if_both_agree(tmp_path: Path) -> None:
     for other, expected in (("wan2.1", "wan2.1"), ("wan2.2", None)):
         a = write(tmp_path / "a.safetensors", {Q: factors()}, metadata={"ss_base_model_version": "wan2.1"})
         b = write(tmp_path / "b.safetensors", {Q: factors(seed=1)}, metadata={"ss_base_model_version": other})
-        out = difflora.save(difflora.subtract(difflora.load(a), difflora.load(b)), tmp_path / "out.safetensors",
-                            overwrite=True)
+        out = difflora.save(
+            difflora.subtract(difflora.load(a), difflora.load(b)), tmp_path / "out.safetensors", overwrite=True
+        )
         found = safe_open(out, "pt").metadata()["ss_base_model_version"]
         assert (found == expected) if expected else found not in ("wan2.1", "wan2.2")
 
@@ -302,8 +328,10 @@ def test_metadata_of_any_characters_round_trip(metadata: dict[str, str]) -> None
         assert read_header(out).metadata == theirs
 
 
-@pytest.mark.parametrize("name", ["naïve 測試 🎚.safetensors", "a'b\"c.safetensors", " .safetensors", "-o.safetensors",
-                                  "[x]{y}%s.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    ["naïve 測試 🎚.safetensors", "a'b\"c.safetensors", " .safetensors", "-o.safetensors", "[x]{y}%s.safetensors"],
+)
 def test_odd_file_names(name: str, pair: tuple[Path, Path], tmp_path: Path) -> None:
     pair[0].rename(tmp_path / name)
     lora = difflora.load(tmp_path / name)
@@ -325,9 +353,9 @@ def test_file_name_that_is_no_text(pair: tuple[Path, Path], tmp_path: Path) -> N
 def test_metadata_with_half_a_character_are_carried_over_cleanly(pair: tuple[Path, Path], tmp_path: Path) -> None:
     raw = pair[0].read_bytes()
     length = int.from_bytes(raw[:8], "little")
-    table = json.loads(raw[8:8 + length])
+    table = json.loads(raw[8 : 8 + length])
     text = json.dumps({"__metadata__": {"ss_base_model_version": "\ud800x"}, **table}).encode()
-    pair[0].write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length:])
+    pair[0].write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
     out = difflora.save(difflora.load(pair[0]), tmp_path / "out.safetensors")
     assert safe_open(out, "pt").metadata()["ss_base_model_version"] == "?x"
 
@@ -341,8 +369,9 @@ def test_nothing_else_is_left_in_the_folder(pair: tuple[Path, Path], tmp_path: P
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.safetensors"]
 
 
-def test_file_system_without_hard_links(pair: tuple[Path, Path], tmp_path: Path,
-                                        monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_system_without_hard_links(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
@@ -365,8 +394,12 @@ def test_long_names_do_not_make_the_temporary_one_too_long(pair: tuple[Path, Pat
 
 def test_a_plan_that_is_not_kept_leaves_nothing(tmp_path: Path) -> None:
     plan = Layout.of({"a": (torch.float32, (2,)), "b": (torch.float32, (3,))})
-    for tensors in ([], [("a", torch.zeros(2))], [("b", torch.zeros(3)), ("a", torch.zeros(2))],
-                    [("a", torch.zeros(2)), ("b", torch.zeros(3, dtype=torch.float64))]):
+    for tensors in (
+        [],
+        [("a", torch.zeros(2))],
+        [("b", torch.zeros(3)), ("a", torch.zeros(2))],
+        [("a", torch.zeros(2)), ("b", torch.zeros(3, dtype=torch.float64))],
+    ):
         with pytest.raises((AssertionError, ValueError)):
             with draft_file(tmp_path / "out.safetensors", plan, (pair for pair in tensors), {}, dict):
                 pass
@@ -399,7 +432,12 @@ def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
 @pytest.mark.parametrize("error", [KeyboardInterrupt, PermissionError(13, "Permission denied")])
 @pytest.mark.parametrize("call", range(6))
 def test_two_files_get_their_names_together_or_not_at_all(
-    call: int, error: BaseException | type[BaseException], after: bool, overwrite: bool, links: bool, tmp_path: Path,
+    call: int,
+    error: BaseException | type[BaseException],
+    after: bool,
+    overwrite: bool,
+    links: bool,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whichever call to the system is the one that fails, or that Ctrl-C comes before or after."""
@@ -412,7 +450,9 @@ def test_two_files_get_their_names_together_or_not_at_all(
     def failing(real: Callable[..., object]) -> Callable[..., object]:
         def call_it(*arguments: object) -> object:
             nonlocal calls
-            if str(arguments[0]).endswith(".old") and len(arguments) == 1:  # all is done, and this one is not needed any more
+            if (
+                str(arguments[0]).endswith(".old") and len(arguments) == 1
+            ):  # all is done, and this one is not needed any more
                 return real(*arguments)
             calls += 1
             if calls - 1 == call:
@@ -423,8 +463,12 @@ def test_two_files_get_their_names_together_or_not_at_all(
 
         return call_it
 
-    with contextlib.suppress(KeyboardInterrupt, OutputError), draft_of(high, 1, overwrite) as first, \
-            draft_of(low, 2, overwrite) as second, monkeypatch.context() as patched:
+    with (
+        contextlib.suppress(KeyboardInterrupt, OutputError),
+        draft_of(high, 1, overwrite) as first,
+        draft_of(low, 2, overwrite) as second,
+        monkeypatch.context() as patched,
+    ):
         for name in ("link", "replace", "rename", "unlink"):
             if links or name != "link":
                 patched.setattr(os, name, failing(getattr(os, name)))
@@ -453,9 +497,14 @@ def test_a_draft_that_is_not_published_leaves_nothing(tmp_path: Path) -> None:
 # Reading
 
 
-@given(st.dictionaries(st.text(min_size=1, max_size=8).filter(lambda key: key != "__metadata__"),
-                       st.tuples(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(0, 4), max_size=3)),
-                       min_size=1, max_size=6))
+@given(
+    st.dictionaries(
+        st.text(min_size=1, max_size=8).filter(lambda key: key != "__metadata__"),
+        st.tuples(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(0, 4), max_size=3)),
+        min_size=1,
+        max_size=6,
+    )
+)
 @settings(max_examples=60)
 def test_reads_what_the_safetensors_library_writes(tensors: dict[str, tuple[str, list[int]]]) -> None:
     import tempfile
@@ -464,8 +513,9 @@ def test_reads_what_the_safetensors_library_writes(tensors: dict[str, tuple[str,
     for place, (key, (code, shape)) in enumerate(tensors.items()):
         size = int(np.prod(shape, dtype=int)) * DTYPES[code].itemsize
         data = torch.arange(place, place + size) % (2 if code == "BOOL" else 256)
-        made[key] = data.to(torch.uint8).view(DTYPES[code]).reshape(shape) if size else torch.empty(
-            shape, dtype=DTYPES[code])
+        made[key] = (
+            data.to(torch.uint8).view(DTYPES[code]).reshape(shape) if size else torch.empty(shape, dtype=DTYPES[code])
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.safetensors"
         save_file(made, path)
@@ -473,8 +523,12 @@ def test_reads_what_the_safetensors_library_writes(tensors: dict[str, tuple[str,
         read = read_tensors(header, list(made))
         for key, tensor in made.items():
             assert read[key].shape == tensor.shape and read[key].dtype == tensor.dtype
-            assert bytes(read[key].reshape(-1).view(torch.uint8).numpy()) == bytes(
-                tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else True
+            assert (
+                bytes(read[key].reshape(-1).view(torch.uint8).numpy())
+                == bytes(tensor.reshape(-1).view(torch.uint8).numpy())
+                if tensor.numel()
+                else True
+            )
 
 
 def test_pickle_like_header_length_is_read(tmp_path: Path) -> None:
@@ -504,7 +558,11 @@ def test_a_save_that_fails_does_not_wait_for_the_hash_of_its_inputs(tmp_path: Pa
     table = json.loads(file.read_bytes()[8 : 8 + int.from_bytes(file.read_bytes()[:8], "little")])
     # A hole of 8 GB, which takes no room and many seconds to hash.
     end = max(value["data_offsets"][1] for value in table.values())
-    table["diffusion_model.text_embedding.0.diff"] = {"dtype": "F32", "shape": [100_000, 20_000], "data_offsets": [end, end + 8 * 10**9]}
+    table["diffusion_model.text_embedding.0.diff"] = {
+        "dtype": "F32",
+        "shape": [100_000, 20_000],
+        "data_offsets": [end, end + 8 * 10**9],
+    }
     head = json.dumps(table).encode()
     with file.open("wb") as out:
         out.write(len(head).to_bytes(8, "little") + head)

@@ -144,8 +144,11 @@ def test_only_wan22_has_use_for_a_second_model():
     assert made == musubi.files(Training(), MACHINE, SIDES)
     assert not any("NOISE" in text or "timestep " in text or "subtract" in text for text in made.values())
     assert musubi.hints(Training(), Machine("m", "d", "", "v", "t")) == [
-        "Install the package lion-pytorch into the Python of musubi-tuner."]
-    assert musubi.hints(WAN22, Machine("m", "d", "", "v", "t"))[1:] == ["Fill in dit_high_noise at the top of the command files."]
+        "Install the package lion-pytorch into the Python of musubi-tuner."
+    ]
+    assert musubi.hints(WAN22, Machine("m", "d", "", "v", "t"))[1:] == [
+        "Fill in dit_high_noise at the top of the command files."
+    ]
 
 
 @pytest.mark.skipif(not shutil.which("bash") or os.name == "nt", reason="no bash")
@@ -170,15 +173,27 @@ def test_wan22_ends_with_the_command_that_makes_the_slider(sides, tmp_path):
         assert f"echo {last}\r\necho {line}\r\npause" in made[f"train_{side}.bat"]
         (folder / "loras" / side).mkdir(parents=True)
         for command in list(musubi.commands(WAN22, side, "my slider").values())[-2:]:
-            file = folder / command[command.index("--output_dir") + 1] / f"{command[command.index('--output_name') + 1]}.safetensors"
+            file = (
+                folder
+                / command[command.index("--output_dir") + 1]
+                / f"{command[command.index('--output_name') + 1]}.safetensors"
+            )
             write(file, {Q: factors(seed=len(list(folder.rglob("*.safetensors"))))})
     program, *words = split_arguments(line)
     assert program == "difflora"
-    done = subprocess.run([sys.executable, "-m", "difflora", *words], cwd=folder, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(HERE.parent)})
+    done = subprocess.run(
+        [sys.executable, "-m", "difflora", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+    )
     assert done.returncode == 0, done.stderr
     assert "Check what follows" not in done.stderr
-    assert {path.name for path in folder.glob("*.safetensors")} == {"my slider_high.safetensors", "my slider_low.safetensors"}
+    assert {path.name for path in folder.glob("*.safetensors")} == {
+        "my slider_high.safetensors",
+        "my slider_low.safetensors",
+    }
 
 
 def test_wan22_on_windows_names_every_file_it_needs():
@@ -391,7 +406,8 @@ def test_batch_file_passes_every_path_through_unharmed():
     variables, commands = read_batch(text)
     values = {key.upper(): value.rstrip("\\") for key, value in dataclasses.asdict(machine).items()}
     assert {key: variables[key] for key in values if key != "DIT_HIGH_NOISE"} == {
-        key: value for key, value in values.items() if key != "DIT_HIGH_NOISE"}
+        key: value for key, value in values.items() if key != "DIT_HIGH_NOISE"
+    }
     expected = musubi.commands(recipe, "très dense").values()
     assert commands == [
         [

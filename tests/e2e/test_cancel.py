@@ -39,34 +39,89 @@ def long_prompt(node):
         "a": {"class_type": "DiffLoraLoad", "inputs": {"lora_name": os.path.join("large", "dense.safetensors")}},
         "b": {"class_type": "DiffLoraLoad", "inputs": {"lora_name": os.path.join("large", "sparse.safetensors")}},
         **{name: chain(selection="all", rank=256)[name] for name in ("difference", "selected", "small")},
-        "model": {"class_type": "UNETLoader", "inputs": {"unet_name": "large_wan.safetensors", "weight_dtype": "fp8_e4m3fn"}},
+        "model": {
+            "class_type": "UNETLoader",
+            "inputs": {"unet_name": "large_wan.safetensors", "weight_dtype": "fp8_e4m3fn"},
+        },
         "re-rank": {"class_type": "TestKeep", "inputs": {"value": ["small", 0]}},
-        "analyze": {"class_type": "DiffLoraAnalyze", "inputs": {"a": ["a", 0], "b": ["b", 0], "rank": 4, "show": "cosine"}},
-        "save": {"class_type": "DiffLoraSave", "inputs": {
-            "lora": ["selected", 0], "filename_prefix": "large/result", "dtype": "float32", "dialect": "native",
-            "if_exists": "overwrite", "recommended_strength": ""}},
-        "slider": {"class_type": "DiffLoraSliderModel", "inputs": {
-            "model": ["model", 0], "lora": ["small", 0], "strength": 1.0, "apply": "patch"}},
+        "analyze": {
+            "class_type": "DiffLoraAnalyze",
+            "inputs": {"a": ["a", 0], "b": ["b", 0], "rank": 4, "show": "cosine"},
+        },
+        "save": {
+            "class_type": "DiffLoraSave",
+            "inputs": {
+                "lora": ["selected", 0],
+                "filename_prefix": "large/result",
+                "dtype": "float32",
+                "dialect": "native",
+                "if_exists": "overwrite",
+                "recommended_strength": "",
+            },
+        },
+        "slider": {
+            "class_type": "DiffLoraSliderModel",
+            "inputs": {"model": ["model", 0], "lora": ["small", 0], "strength": 1.0, "apply": "patch"},
+        },
         "slide": {"class_type": "TestKeep", "inputs": {"value": ["slider", 0]}},
-        "temp": {"class_type": "DiffLoraSliderWanVideo", "inputs": {
-            "lora": ["selected", 0], "strength": 1.0, "merge_loras": False, "low_mem_load": False}},
+        "temp": {
+            "class_type": "DiffLoraSliderWanVideo",
+            "inputs": {"lora": ["selected", 0], "strength": 1.0, "merge_loras": False, "low_mem_load": False},
+        },
         "wire": {"class_type": "TestKeep", "inputs": {"value": ["temp", 0]}},
-        "extracted": {"class_type": "DiffLoraExtract", "inputs": {"base": "large_wan.safetensors", "tuned": "large_tuned.safetensors"}},
-        "cut": {"class_type": "DiffLoraRerank", "inputs": {"lora": ["extracted", 0], **{
-            key: value for key, value in chain()["small"]["inputs"].items() if key != "lora"}}},
+        "extracted": {
+            "class_type": "DiffLoraExtract",
+            "inputs": {"base": "large_wan.safetensors", "tuned": "large_tuned.safetensors"},
+        },
+        "cut": {
+            "class_type": "DiffLoraRerank",
+            "inputs": {
+                "lora": ["extracted", 0],
+                **{key: value for key, value in chain()["small"]["inputs"].items() if key != "lora"},
+            },
+        },
         "extract": {"class_type": "TestKeep", "inputs": {"value": ["cut", 0]}},
         "first": {"class_type": "TestClip", "inputs": {"strength": -1.0, **CLIP}},
         "second": {"class_type": "TestClip", "inputs": {"strength": 1.0, **CLIP}},
-        "compare": {"class_type": "DiffLoraABCompare", "inputs": {
-            "a": ["first", 0], "b": ["second", 0], "mode": "difference", "amplify": 4.0, "fps": 16.0, "label_a": "", "label_b": ""}},
-        "sweep": {"class_type": "DiffLoraStrengthSweep", "inputs": {
-            "start": -3.0, "stop": 3.0, "count": 7, "include_zero": True, "strengths": ""}},
+        "compare": {
+            "class_type": "DiffLoraABCompare",
+            "inputs": {
+                "a": ["first", 0],
+                "b": ["second", 0],
+                "mode": "difference",
+                "amplify": 4.0,
+                "fps": 16.0,
+                "label_a": "",
+                "label_b": "",
+            },
+        },
+        "sweep": {
+            "class_type": "DiffLoraStrengthSweep",
+            "inputs": {"start": -3.0, "stop": 3.0, "count": 7, "include_zero": True, "strengths": ""},
+        },
         "swept": {"class_type": "TestClip", "inputs": {"strength": ["sweep", 0], **CLIP}},
-        "grid": {"class_type": "DiffLoraSweepGrid", "inputs": {
-            "images": ["swept", 0], "arrange": "grid", "cell_size": 64, "fps": 16.0, "baseline": 0.0, "text": ""}},
-        "response": {"class_type": "DiffLoraSliderResponse", "inputs": {
-            "sweep": ["grid", 1], "target": "edges", "colour_limit": 5.0, "brightness_limit": 10.0, "saturation_limit": 10.0,
-            "moments": 8}},
+        "grid": {
+            "class_type": "DiffLoraSweepGrid",
+            "inputs": {
+                "images": ["swept", 0],
+                "arrange": "grid",
+                "cell_size": 64,
+                "fps": 16.0,
+                "baseline": 0.0,
+                "text": "",
+            },
+        },
+        "response": {
+            "class_type": "DiffLoraSliderResponse",
+            "inputs": {
+                "sweep": ["grid", 1],
+                "target": "edges",
+                "colour_limit": 5.0,
+                "brightness_limit": 10.0,
+                "saturation_limit": 10.0,
+                "moments": 8,
+            },
+        },
     }
     needed, todo = {}, [node]
     while todo:
@@ -77,13 +132,26 @@ def long_prompt(node):
 
 
 # The node that is busy, and the output that makes it run.
-BUSY = {"small": "re-rank", "analyze": "analyze", "save": "save", "slider": "slide", "temp": "wire", "cut": "extract",
-        "compare": "compare", "response": "response"}
+BUSY = {
+    "small": "re-rank",
+    "analyze": "analyze",
+    "save": "save",
+    "slider": "slide",
+    "temp": "wire",
+    "cut": "extract",
+    "compare": "compare",
+    "response": "response",
+}
 
 
 def written(comfy):
     """Files in the folders that nodes write into."""
-    return {path for folder in ("models/loras", "temp", "output") for path in (comfy.base / folder).rglob("*") if path.is_file()}
+    return {
+        path
+        for folder in ("models/loras", "temp", "output")
+        for path in (comfy.base / folder).rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.mark.slow
@@ -150,9 +218,17 @@ def test_the_result_after_a_cancel_is_that_of_a_run_in_peace(large):
 def test_two_prompts_queued_at_once_each_get_their_own(comfy):
     def prompt(rank, name):
         graph = {key: chain(rank=rank)[key] for key in ("a", "b", "difference", "selected", "small")}
-        graph["save"] = {"class_type": "DiffLoraSave", "inputs": {
-            "lora": ["small", 0], "filename_prefix": name, "dtype": "float32", "dialect": "native",
-            "if_exists": "next number", "recommended_strength": ""}}
+        graph["save"] = {
+            "class_type": "DiffLoraSave",
+            "inputs": {
+                "lora": ["small", 0],
+                "filename_prefix": name,
+                "dtype": "float32",
+                "dialect": "native",
+                "if_exists": "next number",
+                "recommended_strength": "",
+            },
+        }
         return graph
 
     comfy.forget()
@@ -178,9 +254,17 @@ def own_file(comfy):
 def saved(comfy, prompt):
     """What the pair gives as a file, read back."""
     prompt = {name: prompt[name] for name in ("a", "b", "difference", "selected", "small")}
-    prompt["save"] = {"class_type": "DiffLoraSave", "inputs": {
-        "lora": ["small", 0], "filename_prefix": "changed", "dtype": "float32", "dialect": "native",
-        "if_exists": "overwrite", "recommended_strength": ""}}
+    prompt["save"] = {
+        "class_type": "DiffLoraSave",
+        "inputs": {
+            "lora": ["small", 0],
+            "filename_prefix": "changed",
+            "dtype": "float32",
+            "dialect": "native",
+            "if_exists": "overwrite",
+            "recommended_strength": "",
+        },
+    }
     comfy.run(prompt)
     path = comfy.models("loras") / "changed.safetensors"
     tensors = load_file(path)
@@ -220,9 +304,17 @@ def test_a_file_that_changes_while_its_prompt_waits(large, own_file, change):
     busy = large.queue(long_prompt("re-rank"))
     graph = chain(a=own_file.name)
     waiting = {name: graph[name] for name in ("a", "b", "difference", "selected", "small")}
-    waiting["save"] = {"class_type": "DiffLoraSave", "inputs": {
-        "lora": ["small", 0], "filename_prefix": "waited", "dtype": "float32", "dialect": "native",
-        "if_exists": "overwrite", "recommended_strength": ""}}
+    waiting["save"] = {
+        "class_type": "DiffLoraSave",
+        "inputs": {
+            "lora": ["small", 0],
+            "filename_prefix": "waited",
+            "dtype": "float32",
+            "dialect": "native",
+            "if_exists": "overwrite",
+            "recommended_strength": "",
+        },
+    }
     waiting_id = large.queue(waiting)
     if change == "replaced":
         doubled(own_file)

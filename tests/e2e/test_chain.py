@@ -28,7 +28,14 @@ def chain(strength=2.0, rank=RANK, selection="attn", apply="patch", model=small_
         },
         "small": {
             "class_type": "DiffLoraRerank",
-            "inputs": {"lora": ["selected", 0], "rule": "rank", "rank": rank, "energy": 0.9, "ratio": 10.0, "max_rank": 64},
+            "inputs": {
+                "lora": ["selected", 0],
+                "rule": "rank",
+                "rank": rank,
+                "energy": 0.9,
+                "ratio": 10.0,
+                "max_rank": 64,
+            },
         },
         "model": {"class_type": "UNETLoader", "inputs": {"unet_name": model, "weight_dtype": "default"}},
         "slider": {
@@ -57,7 +64,9 @@ def best(matrix, rank):
 @pytest.fixture
 def weights(comfy):
     def read(prompt, source="slider"):
-        prompt = prompt | {"save": {"class_type": "TestSaveWeights", "inputs": {"model": [source, 0], "name": "weights"}}}
+        prompt = prompt | {
+            "save": {"class_type": "TestSaveWeights", "inputs": {"model": [source, 0], "name": "weights"}}
+        }
         result = comfy.run(prompt)
         return load_file(comfy.base / "output" / "weights.safetensors"), result
 
@@ -89,13 +98,18 @@ def test_weights_are_base_plus_strength_times_the_best_approximation(models, wei
 
 def test_two_chains_share_one_selection_one_rank_and_one_strength(models, weights):
     """As for the two models of Wan2.2. The second pair is the first one the other way round."""
-    shared = {("selected", "selection"): ("PrimitiveString", "cross_attn"), ("small", "rank"): ("PrimitiveInt", 2),
-              ("slider", "strength"): ("PrimitiveFloat", 2.0)}
+    shared = {
+        ("selected", "selection"): ("PrimitiveString", "cross_attn"),
+        ("small", "rank"): ("PrimitiveInt", 2),
+        ("slider", "strength"): ("PrimitiveFloat", 2.0),
+    }
     prompt = {name: {"class_type": kind, "inputs": {"value": value}} for (_, name), (kind, value) in shared.items()}
     for noise in ("high", "low"):
         for name, node in chain().items():
-            inputs = {key: [f"{noise} {value[0]}", *value[1:]] if isinstance(value, list) else value
-                      for key, value in node["inputs"].items()}
+            inputs = {
+                key: [f"{noise} {value[0]}", *value[1:]] if isinstance(value, list) else value
+                for key, value in node["inputs"].items()
+            }
             inputs |= {key: [key, 0] for owner, key in shared if owner == name}
             prompt[f"{noise} {name}"] = {**node, "inputs": inputs}
     difference_of_low = prompt["low difference"]["inputs"]
@@ -136,15 +150,29 @@ def test_changing_the_rank_keeps_everything_before_it(comfy, weights):
 
 def test_a_saved_slider_gives_the_same_weights(comfy, models, weights):
     direct, _ = weights(chain(strength=-1.5))
-    saved = {"save_lora": {"class_type": "DiffLoraSave", "inputs": {
-        "lora": ["small", 0], "filename_prefix": "test_saved", "dtype": "float32", "dialect": "native",
-        "if_exists": "overwrite", "recommended_strength": "-2 to 2.5"}}}
+    saved = {
+        "save_lora": {
+            "class_type": "DiffLoraSave",
+            "inputs": {
+                "lora": ["small", 0],
+                "filename_prefix": "test_saved",
+                "dtype": "float32",
+                "dialect": "native",
+                "if_exists": "overwrite",
+                "recommended_strength": "-2 to 2.5",
+            },
+        }
+    }
     comfy.run(chain() | saved)
-    assert "test_saved.safetensors" in comfy.object_info()["DiffLoraLoad"]["input"]["required"]["lora_name"][1]["options"]
+    assert (
+        "test_saved.safetensors" in comfy.object_info()["DiffLoraLoad"]["input"]["required"]["lora_name"][1]["options"]
+    )
     core = {
         "model": chain()["model"],
-        "slider": {"class_type": "LoraLoaderModelOnly", "inputs": {
-            "model": ["model", 0], "lora_name": "test_saved.safetensors", "strength_model": -1.5}},
+        "slider": {
+            "class_type": "LoraLoaderModelOnly",
+            "inputs": {"model": ["model", 0], "lora_name": "test_saved.safetensors", "strength_model": -1.5},
+        },
     }
     through_core, _ = weights(core)
     assert all(torch.equal(direct[key], through_core[key]) for key in direct)
@@ -176,8 +204,10 @@ def test_bypass_equals_patch_and_leaves_nothing_behind(comfy):
 def test_two_bypassing_sliders_add_up(comfy):
     one = sample(comfy, chain(strength=2.0, apply="bypass"))
     two = chain(strength=1.25, apply="bypass")
-    two["second"] = {"class_type": "DiffLoraSliderModel", "inputs": {
-        "model": ["slider", 0], "lora": ["small", 0], "strength": 0.75, "apply": "bypass"}}
+    two["second"] = {
+        "class_type": "DiffLoraSliderModel",
+        "inputs": {"model": ["slider", 0], "lora": ["small", 0], "strength": 0.75, "apply": "bypass"},
+    }
     both = sample(comfy, two, source="second")
     assert (one - both).abs().max() < 2e-5 * one.abs().max()
     assert (sample(comfy, chain(strength=2.0, apply="bypass")) - one).abs().max() == 0
@@ -209,7 +239,10 @@ def test_the_same_file_twice_is_an_error_in_one_line(comfy):
 
 def test_analyze_gives_pictures_text_and_table(comfy):
     graph = {name: chain()[name] for name in ("a", "b")}
-    graph["analyze"] = {"class_type": "DiffLoraAnalyze", "inputs": {"a": ["a", 0], "b": ["b", 0], "rank": 4, "show": "difference"}}
+    graph["analyze"] = {
+        "class_type": "DiffLoraAnalyze",
+        "inputs": {"a": ["a", 0], "b": ["b", 0], "rank": 4, "show": "difference"},
+    }
     graph["keep"] = {"class_type": "PreviewImage", "inputs": {"images": ["analyze", 1]}}
     result = comfy.run(graph)
     assert len(message(result, "analyze")["modules"]) == 30
@@ -227,11 +260,15 @@ def test_a_difference_of_nothing_is_an_error_on_the_node_that_sees_it_first(comf
 def test_an_adapter_config_that_appears_beside_a_file_is_looked_at(comfy):
     folder = comfy.models("loras") / "adapter"
     folder.mkdir()
-    weights = {"base_model.model.blocks.0.ffn.0.lora_A.weight": torch.randn(4, 256),
-               "base_model.model.blocks.0.ffn.0.lora_B.weight": torch.randn(512, 4)}
+    weights = {
+        "base_model.model.blocks.0.ffn.0.lora_A.weight": torch.randn(4, 256),
+        "base_model.model.blocks.0.ffn.0.lora_B.weight": torch.randn(512, 4),
+    }
     save_file(weights, folder / "adapter_model.safetensors")
-    prompt = {"a": {"class_type": "DiffLoraLoad", "inputs": {"lora_name": "adapter/adapter_model.safetensors"}},
-              "keep": {"class_type": "TestKeep", "inputs": {"value": ["a", 0]}}}
+    prompt = {
+        "a": {"class_type": "DiffLoraLoad", "inputs": {"lora_name": "adapter/adapter_model.safetensors"}},
+        "keep": {"class_type": "TestKeep", "inputs": {"value": ["a", 0]}},
+    }
     said = [line["text"] for line in message(comfy.run(prompt), "a")["report"]["lines"]]
     assert "rank 4, alpha none stored (scale 1)" in said
     assert comfy.run(prompt).executed == []
@@ -254,6 +291,8 @@ def test_the_empty_text_is_what_comfyuis_own_encoding_of_nothing_is(comfy):
     for name in ("empty", "core", "words", "prompt_embeds", "negative_prompt_embeds"):
         prompt[f"hash {name}"] = {"class_type": "TestHash", "inputs": {"value": [name, 0]}}
     result = comfy.run(prompt)
-    empty, core, words, *embeds = (json.loads(result.output(name)["text"][0]) for name in prompt if name.startswith("hash"))
+    empty, core, words, *embeds = (
+        json.loads(result.output(name)["text"][0]) for name in prompt if name.startswith("hash")
+    )
     assert empty == core and embeds == [core, core] and core["finite"]
     assert words["sha256"] != core["sha256"]

@@ -74,7 +74,8 @@ def measured(strengths="-2, -1, 0, 1, 2", seed=20, **more):
         "response": node(
             "DiffLoraSliderResponse",
             sweep=["grid", 1],
-            **{"target": "edges", "colour_limit": 5.0, "brightness_limit": 10.0, "saturation_limit": 10.0, "moments": 3} | more,
+            **{"target": "edges", "colour_limit": 5.0, "brightness_limit": 10.0, "saturation_limit": 10.0, "moments": 3}
+            | more,
         ),
         "numbers": node("TestShow", value=["response", 3]),
         "symmetry": node("TestShow", value=["response", 4]),

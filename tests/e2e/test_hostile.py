@@ -65,8 +65,11 @@ def guarded(comfy, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     lora = (comfy.models("loras") / small_models.DENSE).read_bytes()
-    canaries = [outside / "canary.safetensors", comfy.base / "models/outside.safetensors",
-                comfy.base / "outside.safetensors"]
+    canaries = [
+        outside / "canary.safetensors",
+        comfy.base / "models/outside.safetensors",
+        comfy.base / "outside.safetensors",
+    ]
     for path in canaries:
         path.write_bytes(lora)
     link = comfy.models("loras") / "link"
@@ -102,7 +105,9 @@ def files_around(base, outside):
 
 def lora_files(comfy):
     folder = comfy.models("loras")
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and "link" not in path.parts}
+    return {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and "link" not in path.parts
+    }
 
 
 def answer(comfy, prompt):
@@ -114,8 +119,11 @@ def answer(comfy, prompt):
         assert failure.details["exception_type"].split(".")[-2] == "errors", failure.details["exception_type"]
         text = failure.message
     except PromptRejected as rejection:
-        [text] = [problem["message"] + ": " + problem["details"] for node in rejection.body["node_errors"].values()
-                  for problem in node["errors"]][:1] or [str(rejection)]
+        [text] = [
+            problem["message"] + ": " + problem["details"]
+            for node in rejection.body["node_errors"].values()
+            for problem in node["errors"]
+        ][:1] or [str(rejection)]
         return "rejected: " + text
     except ComfyError as error:
         pytest.fail(f"no answer: {error}")
@@ -126,7 +134,13 @@ def answer(comfy, prompt):
 
 
 def saving(prefix, if_exists="next number", **more):
-    save = {"lora": ["lora", 0], "filename_prefix": prefix, "dtype": "float32", "dialect": "native", "if_exists": if_exists}
+    save = {
+        "lora": ["lora", 0],
+        "filename_prefix": prefix,
+        "dtype": "float32",
+        "dialect": "native",
+        "if_exists": if_exists,
+    }
     return {
         "lora": {"class_type": "DiffLoraLoad", "inputs": {"lora_name": small_models.DENSE}},
         "save": {"class_type": "DiffLoraSave", "inputs": save | more},
@@ -167,8 +181,10 @@ def test_loading_stays_in_the_loras_folders(guarded, linked):
     for name in (*ESCAPES, *DEVICES, "outside.safetensors", ".", "", "link"):
         name = name.replace("{outside}", str(guarded.outside))
         for spelled in {name, f"{name}.safetensors"}:
-            prompt = {"load": {"class_type": "DiffLoraLoad", "inputs": {"lora_name": spelled}},
-                      "keep": {"class_type": "TestKeep", "inputs": {"value": ["load", 0]}}}
+            prompt = {
+                "load": {"class_type": "DiffLoraLoad", "inputs": {"lora_name": spelled}},
+                "keep": {"class_type": "TestKeep", "inputs": {"value": ["load", 0]}},
+            }
             if linked:
                 prompt["text"] = {"class_type": "TestText", "inputs": {"text": spelled}}
                 prompt["load"]["inputs"]["lora_name"] = ["text", 0]
@@ -218,14 +234,27 @@ ANYTHING_GOES = ("selection", "filename_prefix", "ignore_unknown", "rank", "merg
 
 def algebra(comfy):
     graph = chain()
-    graph["analyze"] = {"class_type": "DiffLoraAnalyze", "inputs": {"a": ["a", 0], "b": ["b", 0], "rank": 4, "show": "difference"}}
-    graph["wanvideo"] = {"class_type": "DiffLoraSliderWanVideo", "inputs": {
-        "lora": ["small", 0], "strength": 1.0, "merge_loras": False, "low_mem_load": False}}
+    graph["analyze"] = {
+        "class_type": "DiffLoraAnalyze",
+        "inputs": {"a": ["a", 0], "b": ["b", 0], "rank": 4, "show": "difference"},
+    }
+    graph["wanvideo"] = {
+        "class_type": "DiffLoraSliderWanVideo",
+        "inputs": {"lora": ["small", 0], "strength": 1.0, "merge_loras": False, "low_mem_load": False},
+    }
     for name in ("slider", "wanvideo"):
         graph[f"keep {name}"] = {"class_type": "TestKeep", "inputs": {"value": [name, 0]}}
-    graph["save"] = {"class_type": "DiffLoraSave", "inputs": {
-        "lora": ["small", 0], "filename_prefix": "hostile_types", "dtype": "float32", "dialect": "native",
-        "if_exists": "overwrite", "recommended_strength": ""}}
+    graph["save"] = {
+        "class_type": "DiffLoraSave",
+        "inputs": {
+            "lora": ["small", 0],
+            "filename_prefix": "hostile_types",
+            "dtype": "float32",
+            "dialect": "native",
+            "if_exists": "overwrite",
+            "recommended_strength": "",
+        },
+    }
     return graph
 
 
@@ -292,7 +321,9 @@ def test_the_inner_nodes_of_a_sweep_take_no_orders_from_strangers(guarded):
         inner = {"layout": node("DiffLoraSweepLayout", run=name), "after": node("TestKeep", value=["layout", 0])}
         assert "run is none that Sweep Grid has begun" in answer(guarded, prompt | inner), name[:80]
     # The clip in ComfyUI's cache still has its pixels.
-    shown = node("DiffLoraABCompare", a=["clip", 0], b=["clip", 0], mode="wipe", amplify=4.0, fps=16.0, label_a="", label_b="")
+    shown = node(
+        "DiffLoraABCompare", a=["clip", 0], b=["clip", 0], mode="wipe", amplify=4.0, fps=16.0, label_a="", label_b=""
+    )
     assert answer(guarded, prompt | {"shown": shown}) == ""
 
 

@@ -42,7 +42,13 @@ def comfyui():
 
 @pytest.mark.parametrize(
     ("names", "model"),
-    [("flux-own", "flux"), ("hunyuan-comfyui", "hunyuan"), ("ltx-comfyui", "ltx"), ("qwen-image", "qwen-image"), ("sdxl-own", "sdxl")],
+    [
+        ("flux-own", "flux"),
+        ("hunyuan-comfyui", "hunyuan"),
+        ("ltx-comfyui", "ltx"),
+        ("qwen-image", "qwen-image"),
+        ("sdxl-own", "sdxl"),
+    ],
 )
 def test_the_list_is_what_comfyui_has(comfyui, names, model):
     assert set(names_of(names)) == set(comfyui[model]["modules"])

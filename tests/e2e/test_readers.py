@@ -271,12 +271,17 @@ def trained(comfy, algorithm):
         "gradient_checkpointing": False, "existing_lora": "[None]",
     }  # fmt: skip
     wanted = comfy.object_info("TrainLoraNode")["input"]["required"]
-    settings |= {name: rest[0]["default"] for name, (_, *rest) in wanted.items()
-                 if name not in settings and rest and "default" in rest[0]}
+    settings |= {
+        name: rest[0]["default"]
+        for name, (_, *rest) in wanted.items()
+        if name not in settings and rest and "default" in rest[0]
+    }
     prompt["empty"]["inputs"]["batch_size"] = 2
     prompt["each"] = node("RebatchLatents", latents=["empty", 0], batch_size=1)  # 0.3.75 trains on lists only
     prompt["train"] = node("TrainLoraNode", model=["model", 0], latents=["each", 0], positive=["text", 0], **settings)
-    prompt["save"] = node("SaveLoRA", lora=["train", outputs.index("LORA_MODEL")], prefix=f"trained/{algorithm}", steps=2)
+    prompt["save"] = node(
+        "SaveLoRA", lora=["train", outputs.index("LORA_MODEL")], prefix=f"trained/{algorithm}", steps=2
+    )
     comfy.run(prompt)
     return newest(comfy.base / "output/trained", algorithm)
 
@@ -360,7 +365,9 @@ READABLE = [writer for writer, dialect in OURS.items() if dialect in ("native", 
 
 
 def written(comfy, lora, kind, writer):
-    return difflora.save(lora, comfy.models("loras") / f"{kind} by {writer}.safetensors", dialect=OURS[writer], overwrite=True)
+    return difflora.save(
+        lora, comfy.models("loras") / f"{kind} by {writer}.safetensors", dialect=OURS[writer], overwrite=True
+    )
 
 
 @cells(KINDS, READABLE, "ComfyUI")

@@ -27,11 +27,16 @@ def files(comfy):
     base = load_file(models / small_models.WAN)
     for dtype in (torch.bfloat16, torch.float16):
         save_file({key: value.to(dtype) for key, value in base.items()}, models / HALF.format(dtype_name(dtype)))
-    linear = {f"{name}.weight" for name, _ in small_models.linear_layers(models / small_models.WAN)
-              if name.startswith("blocks.")}
+    linear = {
+        f"{name}.weight"
+        for name, _ in small_models.linear_layers(models / small_models.WAN)
+        if name.startswith("blocks.")
+    }
     # As published fp8 files are: matrices of the blocks in fp8, the rest as it was.
-    save_file({key: value.to(torch.float8_e4m3fn) if key in linear else value.half() for key, value in base.items()},
-              models / FP8)
+    save_file(
+        {key: value.to(torch.float8_e4m3fn) if key in linear else value.half() for key, value in base.items()},
+        models / FP8,
+    )
     scaled = {"scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)}
     for key, value in base.items():
         if key in linear:
@@ -60,7 +65,10 @@ def everything(base):
         if key.endswith(".bias"):
             tensors[f"diffusion_model.{module}.diff_b"] = noise
         elif weight.ndim in (2, 5):
-            up, down = torch.randn(weight.shape[0], 3, generator=random), torch.randn(3, *weight.shape[1:], generator=random)
+            up, down = (
+                torch.randn(weight.shape[0], 3, generator=random),
+                torch.randn(3, *weight.shape[1:], generator=random),
+            )
             tensors[f"diffusion_model.{module}.lora_up.weight"] = up.view(-1, 3, *[1] * (weight.ndim - 2)) * 0.05
             tensors[f"diffusion_model.{module}.lora_down.weight"] = down * 0.05
         else:
@@ -77,8 +85,10 @@ def graph(strength, lora=small_models.DENSE, model=small_models.WAN, apply="auto
 
 
 def slider(model, strength, apply="auto"):
-    return {"class_type": "DiffLoraSliderModel",
-            "inputs": {"model": [model, 0], "lora": ["lora", 0], "strength": strength, "apply": apply}}
+    return {
+        "class_type": "DiffLoraSliderModel",
+        "inputs": {"model": [model, 0], "lora": ["lora", 0], "strength": strength, "apply": apply},
+    }
 
 
 def node(class_type, **inputs):
@@ -235,8 +245,16 @@ def sampled(comfy, prompt, *sources, seed=1):
             f"text{run}": node("TestConditioning", seed=1, length=64, run=run),
             f"empty{run}": sampling()["empty"],
             f"sample{run}": node(
-                "KSampler", model=[source, 0], positive=[f"text{run}", 0], negative=[f"text{run}", 0],
-                latent_image=[f"empty{run}", 0], seed=seed, steps=2, cfg=1.0, sampler_name="uni_pc", scheduler="simple",
+                "KSampler",
+                model=[source, 0],
+                positive=[f"text{run}", 0],
+                negative=[f"text{run}", 0],
+                latent_image=[f"empty{run}", 0],
+                seed=seed,
+                steps=2,
+                cfg=1.0,
+                sampler_name="uni_pc",
+                scheduler="simple",
                 denoise=1.0,
             ),
             f"keep{run}": node("TestSaveTensor", value=[f"sample{run}", 0], name=f"latent{run}"),
@@ -271,7 +289,9 @@ def test_models_with_and_without_sliders_take_turns(files):
     branches["shifted"] = node("ModelSamplingSD3", model=["slider", 0], shift=8.0)
     branches["more"] = slider("shifted", 1.0, "bypass")
     branches["patched"] = slider("slider", 1.0, "patch")
-    branches["core"] = node("LoraLoaderModelOnly", model=["slider", 0], lora_name=small_models.SPARSE, strength_model=1.0)
+    branches["core"] = node(
+        "LoraLoaderModelOnly", model=["slider", 0], lora_name=small_models.SPARSE, strength_model=1.0
+    )
     names = ["model", "slider", "shifted", "more", "patched", "core"]
     alone = {}
     for name in names:

@@ -27,9 +27,7 @@ def grid(images="decode", **more):
 
 
 def sweep(strengths="-2, 0, 2", include_zero=False):
-    return node(
-        "DiffLoraStrengthSweep", start=-3.0, stop=3.0, count=7, include_zero=include_zero, strengths=strengths
-    )
+    return node("DiffLoraStrengthSweep", start=-3.0, stop=3.0, count=7, include_zero=include_zero, strengths=strengths)
 
 
 def swept(strengths="-2, 0, 2", seed=1, lora=small_models.DENSE, frames=5, **more):
@@ -59,7 +57,6 @@ def lines(result):
 
 def pictures(comfy):
     return load_file(comfy.base / "output/grid.safetensors")["value"]
-
 
 
 class TestSweep:
@@ -181,8 +178,10 @@ class TestWhatIsDoneStaysDone:
                 comfy.forget()
                 fresh = copy.deepcopy(prompt)  # under another name: neither a kept clip nor a kept object
                 fresh["core"]["inputs"]["lora_name"] = f"twice {factor}.safetensors"
-                save_file({key: tensor * factor if "up" in key else tensor for key, tensor in original.items()},
-                          path.with_stem(f"twice {factor}"))
+                save_file(
+                    {key: tensor * factor if "up" in key else tensor for key, tensor in original.items()},
+                    path.with_stem(f"twice {factor}"),
+                )
                 assert times(comfy.run(fresh), "sample") == 2
                 assert torch.equal(before, pictures(comfy)), factor
         finally:
@@ -221,8 +220,15 @@ class TestWhatIsDoneStaysDone:
 
     def test_a_response_to_clips_that_were_deleted_has_them_rendered_again(self, comfy):
         prompt = swept("-1, 0, 1", seed=121)
-        prompt["response"] = node("DiffLoraSliderResponse", sweep=["grid", 1], target="edges", colour_limit=5.0,
-                                  brightness_limit=10.0, saturation_limit=10.0, moments=2)
+        prompt["response"] = node(
+            "DiffLoraSliderResponse",
+            sweep=["grid", 1],
+            target="edges",
+            colour_limit=5.0,
+            brightness_limit=10.0,
+            saturation_limit=10.0,
+            moments=2,
+        )
         comfy.run(prompt)
         shutil.rmtree(comfy.base / "user/__differential_lora/sweeps")
         prompt["response"]["inputs"]["moments"] = 3
@@ -287,7 +293,11 @@ class TestWhatIsDoneStaysDone:
         assert times(comfy.run(prompt), "sample") == 2
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("flags", [(), ("--cache-none",), ("--cache-lru", "20"), ("--cache-classic",), ("--cache-ram", "2")], ids=" ".join)
+    @pytest.mark.parametrize(
+        "flags",
+        [(), ("--cache-none",), ("--cache-lru", "20"), ("--cache-classic",), ("--cache-ram", "2")],
+        ids=" ".join,
+    )
     def test_in_every_cache_mode_after_kill_and_restart_too(self, start_comfy, flags):
         server = start_comfy(*flags)
         first = server.run(breakable("-2, 0", seed=17))
@@ -386,7 +396,9 @@ class TestOtherWaysToWireIt:
         for video in player["videos"]:
             with av.open(str(comfy.base / "temp" / video["subfolder"] / video["filename"])) as file:
                 assert file.streams.video[0].average_rate == 8
-                assert [frame.time for frame in file.decode(video=0)] == pytest.approx([index / 8 for index in range(13)])
+                assert [frame.time for frame in file.decode(video=0)] == pytest.approx(
+                    [index / 8 for index in range(13)]
+                )
 
     def test_a_grid_behind_a_grid_is_refused(self, comfy):
         prompt = painted("-1, 0", frames=5)

@@ -109,9 +109,14 @@ class TestWire:
 
     def test_modules_that_the_wrapper_passes_over_are_named_unless_it_merges(self, comfy):
         path = comfy.models("loras") / "with_head.safetensors"
-        small_models.write_lora(path, comfy.models("diffusion_models") / small_models.WAN_WRAPPER, modules="head|blocks.0")
+        small_models.write_lora(
+            path, comfy.models("diffusion_models") / small_models.WAN_WRAPPER, modules="head|blocks.0"
+        )
         for merge in (False, True):
-            prompt = {"load": node("DiffLoraLoad", lora_name=path.name), "slider": slider(1.0, "load", merge_loras=merge)}
+            prompt = {
+                "load": node("DiffLoraLoad", lora_name=path.name),
+                "slider": slider(1.0, "load", merge_loras=merge),
+            }
             result = comfy.run(prompt | {"show": node("TestShow", value=["slider", 0])})
             told = result.output("slider")["difflora"][0]["report"]["lines"]
             warnings = [line["text"] for line in told if line["level"] == "warning"]
@@ -215,13 +220,17 @@ class TestWrapper:
             comfy.run(prompt.prompt)
         assert failed.value.node_id == "slider 0"
 
-    @pytest.mark.parametrize(("module", "reason"), [("", "another base model"), ("blocks.40.", "belong to another model")])
+    @pytest.mark.parametrize(
+        ("module", "reason"), [("", "another base model"), ("blocks.40.", "belong to another model")]
+    )
     def test_a_lora_for_another_model_is_an_error_before_anything_is_sampled(self, comfy, module, reason):
         path = comfy.models("loras") / "foreign.safetensors"
         other = comfy.models("diffusion_models") / small_models.WAN
         small_models.write_lora(path, other, modules=r"blocks\.0\.self_attn")
         if module:
-            renamed = {re.sub(r"blocks_0_", module.replace(".", "_"), key): value for key, value in load_file(path).items()}
+            renamed = {
+                re.sub(r"blocks_0_", module.replace(".", "_"), key): value for key, value in load_file(path).items()
+            }
             save_file(renamed, path)
         prompt = with_sliders([1.0])
         prompt.prompt["foreign"] = node("DiffLoraLoad", lora_name=path.name)

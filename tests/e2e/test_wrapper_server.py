@@ -19,7 +19,10 @@ def sampling(strength=None, steps=2):
             },
         },
         "text": {"class_type": "TestConditioning", "inputs": {"seed": 1, "length": 64}},
-        "embeds": {"class_type": "WanVideoTextEmbedBridge", "inputs": {"positive": ["text", 0], "negative": ["text", 0]}},
+        "embeds": {
+            "class_type": "WanVideoTextEmbedBridge",
+            "inputs": {"positive": ["text", 0], "negative": ["text", 0]},
+        },
         "empty": {"class_type": "WanVideoEmptyEmbeds", "inputs": {"width": 128, "height": 128, "num_frames": 9}},
         "sample": {
             "class_type": "WanVideoSampler",

@@ -89,14 +89,16 @@ def _structured(choose: Choices) -> MadeUp:
         value = choose.PickValueInList(VALUES) if choose.ConsumeIntInRange(0, 3) else choose.ConsumeUnicode(30)
         metadata[choose.PickValueInList(METADATA)] = value
     if metadata:
-        entries.append(("__metadata__", metadata if choose.ConsumeIntInRange(0, 15) else choose.PickValueInList(STRANGE)))
+        entries.append(
+            ("__metadata__", metadata if choose.ConsumeIntInRange(0, 15) else choose.PickValueInList(STRANGE))
+        )
     # Put together by hand, so that a key can be there twice.
     header = ("{" + ", ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in entries) + "}").encode()
     size = 8 + len(header) + end + (0 if choose.ConsumeIntInRange(0, 15) else choose.ConsumeIntInRange(-9, 9))
     data = choose.ConsumeBytes(choose.remaining_bytes()) or b"\0"
     data = (data * (min(end, 100_000) // len(data) + 1))[:end]
     content = struct.pack("<Q", len(header)) + header + data
-    return MadeUp(content[:max(0, size)], max(0, size), entries)
+    return MadeUp(content[: max(0, size)], max(0, size), entries)
 
 
 def _adapter(choose: Choices) -> dict[str, list[int]]:
@@ -144,7 +146,9 @@ def _damage(choose: Choices, entries: list[tuple[str, Any]], end: int) -> int:
         case 2 if isinstance(entry, dict):
             entry["dtype"] = choose.PickValueInList([*DTYPES, "F4", "C64", "", None, 1, []])
         case 3 if isinstance(entry, dict):
-            entry["shape"] = choose.PickValueInList([*STRANGE, [1], [0, 4], [4, 0], [2, 2, 2, 2, 2, 2], [1] * 33, [2**63 - 1] * 3000])
+            entry["shape"] = choose.PickValueInList(
+                [*STRANGE, [1], [0, 4], [4, 0], [2, 2, 2, 2, 2, 2], [1] * 33, [2**63 - 1] * 3000]
+            )
         case 4 if isinstance(entry, dict):
             entry["data_offsets"] = [end + choose.ConsumeIntInRange(-9, 9), end + choose.ConsumeIntInRange(-9, 9)]
         case 5 if isinstance(entry, dict):
@@ -159,7 +163,13 @@ def _damage(choose: Choices, entries: list[tuple[str, Any]], end: int) -> int:
             size = 1
             for side in shape:
                 size *= side
-            entries[place] = (key, {"dtype": "U8" if choose.ConsumeIntInRange(0, 1) else "F8_E4M3", "shape": shape,
-                                    "data_offsets": [end, end + size]})
+            entries[place] = (
+                key,
+                {
+                    "dtype": "U8" if choose.ConsumeIntInRange(0, 1) else "F8_E4M3",
+                    "shape": shape,
+                    "data_offsets": [end, end + size],
+                },
+            )
             return end + size
     return end

@@ -68,8 +68,13 @@ def _save(path: Path) -> None:
     lora = _small(path)
     out = path.with_name("out.safetensors")
     size = path.stat().st_size
-    difflora.save(lora, out, ("float32", "float16", "float8_e5m2")[size % 3], OUTPUT_DIALECTS[size % len(OUTPUT_DIALECTS)],
-                  overwrite=True)
+    difflora.save(
+        lora,
+        out,
+        ("float32", "float16", "float8_e5m2")[size % 3],
+        OUTPUT_DIALECTS[size % len(OUTPUT_DIALECTS)],
+        overwrite=True,
+    )
     again = difflora.load(out)
     assert len(again) == len(lora)
     difflora.save(difflora.rerank(lora, difflora.Energy(0.9)), out, overwrite=True)

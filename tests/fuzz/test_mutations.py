@@ -31,7 +31,9 @@ ENDINGS = [
     "dora_scale", "lora_B.bias", "junk",
 ]  # fmt: skip
 keys = st.one_of(
-    st.builds(lambda p, m, e: f"{p}{m}.{e}", st.sampled_from(PREFIXES), st.sampled_from(MODULES), st.sampled_from(ENDINGS)),
+    st.builds(
+        lambda p, m, e: f"{p}{m}.{e}", st.sampled_from(PREFIXES), st.sampled_from(MODULES), st.sampled_from(ENDINGS)
+    ),
     st.text(max_size=30),
 )
 sizes = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "I64": 8, "BOOL": 1}
@@ -128,7 +130,10 @@ def test_any_bytes_and_lengths(tmp_path_factory, body, off):
 def test_deep_metadata(tmp_path, depth):
     text = ('{"__metadata__":' + "[" * depth + "]" * depth + "}").encode()
     read_like_a_user(tmp_path / "a.safetensors", struct.pack("<Q", len(text)) + text)
-    table = {"__metadata__": {"adapter_config": "[" * depth}, "x.alpha": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}
+    table = {
+        "__metadata__": {"adapter_config": "[" * depth},
+        "x.alpha": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]},
+    }
     read_like_a_user(tmp_path / "a.safetensors", pack(table, bytes(4)))
 
 
@@ -137,7 +142,10 @@ SPARSE = {
     "one matrix": {"blocks.0.self_attn.q.diff": [SIDE, SIDE]},
     "one vector": {"blocks.0.norm3.diff": [SIDE * SIDE]},
     "one checkpoint weight": {"blocks.0.self_attn.q.weight": [SIDE, SIDE]},
-    "two factors": {"blocks.0.ffn.0.lora_up.weight": [SIDE // 2, SIDE], "blocks.0.ffn.0.lora_down.weight": [SIDE, SIDE // 2]},
+    "two factors": {
+        "blocks.0.ffn.0.lora_up.weight": [SIDE // 2, SIDE],
+        "blocks.0.ffn.0.lora_down.weight": [SIDE, SIDE // 2],
+    },
     "a factor without its partner": {"blocks.0.ffn.0.lora_up.weight": [SIDE, SIDE]},
     "many": {f"blocks.{block}.ffn.0.diff": [2500, 25_000] for block in range(40)},
 }
@@ -148,8 +156,11 @@ SPARSE = {
 def test_sparse_files_of_ten_gigabytes_are_refused_or_read_without_their_memory(what, tmp_path):
     table, end = {}, 0
     for key, shape in SPARSE[what].items():
-        table[f"diffusion_model.{key}"] = {"dtype": "F32", "shape": shape,
-                                           "data_offsets": [end, end + 4 * shape[0] * (shape[1] if shape[1:] else 1)]}
+        table[f"diffusion_model.{key}"] = {
+            "dtype": "F32",
+            "shape": shape,
+            "data_offsets": [end, end + 4 * shape[0] * (shape[1] if shape[1:] else 1)],
+        }
         end += 4 * shape[0] * (shape[1] if shape[1:] else 1)
     assert end == 10_000_000_000
     import resource  # not on Windows
@@ -159,16 +170,24 @@ def test_sparse_files_of_ten_gigabytes_are_refused_or_read_without_their_memory(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
 
 
-@pytest.mark.parametrize("parts", [
-    {"lokr_w1": [3000, 3000], "lokr_w2": [3000, 3000]},
-    {"lokr_w1": [90_000, 2], "lokr_w2_a": [90_000, 1], "lokr_w2_b": [1, 2]},
-    {"hada_w1_a": [90_000, 1], "hada_w1_b": [1, 90_000], "hada_w2_a": [90_000, 1], "hada_w2_b": [1, 90_000]},
-], ids=["full lokr", "tall lokr", "loha"])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"lokr_w1": [3000, 3000], "lokr_w2": [3000, 3000]},
+        {"lokr_w1": [90_000, 2], "lokr_w2_a": [90_000, 1], "lokr_w2_b": [1, 2]},
+        {"hada_w1_a": [90_000, 1], "hada_w1_b": [1, 90_000], "hada_w2_a": [90_000, 1], "hada_w2_b": [1, 90_000]},
+    ],
+    ids=["full lokr", "tall lokr", "loha"],
+)
 def test_small_files_that_would_be_weights_of_no_model_are_refused(parts, tmp_path):
     """A Kronecker product of two matrices of 36 MB has 81 million millions of values."""
     table, end = {}, 0
     for part, shape in parts.items():
-        table[f"diffusion_model.x.{part}"] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + 4 * shape[0] * shape[1]]}
+        table[f"diffusion_model.x.{part}"] = {
+            "dtype": "F32",
+            "shape": shape,
+            "data_offsets": [end, end + 4 * shape[0] * shape[1]],
+        }
         end += 4 * shape[0] * shape[1]
     (tmp_path / "a.safetensors").write_bytes(pack(table, bytes(end)))
     with pytest.raises(TensorError, match="no model has"):
@@ -178,8 +197,16 @@ def test_small_files_that_would_be_weights_of_no_model_are_refused(parts, tmp_pa
 def test_the_coverage_guided_fuzzer_runs(tmp_path):
     if importlib.util.find_spec("atheris") is None:
         absent("atheris is not installed; it has wheels for Linux on x86-64")
-    command = [sys.executable, "-m", "tests.fuzz.fuzz_reader", str(tmp_path), "-runs=1500", "-max_len=400", "-timeout=100",
-               f"-artifact_prefix={tmp_path}/"]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.fuzz.fuzz_reader",
+        str(tmp_path),
+        "-runs=1500",
+        "-max_len=400",
+        "-timeout=100",
+        f"-artifact_prefix={tmp_path}/",
+    ]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0 and "Done 1500 runs" in done.stderr, done.stderr[-3000:]
     assert len(list(tmp_path.iterdir())) > 5  # it found inputs that lead further than the last ones

@@ -14,8 +14,12 @@ deltas = _pack_module("difflora.lora.deltas")
 
 def low_rank(seed, rows=24, columns=16, dtype=torch.float32):
     random = torch.Generator().manual_seed(seed)
-    terms = [deltas.Term(torch.randn(rows, r, generator=random).to(dtype), torch.randn(r, columns, generator=random).to(dtype), s)
-             for r, s in ((3, 0.5), (2, -1.5))]
+    terms = [
+        deltas.Term(
+            torch.randn(rows, r, generator=random).to(dtype), torch.randn(r, columns, generator=random).to(dtype), s
+        )
+        for r, s in ((3, 0.5), (2, -1.5))
+    ]
     return deltas.LowRank(tuple(terms), (rows, columns))
 
 
@@ -28,7 +32,9 @@ def test_branches_of_two_sliders_add_up(shape):
     torch.manual_seed(7)  # float32 factors round: of a hundred layers and inputs, one would be beyond the bound
     layer, x = nn.Linear(16, 24).double(), torch.randn(shape, dtype=torch.float64)
     one, two = low_rank(1), low_rank(2)
-    truth = nn.functional.linear(x, layer.weight + 2.5 * one.dense(torch.float64) - 0.3 * two.dense(torch.float64), layer.bias)
+    truth = nn.functional.linear(
+        x, layer.weight + 2.5 * one.dense(torch.float64) - 0.3 * two.dense(torch.float64), layer.bias
+    )
     put(layer, one, 2.5), put(layer, two, -0.3)
     assert torch.allclose(layer(x), truth, atol=1e-6)
 

@@ -24,8 +24,11 @@ def imported_at_once(path):
             todo += [child for child in ast.iter_child_nodes(statement) if isinstance(child, ast.stmt)]
 
 
-@pytest.mark.parametrize("path", [*sorted((ROOT / "nodes").rglob("*.py")), *sorted((ROOT / "difflora").rglob("*.py"))],
-                         ids=lambda path: f"{path.parent.name}.{path.stem}")
+@pytest.mark.parametrize(
+    "path",
+    [*sorted((ROOT / "nodes").rglob("*.py")), *sorted((ROOT / "difflora").rglob("*.py"))],
+    ids=lambda path: f"{path.parent.name}.{path.stem}",
+)
 def test_nothing_imports_something_slow_at_once(path):
     found = {name for name in imported_at_once(path) if name.split(".")[0] in SLOW or name in SLOW}
     assert not found

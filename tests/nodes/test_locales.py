@@ -52,7 +52,9 @@ def test_every_text_of_every_node_is_translated(object_info, language):
 @pytest.mark.parametrize("language", ("en", *LANGUAGES))
 def test_no_text_has_signs_that_the_page_would_read_as_code(language):
     """vue-i18n takes braces, at signs and bars for placeholders, links and plurals."""
-    marked = {where: text for where, text in texts(read(language, "nodeDefs.json")).items() if re.search(r"[{}@|]", text)}
+    marked = {
+        where: text for where, text in texts(read(language, "nodeDefs.json")).items() if re.search(r"[{}@|]", text)
+    }
     assert marked == {}
 
 
@@ -83,7 +85,9 @@ def sentences():
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Sentence":
                 where = f"{file.name}:{call.lineno}"
                 if file.name != "sentence.py":
-                    assert isinstance(call.args[0], ast.Constant), f"{where}: only a literal can be looked up and translated"
+                    assert isinstance(call.args[0], ast.Constant), (
+                        f"{where}: only a literal can be looked up and translated"
+                    )
                     found[call.args[0].value] = where
     return {text: where for text, where in found.items() if re.search("[A-Za-z]", re.sub(r"\{\d+\}", "", text))}
 
@@ -95,7 +99,9 @@ def test_what_nodes_say_is_translated(language):
     assert set(translated) - set(source) == set(), "translated, but nobody says it"
     for text, other in translated.items():
         assert placeholders(other) == placeholders(text), text
-        assert LETTERS[language].search(other) or not re.search("[A-Za-z]{3}", re.sub("alpha|size", "", text)), f"{text}: untranslated"
+        assert LETTERS[language].search(other) or not re.search("[A-Za-z]{3}", re.sub("alpha|size", "", text)), (
+            f"{text}: untranslated"
+        )
 
 
 # Their errors reach nobody on the page.
@@ -137,7 +143,9 @@ def errors():
             if name in kinds and call.args and file.name not in COMMAND_LINE:
                 found |= {template(text): f"{file.name}:{call.lineno}" for text in alternatives(call.args[0])}
     # One that is hardly more than a value would be found in the errors of others too.
-    return {text: where for text, where in found.items() if text and len(re.findall("[A-Za-z]", without_values(text))) >= 8}
+    return {
+        text: where for text, where in found.items() if text and len(re.findall("[A-Za-z]", without_values(text))) >= 8
+    }
 
 
 def without_values(text):
@@ -162,17 +170,34 @@ def test_what_nodes_say_reaches_the_page_as_sentences(comfy):
         {
             "1": {"class_type": "DiffLoraLoad", "inputs": {"lora_name": small_models.DENSE, "ignore_unknown": False}},
             "2": {"class_type": "DiffLoraLoad", "inputs": {"lora_name": small_models.SPARSE, "ignore_unknown": False}},
-            "3": {"class_type": "DiffLoraAnalyze", "inputs": {"a": ["1", 0], "b": ["2", 0], "rank": 4, "show": "difference"}},
-            "4": {"class_type": "DiffLoraRerank", "inputs": {
-                "lora": ["1", 0], "rule": "rank", "rank": 2, "energy": 0.9, "ratio": 10, "max_rank": 64}},
-            "5": {"class_type": "DiffLoraSave", "inputs": {
-                "lora": ["4", 0], "filename_prefix": "said", "dtype": "float32", "dialect": "native", "if_exists": "overwrite"}},
+            "3": {
+                "class_type": "DiffLoraAnalyze",
+                "inputs": {"a": ["1", 0], "b": ["2", 0], "rank": 4, "show": "difference"},
+            },
+            "4": {
+                "class_type": "DiffLoraRerank",
+                "inputs": {"lora": ["1", 0], "rule": "rank", "rank": 2, "energy": 0.9, "ratio": 10, "max_rank": 64},
+            },
+            "5": {
+                "class_type": "DiffLoraSave",
+                "inputs": {
+                    "lora": ["4", 0],
+                    "filename_prefix": "said",
+                    "dtype": "float32",
+                    "dialect": "native",
+                    "if_exists": "overwrite",
+                },
+            },
         }
     )
     lines = [line for node in "12345" for line in result.output(node)["difflora"][0]["report"]["lines"]]
     plain = [line["text"] for line in lines if "template" not in line]
     assert len(plain) == 1 and plain[0].endswith("said.safetensors")
-    assert all(line["template"] in sentences() or not re.search("[a-z]", line["template"]) for line in lines if "template" in line)
+    assert all(
+        line["template"] in sentences() or not re.search("[a-z]", line["template"])
+        for line in lines
+        if "template" in line
+    )
 
 
 def test_page_serves_the_translations(comfy):
@@ -188,5 +213,7 @@ def test_every_node_has_a_help_page_that_names_all_inputs_and_outputs(object_inf
         page = DOCS / f"{node_id}.md"
         text = page.read_text("utf-8") if page.is_file() else ""
         names = [*inputs_of(node), *node["output_name"]]
-        missing += [f"{node_id}: {name}" for name in names if not re.search(rf"(?<![\w]){re.escape(name)}(?![\w])", text)]
+        missing += [
+            f"{node_id}: {name}" for name in names if not re.search(rf"(?<![\w]){re.escape(name)}(?![\w])", text)
+        ]
     assert missing == []

@@ -130,7 +130,11 @@ def trained(folder: Path, image: bool = False, outside: bool = False) -> FileLor
         layer = model.get_submodule(theirs)
         up, down, alpha = factors(layer.out_features, layer.in_features, RANK, ALPHA, seed=place)
         key = "lora_unet_" + ours.replace(".", "_")
-        stored |= {f"{key}.lora_up.weight": up * 0.1, f"{key}.lora_down.weight": down * 0.1, f"{key}.alpha": torch.tensor(alpha)}
+        stored |= {
+            f"{key}.lora_up.weight": up * 0.1,
+            f"{key}.lora_down.weight": down * 0.1,
+            f"{key}.alpha": torch.tensor(alpha),
+        }
     save_file(stored, folder / "musubi.safetensors")
     return difflora.load(folder / "musubi.safetensors")
 
@@ -155,8 +159,10 @@ def convolution(*kernel: int, core: bool = False) -> Callable[[Path], difflora.L
         if core:
             shapes |= {"lora_mid": (2, 2, *kernel), "lora_down": (2, 16, *ones)}
         stored = load_file(trained(folder).path)
-        stored |= {f"lora_unet_patch_embedding.{part}.weight": 0.4 * torch.randn(shape, generator=random)
-                   for part, shape in shapes.items()}
+        stored |= {
+            f"lora_unet_patch_embedding.{part}.weight": 0.4 * torch.randn(shape, generator=random)
+            for part, shape in shapes.items()
+        }
         file = folder / f"convolution with a kernel of {kernel}.safetensors"
         save_file(stored, file)
         return difflora.load(file)
@@ -181,13 +187,21 @@ def other_form(form: str) -> Callable[[Path], difflora.Lora]:
             out, inside = model.get_submodule(theirs).weight.shape
             random = torch.Generator().manual_seed(place)
             forms = {
-                "loha": {"hada_w1_a": (out, 2), "hada_w1_b": (2, inside), "hada_w2_a": (out, 2), "hada_w2_b": (2, inside)},
+                "loha": {
+                    "hada_w1_a": (out, 2),
+                    "hada_w1_b": (2, inside),
+                    "hada_w2_a": (out, 2),
+                    "hada_w2_b": (2, inside),
+                },
                 "lokr": {"lokr_w1": (4, 4), "lokr_w2_a": (out // 4, 2), "lokr_w2_b": (2, inside // 4)},
                 "lokr, full": {"lokr_w1": (4, 4), "lokr_w2": (out // 4, inside // 4)},
                 "full difference": {"diff": (out, inside)},
             }
             shapes = forms[form] if form in forms else list(forms.values())[place % len(forms)]
-            stored |= {f"diffusion_model.{name}.{part}": 0.2 * torch.randn(shape, generator=random) for part, shape in shapes.items()}
+            stored |= {
+                f"diffusion_model.{name}.{part}": 0.2 * torch.randn(shape, generator=random)
+                for part, shape in shapes.items()
+            }
         save_file(stored, folder / f"{form}.safetensors")
         return difflora.load(folder / f"{form}.safetensors")
 
@@ -274,10 +288,17 @@ REFUSED_BY_DIFFUSERS = {
     "kohya": ("attention only", "two blocks", "outside the blocks", "biases", *CONVOLUTIONS),
     "diffusers": (),
 }
-READ_BY_DIFFUSERS = [(kind, WRITER[dialect]) for kind in KINDS for dialect, refused in REFUSED_BY_DIFFUSERS.items() if kind not in refused]
+READ_BY_DIFFUSERS = [
+    (kind, WRITER[dialect])
+    for kind in KINDS
+    for dialect, refused in REFUSED_BY_DIFFUSERS.items()
+    if kind not in refused
+]
 
 
-@pytest.mark.parametrize(("kind", "writer"), [pytest.param(*cell, id="-".join((*cell, "diffusers"))) for cell in READ_BY_DIFFUSERS])
+@pytest.mark.parametrize(
+    ("kind", "writer"), [pytest.param(*cell, id="-".join((*cell, "diffusers"))) for cell in READ_BY_DIFFUSERS]
+)
 def test_diffusers_reads_what_we_write(tmp_path, kind, writer):
     lora = KINDS[kind](tmp_path)
     model = wan(image=kind == "I2V")
@@ -392,7 +413,9 @@ def test_we_read_what_diffusers_writes(tmp_path, kind, writer):
     model = wan(image)
     before = weights(model)
     names = their_names(image, outside=True) | CONVOLUTION
-    model.add_adapter(peft.LoraConfig(r=4, lora_alpha=6, use_rslora="rslora" in kind, target_modules=list(names.values())))
+    model.add_adapter(
+        peft.LoraConfig(r=4, lora_alpha=6, use_rslora="rslora" in kind, target_modules=list(names.values()))
+    )
     disturb(model, "lora_")
     diffusers.WanPipeline.save_lora_weights(
         str(tmp_path), transformer_lora_layers=peft.get_peft_model_state_dict(model),
@@ -438,7 +461,9 @@ def test_we_read_what_lycoris_writes(tmp_path, kind, writer):
     same(computed(model), before, deltas_of(lora))
 
 
-@pytest.mark.parametrize(("algorithm", "word"), [("diag-oft", "turns"), ("boft", "turns"), ("ia3", "rescales"), ("glora", "GLoRA")])
+@pytest.mark.parametrize(
+    ("algorithm", "word"), [("diag-oft", "turns"), ("boft", "turns"), ("ia3", "rescales"), ("glora", "GLoRA")]
+)
 def test_what_is_no_sum_is_refused_with_the_reason(tmp_path, algorithm, word):
     lycoris_file(tmp_path / "theirs.safetensors", Plain(), algo=algorithm, linear_dim=16, linear_alpha=2)
     with pytest.raises(difflora.DiffLoraError, match=word):

@@ -260,11 +260,24 @@ class TestShapes:
     CATEGORY = "test"
 
     def make(self, dim, ffn, blocks):
-        config = comfy.supported_models.WAN21_T2V({
-            "image_model": "wan2.1", "model_type": "t2v", "dim": dim, "ffn_dim": ffn, "num_layers": blocks, "out_dim": 16,
-            "num_heads": dim // 128, "patch_size": (1, 2, 2), "freq_dim": 256, "window_size": (-1, -1), "qk_norm": True,
-            "cross_attn_norm": True, "eps": 1e-6, "in_dim": 16,
-        })
+        config = comfy.supported_models.WAN21_T2V(
+            {
+                "image_model": "wan2.1",
+                "model_type": "t2v",
+                "dim": dim,
+                "ffn_dim": ffn,
+                "num_layers": blocks,
+                "out_dim": 16,
+                "num_heads": dim // 128,
+                "patch_size": (1, 2, 2),
+                "freq_dim": 256,
+                "window_size": (-1, -1),
+                "qk_norm": True,
+                "cross_attn_norm": True,
+                "eps": 1e-6,
+                "in_dim": 16,
+            }
+        )
         config.set_inference_dtype(torch.bfloat16, None)
         model = config.get_model({}, "", device=torch.device("meta"))
         cpu = torch.device("cpu")

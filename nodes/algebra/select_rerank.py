@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 from comfy_api.v0_0_2 import io
 
-from ...difflora import Energy, FixedRank, Knee, Lora, Ratio
-from ...difflora.rank import rerank
+from ...difflora import Energy, FixedRank, Knee, Lora, Ratio, rerank
 from ...difflora.rank.analysis import analyze_pair, pair_of
 from ...difflora.rank.rerank import check_models_differ, check_something_left
 from ...difflora.rank.rules import RankRule

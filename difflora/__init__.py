@@ -17,6 +17,8 @@ try:
     from .lora.file import load
     from .lora.lora import Lora
     from .rank.analysis import Analysis, analyze
+    from .rank.calibrate import calibrate, calibrate_norm
+    from .rank.purify import independent, purify
     from .rank.rerank import rerank
     from .rank.rules import Energy, FixedRank, Knee, Ratio
     from .saving.save import save
@@ -38,8 +40,12 @@ __all__ = [
     "Ratio",
     "__version__",
     "analyze",
+    "calibrate",
+    "calibrate_norm",
     "combine",
+    "independent",
     "load",
+    "purify",
     "rerank",
     "save",
     "subtract",

@@ -26,6 +26,8 @@ from .selection import Selection
 Recipe = dict[str, Any]
 BATCH_BUDGET = 11_000_000  # bytes of float64 factors worked on at once: what stays in the processor's cache
 
+UNIT_KEY = "difflora.unit"  # of a file's metadata: what strength 1 means
+
 
 class Lora(Mapping[str, Delta], ABC):
     """Canonical module name -> delta, in model order.
@@ -144,6 +146,11 @@ class Lora(Mapping[str, Delta], ABC):
         return tuple(dict.fromkeys(name for parent in self.parents for name in parent.made_from))
 
     @property
+    def unit(self) -> str | None:
+        """What strength 1 means, where somebody has calibrated it. Sums, weights and selections change that."""
+        return None
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of the recipe: equal if and only if the content is."""
         return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()
@@ -182,6 +189,10 @@ class StoredLora(Lora):
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def unit(self) -> str | None:
+        return self.metadata.get(UNIT_KEY)
 
 
 class CombinedLora(Lora):

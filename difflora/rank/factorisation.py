@@ -237,7 +237,7 @@ class Factorisation:
         modules = self.lora.factored if modules is None else modules
         todo = [name for name in modules if name not in self._known]
         done = len(modules) - len(todo)
-        with closing(_in_parallel(self._factor, self._groups(todo))) as results:
+        with closing(in_parallel(self._factor, self._groups(todo))) as results:
             for group, factored in results:
                 self._keep(group, factored)
                 done += len(group)
@@ -255,7 +255,7 @@ class Factorisation:
             factored = None if len(known) == len(group) else factor(up, down, scales, self.lora.specs[group[0]].ranks)
             return factored, _mix(up, down, factored or known, [specs[name] for name in group])
 
-        with closing(_in_parallel(work, self._groups(modules))) as results:
+        with closing(in_parallel(work, self._groups(modules))) as results:
             for group, (factored, deltas) in results:
                 if factored:
                     self._keep(group, factored)
@@ -320,7 +320,7 @@ class _Workspace:
         return self._buffers[which][:size].view(shape)
 
 
-def _in_parallel(
+def in_parallel(
     work: Callable[[Sequence[str], _Workspace], Result], groups: Iterator[list[str]]
 ) -> Generator[tuple[list[str], Result], None, None]:
     """``work`` on every group, several at once, results in order.

@@ -86,6 +86,10 @@ class RerankedLora(Lora):
     def parents(self) -> tuple[Lora, ...]:
         return (self.of,)
 
+    @property
+    def unit(self) -> str | None:
+        return self.of.unit
+
     def describe(self, sha256: Callable[[FileIdentity], str]) -> Recipe:
         return {"op": "rerank", "rule": self.rule.recipe, "max_rank": self.max_rank, "of": self.of.describe(sha256)}
 

@@ -17,6 +17,8 @@ from ..errors import RecipeError
 from ..lora.extract import Checkpoint, CheckpointDifference
 from ..lora.file import load
 from ..lora.lora import CombinedLora, Lora, Recipe
+from ..rank.calibrate import CalibratedLora
+from ..rank.purify import purify
 from ..rank.rerank import rerank
 from ..rank.rules import rule_from_recipe
 from ..sentence import printable
@@ -100,6 +102,10 @@ def from_recipe(recipe: Recipe, find: Find) -> Lora:
                 return make(node["of"]).select(_text(node["expression"]), bool(node["nullify"]))
             case "rerank":
                 return rerank(make(node["of"]), rule_from_recipe(node["rule"]), node["max_rank"])
+            case "purify":
+                return purify(make(node["of"]), [make(other) for other in node["against"]], node["directions"])
+            case "calibrate":
+                return CalibratedLora(make(node["of"]), float(node["factor"]), _text(node["unit"]))
             case "extract":
                 return CheckpointDifference(checkpoint(node["base"]), checkpoint(node["tuned"]))
             case operation:
@@ -158,6 +164,11 @@ def _told(recipe: Mapping[str, Any]) -> str:
             words = " ".join(printable(value) for value in recipe["rule"].values())
             limit = f", at most {printable(recipe['max_rank'])}" if recipe["max_rank"] else ""
             return f"rank {words}{limit} of ({_told(recipe['of'])})"
+        case "calibrate":
+            return f"{float(recipe['factor']):g} × ({_told(recipe['of'])}), so that 1 is {printable(recipe['unit'])}"
+        case "purify":
+            others = ", ".join(_told(other) for other in recipe["against"])
+            return f"({_told(recipe['of'])}) without {printable(recipe['directions'])} directions of {others}"
         case "extract":
             return f"model {printable(recipe['tuned']['file'])} - model {printable(recipe['base']['file'])}"
     return printable(recipe)

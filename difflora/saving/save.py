@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import OutputError
 from ..lora.deltas import Delta, Dense, LowRank
-from ..lora.lora import Lora
+from ..lora.lora import UNIT_KEY, Lora
 from ..names.keys import KOHYA, NATIVE, OUTPUT_DIALECTS, is_outside_blocks, with_kernel, write_key
 from ..progress import Progress
 from ..rank.rerank import RerankedLora, check_models_differ, check_something_left
@@ -271,6 +271,8 @@ def _metadata(lora: Lora, title: str, dtype: torch.dtype, dialect: str, known: b
     }
     if isinstance(lora, RerankedLora):
         entries[ENERGY_KEY] = f"{lora.retained_energy if known else 0:.6f}"
+    if lora.unit:
+        entries[UNIT_KEY] = lora.unit
 
     return entries
 

@@ -1,0 +1,112 @@
+"""Gives a slider's strength a unit: scales it so that ±1 means the same for every slider.
+
+By norm, no picture is needed: the mean Frobenius norm of the modules becomes a given number. By response, ±1 changes what
+the slider is for by a given amount, or ±3 is as far as it can go without harm; the measured curve comes as plain numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..errors import PairError
+from ..lora.lora import CombinedLora, Lora, Recipe, label
+from ..progress import Progress
+from ..storage.reader import FileIdentity
+from .factorisation import factorisation_of
+
+REACH = 3.0  # the strength that the safe range is to end at
+SMALLEST, LARGEST = 1e-6, 1e6  # factors beyond these are a mistake in the unit
+
+
+class CalibratedLora(CombinedLora):
+    """Another LoRA times `factor`, whose strength 1 means `unit`."""
+
+    def __init__(self, of: Lora, factor: float, unit: str):
+        super().__init__([(factor, of)])
+        self.factor, self._unit = float(factor), unit
+
+    @property
+    def unit(self) -> str | None:
+        return self._unit
+
+    def describe(self, sha256: Callable[[FileIdentity], str]) -> Recipe:
+        return {"op": "calibrate", "factor": self.factor, "unit": self._unit, "of": self.parts[0][1].describe(sha256)}
+
+
+def calibrate(lora: Lora, factor: float, unit: str) -> CalibratedLora:
+    """`lora` times `factor`, with what its strength 1 then means.
+
+    raises  PairError if the factor is no sensible number
+    """
+    if not (math.isfinite(factor) and SMALLEST <= abs(factor) <= LARGEST):
+        raise PairError(f"{label(lora)} would be multiplied by {factor:.3g} to fit the unit. Choose another unit.")
+    return CalibratedLora(lora, factor, unit)
+
+
+def mean_norm(lora: Lora, progress: Progress | None = None) -> float:
+    """Mean over the weight matrices of the Frobenius norm of their change, from the spectra alone.
+
+    Of a matrix that is stored in full, the norm of the whole is taken.
+    """
+    factorisation = factorisation_of(lora)
+    total = len(lora.matrices)
+    factorisation.run(progress=progress and (lambda done, _: progress(done, total)))
+    norms = [math.sqrt(factorisation[name].energy) for name in lora.factored]
+    for done, name in enumerate(lora.dense, len(norms) + 1):
+        norms.append(float(lora[name].dense().norm()))
+        if progress:
+            progress(done, total)
+    return math.fsum(norms) / len(norms) if norms else 0.0
+
+
+def calibrate_norm(lora: Lora, norm: float, progress: Progress | None = None) -> CalibratedLora:
+    """Scaled so that `mean_norm` is `norm`.
+
+    raises  PairError if `norm` is not above zero, or the LoRA changes no matrix
+    """
+    if not (math.isfinite(norm) and norm > 0):
+        raise PairError(f"The norm is {norm}; it must be a number above zero, such as 1.")
+    now = mean_norm(lora, progress)
+    if now == 0:
+        raise PairError(f"{label(lora)} changes no weight matrix, so it has no norm to scale.")
+    return calibrate(lora, norm / now, f"a mean norm of {norm:g} a module")
+
+
+def factor_for_change(strengths: Sequence[float], values: Sequence[float], change: float) -> float:
+    """The strength at which a slider changes a measured value by `change`, on average of + and −.
+
+    strengths   ascending, some on either side of 0
+    values      measured at them, in the unit of `change`; straight lines are drawn between them
+    raises      PairError if the slider never changes it that much
+    """
+    if not (math.isfinite(change) and change > 0):
+        raise PairError(f"The change is {change}; it must be a number above zero, in the unit that is measured.")
+    at, measured = np.asarray(strengths, dtype=float), np.asarray(values, dtype=float)
+    reach = min(-at[0], at[-1]) if len(at) > 1 else 0.0
+    if reach <= 0:
+        raise PairError(
+            "The sweep has strengths on one side of 0 only. Calibrate with one that goes both ways, such as -3 to 3."
+        )
+    # Between the strengths on either side, the change of ± grows in straight lines, too.
+    corners = np.unique([0.0, reach, *(abs(one) for one in at if 0 < abs(one) <= reach)])
+    grown = np.abs(np.interp(corners, at, measured) - np.interp(-corners, at, measured)) / 2
+    for low, high, before, after in zip(corners, corners[1:], grown, grown[1:], strict=False):
+        if after >= change:
+            return float(low + (high - low) * (change - before) / (after - before)) if after > before else float(high)
+    raise PairError(
+        f"Between −{reach:g} and +{reach:g} the slider changes it by {grown.max():.3g} at most, not by {change:g}. Give a smaller "
+        "change, or sweep further."
+    )
+
+
+def factor_for_range(low: float, high: float) -> float:
+    """The factor that puts the nearer end of a safe range at ±3.
+
+    raises  PairError if the range does not reach to both sides of 0
+    """
+    if not low < 0 < high:
+        raise PairError(f"The safe range is {low:g} to {high:g}; it must reach below and above 0.")
+    return min(-low, high) / REACH

@@ -1,0 +1,316 @@
+"""Takes the directions of other LoRAs out of a slider, on factors alone.
+
+With a slider's module U V and the top j left singular vectors Q of another LoRA's,
+
+    U ← U − Q (Qᵀ U),   V as it is
+
+removes what the two write into the same directions of the layer's output. Only the left side: the rows of V come mostly
+from the initial factors and are what the slider itself lives on, so a projection on the right takes the slider away.
+The rank does not grow, and ‖Δ before‖² = ‖Δ after‖² + ‖Qᵀ U V‖² exactly.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import PairError, RankError
+from ..lora.algebra import same_content
+from ..lora.deltas import Delta, Dense, LowRank, Vector
+from ..lora.lora import Lora, Recipe, StoredLora, batches, label
+from ..progress import Progress
+from ..sentence import Sentence
+from ..storage.reader import FileIdentity
+from .factorisation import factor, factorisation_of, in_parallel
+from .rules import NOISE, FixedRank
+
+MOST_AGAINST = 4  # LoRAs whose directions can be taken out at once
+MUCH = 0.5  # of the slider's energy gone: the two mean the same
+SAME_ROWS = 0.7  # mean cosine of the row spaces above which two LoRAs look as if they began with the same factors
+LOOKED_AT = 12  # modules whose row spaces are compared
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What a projection did to one module, as squared Frobenius norms.
+
+    before   of the slider's module
+    gone     of the part that was taken out
+    """
+
+    before: float
+    gone: float
+
+    @property
+    def share(self) -> float:
+        """Share of the module's energy that went, 0 to 1."""
+        return min(1.0, self.gone / self.before) if self.before > 0 else 0.0
+
+
+class PurifiedLora(Lora):
+    """A LoRA without the `directions` strongest output directions that each LoRA of `against` has in the same module.
+
+    Modules that `of` or all of `against` lack, and vectors (biases, norms), stay as they are.
+    """
+
+    def __init__(self, of: Lora, against: Sequence[Lora], directions: int = 2):
+        if not 1 <= len(against) <= MOST_AGAINST:
+            raise PairError(f"Purify takes 1 to {MOST_AGAINST} LoRAs to take out, and got {len(against)}.")
+        if not isinstance(directions, int) or isinstance(directions, bool) or directions < 1:
+            raise RankError(f"directions is {directions}; it must be a whole number of at least 1, such as 2.")
+        self.of, self.against, self.directions = of, tuple(against), directions
+        self.specs, self.metadata = of.specs, of.metadata
+        for other in self.against:
+            _check_fits(of, other)
+        self.warnings = tuple(dict.fromkeys([*of.warnings, *(line for other in against for line in other.warnings)]))
+        self.touched = tuple(
+            name for name in of.matrices if any(name in other and not other.specs[name].is_vector for other in against)
+        )
+        if not self.touched:
+            raise PairError(
+                f"{label(of)} and {' and '.join(label(other) for other in against)} change no module in common."
+            )
+        self._bases: dict[str, Tensor] = {}
+        self._gone: dict[str, float] = {}  # squared norms
+        self._left: dict[str, float] = {}  # of modules stored in full
+
+    @property
+    def parents(self) -> tuple[Lora, ...]:
+        return (self.of, *self.against)
+
+    @property
+    def files(self) -> tuple[StoredLora, ...]:
+        return self.of.files  # the result is a version of these
+
+    @property
+    def made_from(self) -> tuple[str, ...]:
+        return self.of.made_from
+
+    def describe(self, sha256: Callable[[FileIdentity], str]) -> Recipe:
+        return {
+            "op": "purify",
+            "directions": self.directions,
+            "of": self.of.describe(sha256),
+            "against": [other.describe(sha256) for other in self.against],
+        }
+
+    def read(self, modules: Sequence[str]) -> dict[str, Delta]:
+        deltas = self.of.read(modules)
+        touched = set(self.touched)
+        self._find_bases([name for name in modules if name in touched and name not in self._bases])
+        return {name: self._purified(name, delta) if name in touched else delta for name, delta in deltas.items()}
+
+    def stream(self, modules: Sequence[str], tick: Callable[[], None] = lambda: None) -> Iterator[tuple[str, Delta]]:
+        # In workers of one thread each: the bits do not depend on the number of cores.
+        with closing(in_parallel(lambda group, _: self.read(group), batches(self.specs, modules))) as results:
+            for group, deltas in results:
+                tick()
+                for name in group:
+                    yield name, deltas.pop(name)
+
+    def _purified(self, name: str, delta: Delta) -> Delta:
+        if isinstance(delta, Vector):
+            return delta
+        basis = self._bases[name]
+        terms = tuple(replace(term, up=_without(basis, term.up)) for term in delta.terms)
+        if not isinstance(delta, Dense):
+            self._gone[name] = _energy_in(basis, delta)
+            return LowRank(terms, delta.shape)
+        fulls = tuple((_without(basis, full), scale) for full, scale in delta.fulls)
+        purified = Dense(fulls, terms, delta.shape)
+        self._left[name] = _energy(purified)
+        self._gone[name] = max(0.0, _energy(delta) - self._left[name])
+        return purified
+
+    def _find_bases(self, modules: Sequence[str]) -> None:
+        """Orthonormal bases (out, at most j · len(against)) float64 of what is taken out, for modules that lack one."""
+        found: dict[str, list[Tensor]] = {name: [] for name in modules}
+        for other in self.against:
+            mine = [name for name in modules if name in other and not other.specs[name].is_vector]
+            for name, directions in _left_directions(other, mine, self.directions):
+                found[name].append(directions)
+        for name, parts in found.items():
+            self._bases[name] = _orthonormal(torch.cat(parts, dim=1))
+
+    def measure(self, progress: Progress | None = None) -> None:
+        """Work out what goes of each module, with progress, which may cancel. Spectra are kept for a re-rank.
+
+        raises  PairError if nothing is left
+        """
+        total = len(self.touched)
+        spectra = [name for name in self.touched if not self.specs[name].dense]
+        factorisation_of(self).run(spectra, progress and (lambda done, _: progress(done, total)))
+        for done, name in enumerate((name for name in self.touched if name not in self._gone), len(spectra) + 1):
+            self.read([name])
+            if progress:
+                progress(done, total)
+        if self.share > 1 - NOISE:
+            raise PairError(
+                f"{label(self)}: nothing is left. All that it changes lies in the {self.directions} strongest directions of "
+                f"{_listed(self.against)}. Take out fewer directions, or another LoRA."
+            )
+
+    @property
+    def removed(self) -> Mapping[str, Removed]:
+        """What went of each module that both sides have. Reads what has not been read yet."""
+        factorisation = factorisation_of(self)
+        left = {n: self._left[n] if n in self._left else factorisation[n].energy for n in self.touched}
+        return {name: Removed(left[name] + self._gone[name], self._gone[name]) for name in self.touched}
+
+    @property
+    def share(self) -> float:
+        """Share of the energy that went, over all modules that both sides have, 0 to 1."""
+        removed = self.removed.values()
+        before = math.fsum(one.before for one in removed)
+        return math.fsum(one.gone for one in removed) / before if before > 0 else 0.0
+
+    @property
+    def conclusions(self) -> list[Sentence]:
+        """What a user should know of the result, one line each."""
+        lines = []
+        if self.share > MUCH:
+            lines.append(
+                Sentence(
+                    "{0} of the slider went: it and what was taken out mean much the same. Take out fewer directions.",
+                    f"{self.share:.0%}",
+                )
+            )
+        for other in self.against:
+            if _row_likeness(self.of, other, self.touched) > SAME_ROWS:
+                lines.append(
+                    Sentence(
+                        "{0} looks as if it was trained from the same initial factors as the slider. Then more of the "
+                        "slider goes than it should: train it with another seed.",
+                        label(other),
+                    )
+                )
+        return lines
+
+
+def purify(lora: Lora, against: Sequence[Lora], directions: int = 2) -> PurifiedLora:
+    """`lora` without the `directions` strongest output directions of each LoRA of `against`, module by module.
+
+    Lazy and exact, see the top of this file; the rank does not grow.
+
+    against     one to four LoRAs of the same model, such as a colour LoRA or another slider
+    directions  how many singular vectors of each are taken out of a module; 2 to 4 is usual
+    raises      PairError if base models or shapes differ, no module is in common, or a LoRA is taken out of itself;
+                RankError if `directions` is below 1
+    """
+    return PurifiedLora(lora, against, directions)
+
+
+def independent(loras: Sequence[Lora], directions: int = 2) -> list[Lora]:
+    """Sliders that do not act in each other's strongest directions: each is purified of those before it, and scaled back
+    to the norm that it had. The first stays as it is.
+
+    raises  PairError and RankError as `purify`, and PairError for fewer than two
+    """
+    if not 2 <= len(loras) <= MOST_AGAINST:
+        raise PairError(
+            f"There have to be 2 to {MOST_AGAINST} sliders to make independent, and there are {len(loras)}."
+        )
+    made: list[Lora] = [loras[0]]
+    for lora in loras[1:]:
+        purified = purify(lora, made, directions)
+        purified.measure()
+        before = math.fsum(one.before for one in purified.removed.values())
+        gone = math.fsum(one.gone for one in purified.removed.values())
+        made.append(purified.scaled(math.sqrt(before / (before - gone))) if before > gone else purified)
+    return made
+
+
+def _check_fits(of: Lora, other: Lora) -> None:
+    if same_content(of, other):
+        raise PairError(f"{label(of)} cannot be taken out of itself: nothing would be left. Choose another LoRA.")
+    if of.base_model and other.base_model and of.base_model != other.base_model:
+        raise PairError(
+            f"{label(of)} is for {of.base_model} and {label(other)} for {other.base_model}: their directions have nothing to "
+            "do with each other."
+        )
+    for name in of.matrices:
+        if name in other and of.specs[name].out_features != other.specs[name].out_features:
+            raise PairError(
+                f"{name} has {of.specs[name].out_features} outputs in {label(of)} and {other.specs[name].out_features} in "
+                f"{label(other)}: they were trained on different base models."
+            )
+
+
+def _listed(loras: Sequence[Lora]) -> str:
+    return " and ".join(label(lora) for lora in loras)
+
+
+def _stacked(lora: Lora, modules: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+    """The factors of modules of one shape as `factor` takes them, float64."""
+    deltas = lora.read(modules)
+    terms = [delta.terms for name in modules if isinstance(delta := deltas[name], LowRank)]
+    up = torch.stack([torch.cat([term.up.double() for term in module], dim=1) for module in terms])
+    down = torch.stack([torch.cat([term.down.double() for term in module]) for module in terms])
+    scales = [[term.scale for term in module for _ in range(term.rank)] for module in terms]
+    return up, down, torch.tensor(scales, dtype=torch.float64)
+
+
+def _left_directions(lora: Lora, modules: Sequence[str], most: int) -> Iterator[tuple[str, Tensor]]:
+    """The strongest left singular vectors of modules, (out, at most `most`) float64; none where nothing changes."""
+    specs = lora.specs
+    for name in modules:
+        if specs[name].dense:
+            found = factorisation_of(lora).approximation(name, FixedRank(most), most, factors=True)
+            yield name, _orthonormal(found.at(min(most, len(found.values)), specs[name].shape).up.double())
+    small = sorted(
+        (name for name in modules if not specs[name].dense), key=lambda name: (specs[name].shape, specs[name].ranks)
+    )
+    for (_, ranks), run in itertools.groupby(small, key=lambda name: (specs[name].shape, specs[name].ranks)):
+        group = list(run)
+        up, down, scales = _stacked(lora, group)
+        for name, one, stacked in zip(group, factor(up, down, scales, ranks), up, strict=True):
+            if not math.isfinite(float(one.singular_values[0])):
+                lora.check_finite(name)
+            kept = int((one.singular_values[:most] > NOISE * one.singular_values[0]).sum())
+            # The columns are singular vectors times the roots of their values.
+            yield name, stacked @ one.mix_up[:, :kept] * one.singular_values[:kept].rsqrt()
+
+
+def _orthonormal(directions: Tensor) -> Tensor:
+    """A basis of what unit columns span, without those that others span already: (out, rank) float64."""
+    left, values, _ = torch.linalg.svd(directions, full_matrices=False)
+    spanned: Tensor = left[:, values > NOISE * values.amax()] if values.numel() else left
+    return spanned
+
+
+def _without(basis: Tensor, up: Tensor) -> Tensor:
+    """`up` (out, k) without its part in the span of `basis` (out, j). float32, worked out in float64 where it is small."""
+    exact = up.shape[1] <= up.shape[0]
+    up, basis = (up.double(), basis) if exact else (up.float(), basis.float())
+    return (up - basis @ (basis.mT @ up)).float()
+
+
+def _energy_in(basis: Tensor, delta: LowRank) -> float:
+    """‖Qᵀ U V‖²: how much of a change lies in the span of `basis`."""
+    inside = sum(term.scale * ((basis.mT @ term.up.double()) @ term.down.double()) for term in delta.terms)
+    return float(torch.as_tensor(inside).square().sum())
+
+
+def _energy(delta: Delta) -> float:
+    return float(torch.linalg.vector_norm(delta.dense(), dtype=torch.float64)) ** 2
+
+
+def _row_likeness(one: Lora, other: Lora, modules: Sequence[str]) -> float:
+    """How alike the row spaces of two LoRAs are: the mean principal cosine, over a few modules. 1 is the same space.
+
+    The rows of a LoRA move little in training, so two that began alike still are.
+    """
+    modules = [name for name in modules if not (one.specs[name].dense or other.specs.get(name, one.specs[name]).dense)]
+    chosen = [name for name in modules if name in other][:: max(1, len(modules) // LOOKED_AT)]
+    cosines = []
+    for name in chosen:
+        rows = [torch.linalg.qr(_stacked(lora, [name])[1][0].mT).Q for lora in (one, other)]
+        values = torch.linalg.svdvals(rows[0].mT @ rows[1])
+        cosines.append(float(values.mean()))
+    return sum(cosines) / len(cosines) if cosines else 0.0

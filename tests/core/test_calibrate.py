@@ -1,0 +1,123 @@
+"""The unit of a slider: by norm, by measured change, by safe range."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import difflora
+from difflora import FixedRank
+from difflora.errors import PairError
+from difflora.lora.lora import UNIT_KEY
+from difflora.rank.calibrate import (
+    CalibratedLora,
+    calibrate,
+    calibrate_norm,
+    factor_for_change,
+    factor_for_range,
+    mean_norm,
+)
+from difflora.saving.recipes import SavedRecipe, find_in, from_recipe, told
+from difflora.storage.reader import read_header
+from tests.lora_files import write, write_pair
+
+
+@pytest.fixture
+def slider(tmp_path):
+    a, b = (difflora.load(path) for path in write_pair(tmp_path))
+    return difflora.rerank(difflora.subtract(a, b), FixedRank(3))
+
+
+def dense_mean_norm(lora):
+    return float(
+        np.mean([np.linalg.norm(lora[name].dense(torch.float64).numpy().reshape(-1)) for name in lora.matrices])
+    )
+
+
+def test_the_mean_norm_is_that_of_the_dense_modules(slider):
+    assert mean_norm(slider) == pytest.approx(dense_mean_norm(slider), rel=1e-6)
+
+
+def test_the_norm_of_a_module_stored_in_full_counts(tmp_path):
+    whole = {"diffusion_model.blocks.0.ffn.0.diff": torch.randn(600, 600, generator=torch.Generator().manual_seed(1))}
+    assert mean_norm(difflora.load(write(tmp_path / "w.safetensors", {}, whole))) == pytest.approx(
+        float(whole["diffusion_model.blocks.0.ffn.0.diff"].norm()), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("norm", [0.01, 1.0, 25.0])
+def test_after_calibration_the_mean_norm_is_the_unit(slider, norm):
+    made = calibrate_norm(slider, norm)
+    assert dense_mean_norm(made) == pytest.approx(norm, rel=1e-6)
+    assert made.unit == f"a mean norm of {norm:g} a module"
+
+
+def test_the_unit_is_saved_read_and_rebuilt(slider, tmp_path):
+    path = difflora.save(calibrate_norm(slider, 0.5), tmp_path / "unit.safetensors")
+    assert read_header(path).metadata[UNIT_KEY] == "a mean norm of 0.5 a module"
+    loaded = difflora.load(path)
+    assert loaded.unit == "a mean norm of 0.5 a module"
+    again = from_recipe(SavedRecipe.of_file(path).of, find_in(tmp_path))
+    assert isinstance(again, CalibratedLora) and again.unit == loaded.unit
+    for name in loaded:
+        assert torch.equal(again[name].up, loaded[name].up) and torch.equal(again[name].down, loaded[name].down)
+    assert told(SavedRecipe.of_file(path).of).endswith("so that 1 is a mean norm of 0.5 a module")
+
+
+def test_the_unit_lasts_through_a_rerank_and_ends_where_the_strength_changes(slider, tmp_path):
+    loaded = difflora.load(difflora.save(calibrate_norm(slider, 0.5), tmp_path / "unit.safetensors"))
+    assert difflora.rerank(loaded, FixedRank(2)).unit == loaded.unit
+    assert loaded.scaled(2.0).unit is None and loaded.select("attn").unit is None
+    assert difflora.combine([(1.0, loaded), (1.0, slider)]).unit is None
+    scaled = difflora.save(loaded.scaled(2.0), tmp_path / "scaled.safetensors")
+    assert UNIT_KEY not in read_header(scaled).metadata
+
+
+@given(st.floats(0.05, 5), st.floats(0.2, 3))
+def test_a_straight_curve_gives_the_strength_at_which_it_changes_that_much(slope, change):
+    strengths = [-3, -2, -1, 0, 1, 2, 3]
+    values = [7 + slope * one for one in strengths]
+    if change > 3 * slope:
+        with pytest.raises(PairError, match="at most"):
+            factor_for_change(strengths, values, change)
+    else:
+        assert factor_for_change(strengths, values, change) == pytest.approx(change / slope)
+
+
+def test_a_bent_or_falling_curve_and_uneven_strengths():
+    strengths = [-3, -1, 0, 0.5, 2]
+    values = [10.0, 8, 5, 4.5, 1]
+    found = factor_for_change(strengths, values, 2.0)
+    ends = np.interp([found, -found], strengths, values)
+    assert abs(ends[0] - ends[1]) / 2 == pytest.approx(2.0)
+    assert found < 2  # no further than the shorter side
+
+
+@pytest.mark.parametrize("strengths", [[0, 1, 2], [-2, -1, 0], [0], []])
+def test_one_side_alone_has_no_unit(strengths):
+    with pytest.raises(PairError, match="one side of 0"):
+        factor_for_change(strengths, [1.0] * len(strengths), 1.0)
+
+
+def test_the_safe_range_ends_at_three():
+    assert factor_for_range(-1.5, 3.0) == pytest.approx(0.5)
+    assert factor_for_range(-6, 6) == pytest.approx(2)
+    with pytest.raises(PairError, match="below and above 0"):
+        factor_for_range(0.0, 3.0)
+
+
+@pytest.mark.parametrize("number", [0.0, -1.0, math.nan, math.inf])
+def test_units_that_are_none(slider, number):
+    with pytest.raises(PairError, match="above zero"):
+        calibrate_norm(slider, number)
+    with pytest.raises(PairError, match="above zero"):
+        factor_for_change([-1, 0, 1], [0, 1, 2], number)
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-9, 1e9, math.nan])
+def test_factors_that_are_a_mistake(slider, factor):
+    with pytest.raises(PairError, match="Choose another unit"):
+        calibrate(slider, factor, "nonsense")

@@ -3,7 +3,7 @@
 WEB_DIRECTORY = "./js"
 
 
-async def comfy_entrypoint():
+async def comfy_entrypoint() -> object:
     # Imported here, not above: pytest imports this file on machines without ComfyUI.
     from .nodes import DifferentialLora
 

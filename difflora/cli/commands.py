@@ -144,7 +144,8 @@ class _Subtraction:
         """Compute and write it, under a temporary name for as long as `kept` is open, and complete the report."""
         started = time.perf_counter()
         given, report, chosen = self.given, self.report, self.chosen
-        result = measured = self.result
+        measured = self.result
+        result: Lora = measured
         cut = old_script.Cut(given.magnitude_threshold, given.auto_threshold_percentile)
         targeted = [name for name in chosen.matrices if _weight(chosen, name) != 0]
         small: list[str] = []

@@ -155,7 +155,7 @@ class Lora(Mapping[str, Delta], ABC):
         """SHA-256 of the recipe: equal if and only if the content is."""
         return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()
 
-    def select(self, expression: str, nullify: bool = False) -> Lora:
+    def select(self, expression: str, nullify: bool = False) -> SelectedLora:
         """Keep the modules that `expression` picks, weighed as it says; see `difflora.selection`.
 
         nullify  write what is not picked as zeros instead of leaving it out

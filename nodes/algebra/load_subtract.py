@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import folder_paths
 from comfy_api.v0_0_2 import io
@@ -60,7 +61,7 @@ class LoadLora(io.ComfyNode):
         return io.NodeOutput(lora, ui=ui(_file_report(lora), lora_modules(lora), strength_range(lora)))
 
 
-def _file_report(lora: FileLora) -> dict:
+def _file_report(lora: FileLora) -> dict[str, Any]:
     alphas = sorted(set(lora.alphas.values()))
     ends = [f"{value:g}" for value in alphas[:1] + alphas[-1:]]
     alpha = Sentence("{0} to {1}", *ends) if len(alphas) > 1 else ends[0] if ends else Sentence("none stored (scale 1)")
@@ -75,7 +76,7 @@ def _file_report(lora: FileLora) -> dict:
     return report(lora.name, lines, lora.warnings)
 
 
-def strength_range(lora: Lora) -> dict:
+def strength_range(lora: Lora) -> dict[str, Any]:
     """The range of strengths that a file recommends in its metadata, for the slider."""
     low, _, high = lora.metadata.get(STRENGTH_KEY, "").partition(" to ")
     try:

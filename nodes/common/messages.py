@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from ...difflora import Analysis, Lora
 from ...difflora.rank.rerank import RerankedLora
@@ -13,7 +14,7 @@ VALUES_SENT = (
 )
 
 
-def report(title: str, lines: Iterable[str] = (), warnings: Iterable[str] = ()) -> dict:
+def report(title: str, lines: Iterable[str] = (), warnings: Iterable[str] = ()) -> dict[str, Any]:
     """A short text on the node. Everything in it is shown as plain text, sentences in the user's language."""
     entries = [{**_told(text), "level": "info"} for text in lines]
     return {
@@ -21,19 +22,19 @@ def report(title: str, lines: Iterable[str] = (), warnings: Iterable[str] = ()) 
     }
 
 
-def _told(text: object) -> dict:
+def _told(text: object) -> dict[str, Any]:
     """The English text; and what it was made of, where the page can say it in another language."""
     if not isinstance(text, Sentence):
         return {"text": str(text)}
     return {"text": str(text), "template": text.template, "values": [_told(value) for value in text.values]}
 
 
-def lora_modules(lora: Lora) -> dict:
+def lora_modules(lora: Lora) -> dict[str, Any]:
     """Which modules there are, for the grid; their sizes come from a later node."""
     return {"modules": {name: {} for name in lora}}
 
 
-def analysis_modules(analysis: Analysis) -> dict:
+def analysis_modules(analysis: Analysis) -> dict[str, Any]:
     return {
         "modules": {
             name: {"norm_a": n.norm_a, "norm_b": n.norm_b, "norm": n.norm, "cosine": n.cosine}
@@ -42,7 +43,7 @@ def analysis_modules(analysis: Analysis) -> dict:
     }
 
 
-def reranked_modules(lora: RerankedLora) -> dict:
+def reranked_modules(lora: RerankedLora) -> dict[str, Any]:
     """Norms and retained energy of every module, and its spectrum, to show the cut without a queue."""
     modules, values, energy = {}, {}, {}
     shown = max(64, VALUES_SENT // max(1, len(lora.matrices)))
@@ -54,9 +55,9 @@ def reranked_modules(lora: RerankedLora) -> dict:
     return {"modules": modules, "spectrum": {"values": values, "energy": energy}}
 
 
-def ui(*parts: dict) -> dict:
+def ui(*parts: dict[str, Any]) -> dict[str, Any]:
     """The `ui` of a node's output."""
-    message: dict = {}
+    message: dict[str, Any] = {}
     for part in parts:
         message |= part
     return {"difflora": [message]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ def attach(layer: nn.Module, up: Tensor, down: Tensor) -> Callable[[], None]:
     In the place of `forward`, not as a forward hook: torch.compile does not notice that hooks have changed, and would
     go on with the strength that it saw first.
     """
-    forward = vars(layer).get("forward")
+    forward: Any = vars(layer).get("forward")
     if not hasattr(forward, "branches"):
         forward = layer.forward = _with_branches(layer.forward)
     branch = (up, down)

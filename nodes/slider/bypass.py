@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import comfy.utils
 from comfy.patcher_extension import CallbacksMP, PatcherInjection
@@ -31,7 +32,7 @@ def _not_injected(_, clone) -> None:
 
 def _injection(deltas: Mapping[str, LowRank], strength: float) -> PatcherInjection:
     """Clones share this object, so what is attached is kept apart by patcher: one that goes detaches only its own."""
-    attached: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+    attached: weakref.WeakKeyDictionary[Any, weakref.finalize[..., Any]] = weakref.WeakKeyDictionary()
 
     def inject(patcher) -> None:
         eject(patcher)

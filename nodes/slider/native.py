@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import comfy.utils
 from comfy.weight_adapter.lora import LoRAAdapter
@@ -88,10 +89,12 @@ def applied(model, lora: Lora, targets: Targets, strength: float, bypass: bool):
     model = model.clone()
     deltas = factors_of(lora)
     beside: dict[str, LowRank] = {}
-    patches: list[dict] = [{} for _ in range(max(len(spec.ranks) or 1 for spec in lora.specs.values()))]
+    patches: list[dict[str, Any]] = [{} for _ in range(max(len(spec.ranks) or 1 for spec in lora.specs.values()))]
     for name, key in targets.keys.items():
         if bypass and _is_linear(model, lora, targets, name):
-            beside[key.removesuffix(".weight")] = deltas[name]
+            delta = deltas[name]
+            assert isinstance(delta, LowRank)
+            beside[key.removesuffix(".weight")] = delta
         elif _is_passed_over(model, key):
             old = model.get_model_object(key)
             new = old.float() + strength * deltas[name].dense().view(old.shape).to(old.device)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 from comfy_api.v0_0_2 import io
@@ -122,7 +123,7 @@ class SliderWanVideo(io.ComfyNode):
         )
 
 
-def _report(lora: Lora, merge_loras: bool, warnings: Sequence[Sentence]) -> dict:
+def _report(lora: Lora, merge_loras: bool, warnings: Sequence[Sentence]) -> dict[str, Any]:
     vectors = [name for name in lora if lora.specs[name].is_vector]
     modulations = [name for name in vectors if name.endswith("modulation")]
     passed_over = [name for name in lora.matrices if any(layer in name for layer in NOT_ON_THE_FLY)]

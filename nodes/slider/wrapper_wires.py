@@ -116,8 +116,9 @@ def switch_off(transformer: torch.nn.Module, blocks: Iterable[int]) -> BlocksOff
     Blocks stay where they are, so block swap, offloading, LoRAs and torch.compile work on what they always work on.
     """
     off = BlocksOff(blocks)
+    blocks_of_model: Any = transformer.blocks
     for index in off:
-        block: Any = transformer.blocks[index]
+        block: Any = blocks_of_model[index]
         block = getattr(block, "_orig_mod", block)  # torch.compile wraps a block and calls this one
         # The whole ancestry: the VACE block takes **kwargs and passes them on to its parent class.
         forwards = [vars(kind)["forward"] for kind in type(block).__mro__ if "forward" in vars(kind)]

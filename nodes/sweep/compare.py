@@ -78,7 +78,7 @@ class ABCompare(io.ComfyNode):
         for frame in reporting((*one, *other), 2 * len(one), progress):
             content.update(frame)
         key = content.hexdigest() + label_a + label_b
-        player = player_of_sheet([one, other], labels, fps, key, embedded(cls.hidden), progress)
+        player = player_of_sheet([list(one), list(other)], labels, fps, key, embedded(cls.hidden), progress)
         frames = compared(one, other, mode, amplify, (label_a, label_b), font_for(label_a, label_b))
         images = torch.from_numpy(np.stack(list(reporting(frames, len(one), progress)))).float().div_(255)
         means, most = [], 0

@@ -175,7 +175,7 @@ class Between:
         if changes := self._changes(name):
             # No input that the node has: ComfyUI does not hand it on, but counts it in when it looks for cached results.
             clone.inputs["difflora_changed_files"] = str(changes)
-        return clone.id
+        return str(clone.id)
 
     @cached_property
     def _facts(self) -> dict[str, list[tuple[str, Facts, bool]]]:

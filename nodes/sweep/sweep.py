@@ -171,7 +171,7 @@ class SweepGrid(io.ComfyNode):
 
     @classmethod
     async def execute(
-        cls, images: list, arrange: str, cell_size: int, fps: float, baseline: float, text: str = ""
+        cls, images: list[Any], arrange: str, cell_size: int, fps: float, baseline: float, text: str = ""
     ) -> io.NodeOutput:
         one_of("arrange", arrange, ARRANGEMENTS)
         within(64, 2048, cell_size=cell_size)
@@ -321,8 +321,8 @@ class Plan:
 
     def message_now(self) -> dict[str, Any]:
         """What is there and what is missing at this moment: a player for the one, a line for the other."""
-        found = {key: store().get(key) for key in self.keys}
-        there = [index for index, key in enumerate(self.keys) if found[key]]
+        found = {key: clip for key in self.keys if (clip := store().get(key))}
+        there = [index for index, key in enumerate(self.keys) if key in found]
         message: dict[str, Any] = {}
         if there:
             labels = self.labels()
@@ -489,11 +489,12 @@ class SweepLayout(io.ComfyNode):
         clips = [_stored(key) for key in sweep.keys]
         labels = sweep.labels()
         cells = [clip.cells(sweep.cell_size, progress_bar()) for clip in clips]
+        frames = [list(cell) for cell in cells]
         key = json.dumps([sweep.keys, cells[0].shape])
-        player = player_of_sheet(cells, labels, sweep.fps, key, embedded(cls.hidden), progress_bar())
+        player = player_of_sheet(frames, labels, sweep.fps, key, embedded(cls.hidden), progress_bar())
         height, width = cells[0].shape[1:3]
         font = font_for(*(label.text for label in labels))
-        picture = grid_images(grid_of(len(cells), width, height, sweep.arrange), cells, labels, font)
+        picture = grid_images(grid_of(len(cells), width, height, sweep.arrange), frames, labels, font)
         _finished[run] = sweep
         while len(_finished) > _FINISHED_KEPT:
             _finished.popitem(last=False)

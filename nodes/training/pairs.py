@@ -6,7 +6,9 @@ the input or the output folder. Nothing else is ever read or written.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 import torch
@@ -39,9 +41,9 @@ def _dataset(name: str, side_a: str, side_b: str, error: type[DiffLoraError] = F
     return Dataset(folder, (side_a, side_b))
 
 
-def _state(*names: str | None):
+def _state(name: str | None, side_a: str | None, side_b: str | None) -> object:
     """What tells ComfyUI that a dataset has changed. A name that comes through a link is not known yet: run always."""
-    return _dataset(*names).state() if all(names) else math.nan
+    return _dataset(name, side_a, side_b).state() if name and side_a and side_b else math.nan
 
 
 def _frames(folder: str):
@@ -61,7 +63,7 @@ def _frames(folder: str):
     return found
 
 
-def _dataset_inputs(doing: str) -> list:
+def _dataset_inputs(doing: str) -> list[io.String.Input]:
     return [
         io.String.Input("dataset", default="density", tooltip=f"The folder {doing}, below ComfyUI's output folder."),
         io.String.Input("side_a", default="detailed", tooltip="Side A's folder: the one with more of the property."),
@@ -293,10 +295,8 @@ class TrainingRecipe(io.ComfyNode):
     @classmethod
     def execute(cls, dataset, side_a, side_b, name, overwrite, **settings) -> io.NodeOutput:
         target = _dataset(dataset, side_a, side_b, OutputError)
-        recipe, machine = (
-            kind(**{each.name: _value(each, settings[each.name]) for each in dataclasses.fields(kind)})
-            for kind in (Training, Machine)
-        )
+        recipe = Training(**_values(Training, settings))
+        machine = Machine(**_values(Machine, settings))
         made = musubi.files(recipe, machine, target.sides, name)
         for side in target.sides:
             if not target.images(side):
@@ -309,7 +309,7 @@ class TrainingRecipe(io.ComfyNode):
         return io.NodeOutput("\n".join(files), ui=messages(report(Sentence("Written"), files, hints)))
 
 
-def _widget(setting: dataclasses.Field):
+def _widget(setting: dataclasses.Field[Any]):
     """The widget of a training setting: its default, text and limits are the library's."""
     about = {"default": setting.default, "tooltip": setting.metadata["help"]}
     limits = {key: setting.metadata[key] for key in ("min", "max", "step") if key in setting.metadata}
@@ -325,10 +325,15 @@ def _widget(setting: dataclasses.Field):
     return io.String.Input(setting.name, **about | {"default": str(setting.default)})
 
 
-def _value(setting: dataclasses.Field, given):
+def _values(kind: type[Training | Machine], settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {each.name: _value(each, settings[each.name]) for each in dataclasses.fields(kind)}
+
+
+def _value(setting: dataclasses.Field[Any], given: Any):
     """What a widget holds, as the setting's own type: a very small number comes as text."""
     try:
-        return type(setting.default)(given)
+        kind: Any = type(setting.default)
+        return kind(given)
     except ValueError:
         raise TrainingError(f"{setting.name} is {given!r}: write a number, such as {setting.default}.") from None
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 import folder_paths
 from comfy_api.v0_0_2 import io, ui
 
-from ...difflora import Lora, load
+from ...difflora import load
 from ...difflora.errors import FileError
+from ...difflora.lora.file import FileLora
 from ...difflora.rank.analysis import pair_warnings
 from ...difflora.sentence import Sentence, joined, printable
 from ...difflora.storage.reader import FileIdentity
@@ -46,11 +47,11 @@ def _identities(files: Iterable[str]) -> list[str]:
     return [str(FileIdentity.of(listed_file("loras", file))) for file in files]
 
 
-def _load(file: str) -> Lora:
+def _load(file: str) -> FileLora:
     return load(listed_file("loras", file))
 
 
-def _inputs() -> list:
+def _inputs() -> list[io.Combo.Input]:
     names = list(_runs())
     return [
         io.Combo.Input("run_a", options=names, tooltip="The training of the side with more of the property."),

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -77,11 +78,12 @@ def test_words_of_the_widgets_are_translated(language):
             assert text in {"Attention", "Self", "Cross", "FFN", "‖ΔW‖ {0}", "A {0} · B {1}", "cos(A, B) {0}"}, where
 
 
+@cache
 def sentences():
     """The template of every Sentence in the library and the nodes, and where it is."""
     found = {}
-    for file in [*(ROOT / "difflora").rglob("*.py"), *(ROOT / "nodes").rglob("*.py")]:
-        for call in ast.walk(ast.parse(file.read_text("utf-8"))):
+    for file, tree in sources():
+        for call in tree:
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Sentence":
                 where = f"{file.name}:{call.lineno}"
                 if file.name != "sentence.py":
@@ -127,11 +129,14 @@ def alternatives(text):
     return [text]
 
 
+@cache
 def sources():
-    for file in sorted([*(ROOT / "difflora").rglob("*.py"), *(ROOT / "nodes").rglob("*.py")]):
-        yield file, list(ast.walk(ast.parse(file.read_text("utf-8"))))
+    """Every file of the library and the nodes, and what it is made of."""
+    files = sorted([*(ROOT / "difflora").rglob("*.py"), *(ROOT / "nodes").rglob("*.py")])
+    return [(file, list(ast.walk(ast.parse(file.read_text("utf-8"))))) for file in files]
 
 
+@cache
 def errors():
     """The template of every error that a node can raise, and where it is."""
     kinds = {name for name, value in vars(difflora.errors).items() if isinstance(value, type)}

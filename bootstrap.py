@@ -124,6 +124,7 @@ def checks() -> dict[str, list[Path | str]]:
     """What runs before pytest, by name."""
     commands: dict[str, list[Path | str]] = {
         "ruff": [PYTHON, "-m", "ruff", "check", "--quiet", "."],
+        "ruff format": [PYTHON, "-m", "ruff", "format", "--check", "--quiet", "."],
         "mypy": [PYTHON, "-m", "mypy", "--no-error-summary"],
     }
     node, npm = shutil.which("node"), shutil.which("npm")

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from ..cli import old_script
 from ..errors import DiffLoraError, ExistsError, OutputError, PairError, RecipeError
 from ..lora.algebra import subtract
 from ..lora.extract import extract
@@ -38,6 +37,7 @@ from ..storage.dtypes import CODES
 from ..storage.reader import read_header
 from ..storage.writer import Draft, check_target, publish
 from ..training import musubi
+from . import old_script
 from .parser import DEFAULT_RANK, EXTRACT_RANK, OLD_FLAGS, UsageError, parser, words_of
 from .printing import Report, bar, finish, finish_twins, print_groups, print_json, print_table, size_text, warn
 

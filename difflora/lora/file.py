@@ -13,11 +13,11 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import FileError, TensorError, UnsupportedError
-from ..lora import lycoris
 from ..names.keys import WHOLE_WEIGHTS, read_keys
 from ..sentence import Sentence, printable
 from ..storage.dtypes import CODES, FLOATS
 from ..storage.reader import FileIdentity, Header, check_finite, file_sha256, read_header, read_tensors
+from . import lycoris
 from .adapter_config import AdapterConfig
 from .deltas import Delta, Dense, LowRank, Spec, Term, Vector
 from .lora import Lora, Recipe, StoredLora

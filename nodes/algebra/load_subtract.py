@@ -11,11 +11,11 @@ from comfy_api.v0_0_2 import io
 from ...difflora import Lora, load, subtract
 from ...difflora.lora.file import FileLora
 from ...difflora.rank.analysis import pair_warnings
-from ...difflora.saving.save import STRENGTH_KEY
 from ...difflora.sentence import Sentence
 from ...difflora.storage.reader import FileIdentity
 from ..common.inputs import listed_file, one_of
 from ..common.messages import lora_modules, report, ui
+from ..common.strength import strength_range
 from ..common.types import LoraDelta
 
 
@@ -74,16 +74,6 @@ def _file_report(lora: FileLora) -> dict[str, Any]:
         else Sentence("{0} modules", matrices),
     ]
     return report(lora.name, lines, lora.warnings)
-
-
-def strength_range(lora: Lora) -> dict[str, Any]:
-    """The range of strengths that a file recommends in its metadata, for the slider."""
-    low, _, high = lora.metadata.get(STRENGTH_KEY, "").partition(" to ")
-    try:
-        ends = [float(low), float(high)]
-    except ValueError:
-        return {}
-    return {"strength_range": ends} if -10 <= ends[0] < ends[1] <= 10 else {}
 
 
 _UNMATCHED = {

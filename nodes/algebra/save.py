@@ -11,13 +11,13 @@ from comfy_api.v0_0_2 import io
 from ...difflora import Lora, save
 from ...difflora.errors import OutputError
 from ...difflora.names.keys import OUTPUT_DIALECTS
-from ...difflora.saving.save import STRENGTH_KEY
 from ...difflora.sentence import Sentence, printable
 from ...difflora.storage.dtypes import OUTPUT_DTYPES
 from ..common.inputs import one_of
 from ..common.messages import report, ui
 from ..common.paths import inside
 from ..common.progress import progress_bar
+from ..common.strength import strength_entry
 from ..common.types import LoraDelta
 
 
@@ -80,7 +80,7 @@ class SaveLora(io.ComfyNode):
         folder = Path(folder_paths.get_folder_paths("loras")[0])
         overwrite = if_exists == "overwrite"
         path = _target(folder, filename_prefix, overwrite)
-        metadata = _strength_entry(recommended_strength)
+        metadata = strength_entry(recommended_strength)
         _make_folder(path.parent)
         save(lora, path, dtype=dtype, dialect=dialect, overwrite=overwrite, metadata=metadata, progress=progress_bar())
         size = path.stat().st_size / 1e6
@@ -112,18 +112,6 @@ def _target(folder: Path, prefix: str, overwrite: bool) -> Path:
     siblings = first.parent.iterdir() if first.parent.is_dir() else ()
     used = [int(match[1]) for path in siblings if (match := re.fullmatch(rf"{stem}_(\d+)\.safetensors", path.name))]
     return first.with_name(f"{first.stem.removesuffix('_00001')}_{max(used, default=0) + 1:05d}.safetensors")
-
-
-def _strength_entry(text: str) -> dict[str, str]:
-    if not text.strip():
-        return {}
-    number = r"([+-]?\d+(?:\.\d+)?)"
-    match = re.fullmatch(rf"\s*{number}\s*(?:to|…|\.\.)\s*{number}\s*", text.replace("−", "-"))
-    if not match or not -10 <= float(match[1]) < float(match[2]) <= 10:
-        raise OutputError(
-            f"recommended_strength is {printable(text, 60)!r}; write a range such as -2.5 to 3, within -10 to 10."
-        )
-    return {STRENGTH_KEY: f"{float(match[1]):g} to {float(match[2]):g}"}
 
 
 NODES = [SaveLora]

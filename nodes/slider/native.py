@@ -14,10 +14,10 @@ from ...difflora import Lora
 from ...difflora.lora.deltas import Delta, LowRank
 from ...difflora.lora.lora import label
 from ...difflora.sentence import Sentence
-from ..algebra.load_subtract import strength_range
 from ..common.factors import factors_of
 from ..common.inputs import one_of, within
 from ..common.messages import report, ui
+from ..common.strength import strength_range
 from ..common.types import LoraDelta
 from .bypass import put_beside
 from .model_weights import Targets

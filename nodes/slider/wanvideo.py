@@ -10,10 +10,10 @@ from comfy_api.v0_0_2 import io
 from ...difflora import Lora, save
 from ...difflora.lora.lora import label
 from ...difflora.sentence import Sentence
-from ..algebra.load_subtract import strength_range
 from ..common.inputs import within
 from ..common.messages import report, ui
 from ..common.progress import progress_bar
+from ..common.strength import strength_range
 from ..common.types import LoraDelta, WrapperLora, WrapperModel
 from .model_weights import Targets
 from .wrapper_wires import chained, check_unmerged, check_width, lora_entry

@@ -7,17 +7,11 @@ cell behind the one before, which has encoded and shrunk its clip by then.
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import json
 import types
-import uuid
-from collections import OrderedDict
-from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
-import folder_paths
 import torch
 from comfy_api.v0_0_2 import io
 from comfy_execution.graph_utils import GraphBuilder, is_link
@@ -25,34 +19,20 @@ from comfy_execution.utils import get_executing_context
 from execution import IsChangedCache
 from server import PromptServer
 
-from ...difflora.clips.mosaic import ARRANGEMENTS, Label, grid_images, grid_of, signed
+from ...difflora.clips.mosaic import ARRANGEMENTS, grid_images, grid_of
 from ...difflora.clips.response import Sweep
-from ...difflora.clips.store import About, ClipStore, StoredClip
+from ...difflora.clips.store import About
 from ...difflora.clips.strengths import MOST, sweep_strengths
-from ...difflora.errors import InputError, UnsupportedError
-from ...difflora.sentence import Sentence
+from ...difflora.errors import UnsupportedError
 from ..common.fonts import font_for
 from ..common.inputs import one_of, within
-from ..common.messages import report
 from ..common.progress import progress_bar
 from ..common.types import SweepClips
-from .plan import Between, Link, WatchedFiles
-from .previews import embedded, pixels_of, player_of_clips, player_of_sheet, reporting
+from .between import Between
+from .previews import embedded, pixels_of, player_of_sheet, reporting
+from .running import SWEEPS, SweepRun
 
 After = io.Custom("DIFFLORA_CELL")
-
-_files = WatchedFiles()
-# What the running and the last few sweeps have told the page. A list of ComfyUI's holds the same object, so that the
-# history has the latest, too.
-_messages: OrderedDict[str, dict[str, Any]] = OrderedDict()
-# By their run. Not in the prompt: anybody can put an inner node into one, and a cell deletes what its plan calls its own.
-_plans: OrderedDict[str, Plan] = OrderedDict()
-_PLANS_KEPT = 256  # more than one prompt has grids
-# The last sweeps, by their run: no other one pushes their clips out of the store, and what becomes of them is watched.
-_finished: OrderedDict[str, Plan] = OrderedDict()
-_FINISHED_KEPT = 16
-_lost: list[str] = []
-_under_way: WeakKeyDictionary[Any, Ahead] = WeakKeyDictionary()  # by ComfyUI's object for a running prompt
 
 
 class StrengthSweep(io.ComfyNode):
@@ -167,7 +147,7 @@ class SweepGrid(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **_):
-        return _files.state, _gone()
+        return SWEEPS.files.state, SWEEPS.count_lost()
 
     @classmethod
     async def execute(
@@ -179,31 +159,29 @@ class SweepGrid(io.ComfyNode):
         within(-10, 10, baseline=baseline)
         dynprompt = cls.hidden.dynprompt
         graph = GraphBuilder()  # before anything is awaited: its names come from what ComfyUI is running
-        between = Between.find(images, dynprompt.get_node, _files)
+        between = Between.find(images, dynprompt.get_node, SWEEPS.files)
         await _fingerprint(between, dynprompt)
         strengths = _strengths(between)
-        keys = between.keys(strengths)
-        ahead = _under_way.setdefault(dynprompt, Ahead())
-        run = uuid.uuid4().hex
-        plan = Plan(
+        ahead = SWEEPS.cells_of(dynprompt)
+        run = SweepRun(
             strengths,
-            keys,
+            between.keys(strengths),
             arrange,
             cell_size,
             fps,
             baseline,
             text,
             between.restless,
-            run,
             cls.hidden.unique_id,
-            ahead.prompt,
+            ahead.name,
         )
-        plan.labels()  # what is wrong with the text is said now, not after the first clip
-        after = plan.add_cells(graph, between, ahead)
-        layout = graph.node("DiffLoraSweepLayout", "layout", run=plan.remember(), **after)
+        run.labels()  # what is wrong with the text is said now, not after the first clip
+        after = run.add_cells(graph, between, ahead)
+        SWEEPS.begin(run)
+        layout = graph.node("DiffLoraSweepLayout", "layout", run=run.name, **after)
         layout.set_override_display_id(cls.hidden.unique_id)
         return io.NodeOutput(
-            layout.out(0), layout.out(1), expand=graph.finalize(), ui={"difflora": [plan.message_now()]}
+            layout.out(0), layout.out(1), expand=graph.finalize(), ui={"difflora": [run.message_now()]}
         )
 
 
@@ -213,14 +191,6 @@ async def _fingerprint(between: Between, dynprompt: Any) -> None:
     fingerprints = IsChangedCache(context.prompt_id if context else "", dynprompt, None)
     for name in between.nodes:
         await fingerprints.get(name)
-
-
-def _gone() -> int:
-    """How many finished sweeps have lost clips since: what ComfyUI still holds of them is of no use."""
-    for run in [run for run, plan in _finished.items() if not all(map(store().has, plan.keys))]:
-        del _finished[run]
-        _lost.append(run)
-    return len(_lost)
 
 
 def _strengths(between: Between) -> list[float]:
@@ -233,137 +203,6 @@ def _strengths(between: Between) -> list[float]:
     return sweep_strengths(
         inputs["start"], inputs["stop"], inputs["count"], inputs.get("strengths", ""), inputs["include_zero"]
     )
-
-
-@dataclasses.dataclass(eq=False)
-class Ahead:
-    """What the grids of one running prompt are already going to render: key -> the link of its grid's last cell."""
-
-    prompt: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
-    cells: dict[str, Link] = dataclasses.field(default_factory=dict)
-
-
-def _waiting(after: Link | None) -> dict[str, Link]:
-    return {"after": after} if after else {}
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """All that the nodes of one expanded sweep have to know."""
-
-    strengths: list[float]
-    keys: list[str]
-    arrange: str
-    cell_size: int
-    fps: float
-    baseline: float
-    text: str
-    restless: list[str]
-    run: str
-    grid: str
-    prompt: str
-
-    def remember(self) -> str:
-        """Keep the plan for the inner nodes, and return the name that they find it by."""
-        _plans[self.run] = self
-        while len(_plans) > _PLANS_KEPT:
-            _plans.popitem(last=False)
-        return self.run
-
-    @classmethod
-    def of(cls, run: object) -> Plan:
-        """raises   InputError where no Sweep Grid has made one under this name."""
-        plan = _plans.get(run) if isinstance(run, str) else None
-        if plan is None:
-            raise InputError("run is none that Sweep Grid has begun. It puts this node in by itself.")
-        return plan
-
-    def add_cells(self, graph: GraphBuilder, between: Between, ahead: Ahead) -> dict[str, Any]:
-        """Put a gate, a clone and a cell into the graph for each clip that is missing. Returns the last cell's link.
-
-        What another grid of the prompt has begun to render is waited for.
-        """
-        missing = {
-            key: strength for key, strength in zip(self.keys, self.strengths, strict=True) if not store().get(key)
-        }
-        after: Link | None = None
-        for last in dict.fromkeys(tuple(ahead.cells[key]) for key in missing if key in ahead.cells):
-            # A gate that lets the end of one grid pass when another one has ended, too.
-            after = (
-                list(last)
-                if after is None
-                else graph.node("DiffLoraSweepGate", strength=after, run=self.run, after=list(last)).out(0)
-            )
-        missing = {key: strength for key, strength in missing.items() if key not in ahead.cells}
-        fixed = between.clone_fixed(graph) if missing else {}
-        for number, (key, strength) in enumerate(missing.items()):
-            # The run is among the inputs: what a clone leaves in ComfyUI's cache is never asked for again.
-            gate = graph.node("DiffLoraSweepGate", f"{number}.gate", strength=strength, run=self.run, **_waiting(after))
-            pictures = between.clone(graph, str(number), fixed, gate.out(0))
-            cell = graph.node("DiffLoraSweepCell", f"{number}.cell", images=pictures, key=key, run=self.run)
-            for node in (gate, cell):
-                node.set_override_display_id(self.grid)
-            after = cell.out(0)
-        if after:
-            ahead.cells |= dict.fromkeys(missing, after)
-        return _waiting(after)
-
-    def labels(self) -> list[Label]:
-        lines = self.text.splitlines() or [""]
-        if len(lines) not in (1, len(self.strengths)):
-            raise UnsupportedError(
-                f"text has {len(lines)} lines for {len(self.strengths)} clips. Write one line for all, or one for each."
-            )
-        return [
-            Label(signed(strength), lines[index % len(lines)].strip(), strength == self.baseline)
-            for index, strength in enumerate(self.strengths)
-        ]
-
-    def message_now(self) -> dict[str, Any]:
-        """What is there and what is missing at this moment: a player for the one, a line for the other."""
-        found = {key: clip for key in self.keys if (clip := store().get(key))}
-        there = [index for index, key in enumerate(self.keys) if key in found]
-        message: dict[str, Any] = {}
-        if there:
-            labels = self.labels()
-            message |= player_of_clips(
-                [found[self.keys[index]] for index in there],
-                [labels[index] for index in there],
-                [self.keys[index] for index in there],
-                self.fps,
-            )
-        return self.say(message | self._state(there))
-
-    def show_now(self) -> None:
-        """The same on the page, at once: the cell that has run is another grid's."""
-        context = get_executing_context()
-        told = {"node": self.grid, "display_node": self.grid, "output": {"difflora": [self.message_now()]}}
-        server = PromptServer.instance
-        server.send_sync("executed", told | {"prompt_id": context.prompt_id if context else None}, server.client_id)
-
-    def _state(self, there: list[int]) -> dict[str, Any]:
-        missing = [signed(strength) for index, strength in enumerate(self.strengths) if index not in there]
-        lines = [Sentence("{0} of {1} strengths are there", len(there), len(self.strengths))]
-        if missing:
-            lines.append(Sentence("missing: {0}. The next run renders only these", ", ".join(missing)))
-        warnings = []
-        if self.restless:
-            restless = ", ".join(self.restless)
-            warnings.append(Sentence("{0}: other each time, so no strength can be kept for the next run", restless))
-        if self.baseline not in self.strengths:
-            warnings.append(Sentence("the baseline {0} is not among the strengths", signed(self.baseline)))
-        return report(Sentence("Sweep"), lines, warnings)
-
-    def finished(self, message: dict[str, Any]) -> dict[str, Any]:
-        return self.say(message | self._state(list(range(len(self.strengths)))))
-
-    def say(self, message: dict[str, Any]) -> dict[str, Any]:
-        shown = _messages.setdefault(self.run, {})
-        shown.clear()
-        shown.update(message)
-        while len(_messages) > 16:
-            _messages.popitem(last=False)
-        return shown
 
 
 class SweepGate(io.ComfyNode):
@@ -412,8 +251,8 @@ class SweepCell(io.ComfyNode):
 
     @classmethod
     def execute(cls, images: list[torch.Tensor], key: list[str], run: list[str]) -> io.NodeOutput:
-        sweep = Plan.of(run[0])
-        one_of("key", key[0], sweep.keys)
+        of = SWEEPS.run(run[0])
+        one_of("key", key[0], of.keys)
         sizes = sorted({(batch.shape[2], batch.shape[1]) for batch in images})
         if len(sizes) > 1:
             raise UnsupportedError(
@@ -422,14 +261,13 @@ class SweepCell(io.ComfyNode):
             )
         about = About(sum(map(len, images)), *sizes[0])
         frames = reporting((pixels_of(frame) for batch in images for frame in batch), about.frames, progress_bar())
-        store().add(key[0], frames, about, sweep.fps, sweep.cell_size)
+        SWEEPS.store.add(key[0], frames, about, of.fps, of.cell_size)
         del frames  # It may still hold views of the pictures.
         if len(images) == 1:
             _let_go(images[0])
-        for other in list(_plans.values()):
-            if other is not sweep and other.prompt == sweep.prompt and key[0] in other.keys:
-                other.show_now()
-        return io.NodeOutput(key[0], ui={"difflora": [sweep.message_now()]})
+        for other in SWEEPS.others_with(key[0], of):
+            other.show_now()
+        return io.NodeOutput(key[0], ui={"difflora": [of.message_now()]})
 
 
 def _let_go(images: torch.Tensor) -> None:
@@ -485,42 +323,25 @@ class SweepLayout(io.ComfyNode):
 
     @classmethod
     def execute(cls, run: str, after: Any = None) -> io.NodeOutput:
-        sweep = Plan.of(run)
-        clips = [_stored(key) for key in sweep.keys]
-        labels = sweep.labels()
-        cells = [clip.cells(sweep.cell_size, progress_bar()) for clip in clips]
+        of = SWEEPS.run(run)
+        clips, labels = of.clips(), of.labels()
+        cells = [clip.cells(of.cell_size, progress_bar()) for clip in clips]
         frames = [list(cell) for cell in cells]
-        key = json.dumps([sweep.keys, cells[0].shape])
-        player = player_of_sheet(frames, labels, sweep.fps, key, embedded(cls.hidden), progress_bar())
+        key = json.dumps([of.keys, cells[0].shape])
+        player = player_of_sheet(frames, labels, of.fps, key, embedded(cls.hidden), progress_bar())
         height, width = cells[0].shape[1:3]
         font = font_for(*(label.text for label in labels))
-        picture = grid_images(grid_of(len(cells), width, height, sweep.arrange), frames, labels, font)
-        _finished[run] = sweep
-        while len(_finished) > _FINISHED_KEPT:
-            _finished.popitem(last=False)
-        needed = [*_finished.values(), *(plan for plan in _plans.values() if plan.prompt == sweep.prompt)]
-        store().prune(keep={key for plan in needed for key in plan.keys})
-        result = Sweep(tuple(sweep.strengths), tuple(clips), sweep.fps, sweep.baseline)
-        return io.NodeOutput(picture, result, ui={"difflora": [sweep.finished(player)]})
-
-
-def _stored(key: str) -> StoredClip:
-    clip = store().get(key)
-    if clip is None:
-        raise UnsupportedError("A finished clip has been deleted while the sweep was running. Run it again.")
-    return clip
-
-
-def store() -> ClipStore:
-    """ComfyUI empties its temp folder when it starts; its folder for what belongs to no user, it keeps."""
-    return ClipStore(Path(folder_paths.get_system_user_directory("differential_lora")) / "sweeps")
+        picture = grid_images(grid_of(len(cells), width, height, of.arrange), frames, labels, font)
+        SWEEPS.end(of)
+        result = Sweep(tuple(of.strengths), tuple(clips), of.fps, of.baseline)
+        return io.NodeOutput(picture, result, ui={"difflora": [of.finished(player)]})
 
 
 def watch_prompts() -> None:
     """Have the files of every prompt that is queued remembered as they are then."""
 
     def look(request: dict[str, Any]) -> dict[str, Any]:
-        _files.look(request.get("prompt", {}))
+        SWEEPS.files.look(request.get("prompt", {}))
         return request
 
     PromptServer.instance.add_on_prompt_handler(look)

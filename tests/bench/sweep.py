@@ -92,7 +92,8 @@ def expansion(nodes: int, strengths: int) -> float:
         module.__path__ = [str(folder)]
         sys.modules[name] = module
     from comfy_execution.graph_utils import GraphBuilder
-    from pack.nodes.sweep.plan import Between, WatchedFiles
+    from pack.nodes.sweep.between import Between
+    from pack.nodes.sweep.files import WatchedFiles
 
     prompt: dict[str, Any] = {"sweep": {"class_type": "DiffLoraStrengthSweep", "inputs": {}}}
     previous = "sweep"

@@ -108,6 +108,11 @@ def from_recipe(recipe: Recipe, find: Find) -> Lora:
                 return CalibratedLora(make(node["of"]), float(node["factor"]), _text(node["unit"]))
             case "extract":
                 return CheckpointDifference(checkpoint(node["base"]), checkpoint(node["tuned"]))
+            case "trained":
+                raise RecipeError(
+                    f"{printable(node['name'])} was trained inside ComfyUI, so it cannot be rebuilt from files. Its recipe "
+                    "says how: train it again on the same pairs, or keep the file."
+                )
             case operation:
                 raise RecipeError(
                     f"The recipe has the operation {printable(operation)}, which this version does not know."
@@ -171,6 +176,8 @@ def _told(recipe: Mapping[str, Any]) -> str:
             return f"({_told(recipe['of'])}) without {printable(recipe['directions'])} directions of {others}"
         case "extract":
             return f"model {printable(recipe['tuned']['file'])} - model {printable(recipe['base']['file'])}"
+        case "trained":
+            return f"trained {printable(recipe['name'])}"
     return printable(recipe)
 
 

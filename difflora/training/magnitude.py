@@ -1,0 +1,48 @@
+"""How large a trained slider is to be: its direction is there early, its size is chance.
+
+Works on plain numbers: losses at multipliers of the change, whoever measured them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+SMALLEST, LARGEST = 2.0**-4, 2.0**6
+REACH = 3.0
+"""The strength at which a slider is to show as much of the property as the pairs' sides do."""
+
+
+def best_multiplier(loss: Callable[[float], float], smallest: float = SMALLEST, largest: float = LARGEST) -> float:
+    """The multiplier with the least loss: of the powers of two, then the parabola through the best and its neighbours.
+
+    loss    is called once for each multiplier tried, from 1 towards where it falls
+    """
+    found: dict[int, float] = {}
+
+    def at(power: int) -> float:
+        if power not in found:
+            found[power] = loss(2.0**power)
+        return found[power]
+
+    low, high = round(math.log2(smallest)), round(math.log2(largest))
+    best = min((0, -1, 1), key=at)
+    step = 1 if best > 0 else -1
+    while best != 0 and low <= best + step <= high and at(best + step) < at(best):
+        best += step
+    if not low < best < high:
+        return float(2.0**best)
+    # At ½, 1 and 2 times the best: a squared error is a parabola of the multiplier, not of its logarithm.
+    before, here, after = at(best - 1), at(best), at(best + 1)
+    rise, fall = after - here, before - here
+    if not (rise >= 0 and fall >= 0 and rise + fall > 0):
+        return float(2.0**best)
+    return float(2.0**best * (1 - (rise - 4 * fall) / (4 * (rise + 2 * fall))))
+
+
+def to_reach(best: float, reach: float = REACH) -> float:
+    """The factor to fold in so that ±`reach` shows what the pairs show.
+
+    With the best multiplier, +½ leads to A and −½ to B; that is to happen at `reach`.
+    """
+    return best * 0.5 / reach

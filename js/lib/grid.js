@@ -180,6 +180,9 @@ export const strongest = (modules, names, percent) => {
   return new Map(names.filter((name) => chosen.has(name)).map((name) => [name, 1]));
 };
 
+/** Colours of the heat scale in `difflora.css`. */
+export const STEPS = 12;
+
 /** Step 0 to `steps - 1` of the heat scale for a norm. The root spreads the many small values apart. @param {number} norm @param {number} largest @param {number} steps */
 export const heatStep = (norm, largest, steps) =>
   largest > 0 ? Math.min(steps - 1, Math.floor(Math.sqrt(Math.max(0, norm) / largest) * steps)) : 0;

@@ -1,7 +1,7 @@
 // @ts-check
 /**
  * The words on the widgets, in English. Other languages are in `locales/<language>/main.json` under "difflora"; a test
- * keeps them complete. `{0}`, `{1}` are filled in. What nodes say comes with its own English (`difflora/wording.py`);
+ * keeps them complete. `{0}`, `{1}` are filled in. What nodes say comes with its own English (`difflora/sentence.py`);
  * its translations are there under "diffloraSentences". Of an error only the English text arrives; its translations are
  * under "diffloraErrors", with {0}, {1} where the text differs from time to time.
  */

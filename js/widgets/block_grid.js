@@ -3,8 +3,7 @@
  * The block grid on Select Blocks. The selection text is the only state: the grid shows what the text means and, when a
  * stroke ends, writes the shortest text that means the picture.
  */
-import { MODELS, cellText, groupsOf, heatStep, inverted, layoutOf, presets, rowLabel, short, strongest, wanNames } from "../lib/grid.js";
-import { STEPS } from "../lib/heat.js";
+import { MODELS, STEPS, cellText, groupsOf, heatStep, inverted, layoutOf, presets, rowLabel, short, strongest, wanNames } from "../lib/grid.js";
 import { Selection, SelectionError } from "../lib/selection.js";
 import { write } from "../lib/selection_writer.js";
 import { retellError, say } from "../lib/words.js";

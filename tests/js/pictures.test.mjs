@@ -1,10 +1,10 @@
 // @ts-check
 /** The arithmetic behind the widgets: grid, colours, strength, spectrum, messages. */
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
-import { heatStep, indexAt, inverted, layoutOf, line, presets, rectangle, short, strongest, wanNames } from "../../js/lib/grid.js";
-import { STEPS, ramp } from "../../js/lib/heat.js";
+import { STEPS, heatStep, indexAt, inverted, layoutOf, line, presets, rectangle, short, strongest, wanNames } from "../../js/lib/grid.js";
 import { readMessage } from "../../js/lib/messages.js";
 import { Selection } from "../../js/lib/selection.js";
 import { average, kept, knee, outcome, rankOf } from "../../js/lib/spectrum.js";
@@ -68,7 +68,18 @@ test("the strongest are those with the largest norms; the inverse is the rest", 
   assert.equal(strongest(modules, T2V, 0.001).size, 1);
 });
 
-/** @param {import("../../js/lib/heat.js").Rgb} rgb */
+const CSS = readFileSync(new URL("../../js/difflora.css", import.meta.url), "utf8");
+
+/** Colours of the style sheet, 0 to 1 each: the scale, or what is written on it. @param {boolean} dark @param {"heat" | "on-heat"} name */
+const ramp = (dark, name = "heat") => {
+  const block = CSS.slice(CSS.indexOf(dark ? ".dark-theme {" : ":root {")).split("}")[0];
+  return Array.from({ length: STEPS }, (_, step) => {
+    const hex = /** @type {RegExpMatchArray} */ (block.match(new RegExp(`--dl-${name}-${step}: #([0-9a-f]+);`)))[1];
+    return [0, 1, 2].map((part) => (hex.length === 3 ? parseInt(hex[part], 16) / 15 : parseInt(hex.slice(2 * part, 2 * part + 2), 16) / 255));
+  });
+};
+
+/** @param {number[]} rgb */
 const linear = (rgb) => rgb.map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
 /** Lightness L* of the CIE. @param {number[]} rgb linear */
 const lightness = ([r, g, b]) => {
@@ -93,6 +104,16 @@ for (const dark of [true, false]) {
     });
   }
 }
+
+test("a weight can be read on every heat colour", () => {
+  for (const dark of [true, false]) {
+    const ink = ramp(dark, "on-heat");
+    ramp(dark).forEach((rgb, step) => {
+      const [low, high] = [rgb, ink[step]].map((colour) => [0.2126, 0.7152, 0.0722].reduce((sum, part, index) => sum + part * linear(colour)[index], 0)).sort((a, b) => a - b);
+      assert.ok((high + 0.05) / (low + 0.05) >= 4.5, `${dark ? "dark" : "light"} ${step}`);
+    });
+  }
+});
 
 test("heat steps stay within the scale", () => {
   assert.equal(heatStep(0, 2, STEPS), 0);

@@ -1,0 +1,177 @@
+// @ts-check
+/** Putting the pack's widgets on nodes: when they are drawn, how high they are, and which ordinary widgets they edit. */
+import { app } from "../../../scripts/app.js";
+import { isLinked, widgetOf } from "../lib/graph.js";
+import { el } from "./dom.js";
+import { reportView } from "./report.js";
+import { forgetFailure, reportOf } from "./said.js";
+
+/** @typedef {import("../../../scripts/app.js").Node} Node */
+/** @typedef {{ element: HTMLElement, refresh: () => void, remove?: () => void, isReport?: boolean, quiet?: "lines" | "problems" }} View */
+
+/** @typedef {{ node: Node, draw: () => void, seen: boolean }} Shown a view on a node, and whether it can be seen */
+
+/** Every view on the page, by the element it is in. @type {Map<Element, Shown>} */
+const views = new Map();
+
+/** The nodes are drawn by Vue now, not on the canvas. */
+const isVue = () => Boolean(/** @type {any} */ (window).LiteGraph.vueNodesMode);
+
+/** Have something done after a callback of a node's own. @param {any} node @param {string} name @param {(...values: any[]) => void} act */
+const afterwards = (node, name, act) => {
+  const own = node[name];
+  node[name] = function (/** @type {any[]} */ ...values) {
+    const result = own?.apply(this, values);
+    act(...values);
+    return result;
+  };
+};
+
+/** An ordinary widget of a node, as a value to read, write and watch. @param {Node} node @param {string} name @param {() => void} changed */
+export const field = (node, name, changed) => {
+  const widget = widgetOf(node, name);
+  afterwards(widget, "callback", changed);
+  return {
+    read: () => widget.value,
+    /** @param {any} value */
+    write: (value) => {
+      if (widget.value === value) return;
+      widget.value = value;
+      widget.callback(value, app.canvas, node);
+      app.graph?.setDirtyCanvas(true, true);
+    },
+    linked: () => isLinked(node, name),
+  };
+};
+
+/**
+ * Put a view on a node. It is made when it is seen first. Its height is that of its content, in both renderers.
+ * @param {Node} node @param {string} name @param {number} width smallest width of the node
+ * @param {(changed: () => void) => View} make makes the view; `changed` is to be called when what it shows has changed
+ * @param {number} least its height before that is known
+ */
+export const attach = (node, name, width, make, least = 60) => {
+  const inner = el("div", { class: "difflora-inner" });
+  const outer = el("div", { class: "difflora-outer", "aria-busy": "true" }, inner);
+  let height = 0;
+  const widget = node.addDOMWidget(name, "difflora", outer, {
+    serialize: false,
+    hideOnZoom: false,
+    getValue: () => "",
+    setValue: () => {},
+    getMinHeight: () => height || least,
+    getMaxHeight: () => height || least,
+    margin: least ? 8 : 0,
+  });
+  widget.serialize = false;
+  widget.label = "";
+
+  const grown = new ResizeObserver(() => {
+    const content = inner.offsetHeight;
+    const now = Math.ceil(content) + (least ? 16 : 0);
+    if ((content === 0 && least) || now === height) return;
+    // A node that somebody has made larger keeps its room; a loaded one keeps its size.
+    const room = (height || !least) && node.size[1] + now - height;
+    height = now;
+    if (isVue()) return; // there, nodes grow with their content
+    node.setSize([node.size[0], Math.max(room || node.size[1], node.computeSize()[1])]);
+    app.graph?.setDirtyCanvas(true, true);
+  });
+
+  // On the classic canvas this element lies over the canvas: hand on what is meant for the canvas. Vue nodes do it themselves.
+  /** @param {string} type @param {(event: any) => boolean} meant @param {(event: any) => void} hand */
+  const forward = (type, meant, hand) =>
+    outer.addEventListener(type, (event) => !isVue() && meant(event) && hand(event), { passive: false });
+  forward("wheel", (event) => event.target !== document.activeElement, (event) => app.canvas.processMouseWheel(event));
+  forward("pointerdown", (event) => event.button === 1, (event) => app.canvas.processMouseDown(event));
+  forward("pointermove", (event) => (event.buttons & 4) > 0, (event) => app.canvas.processMouseMove(event));
+  forward("pointerup", (event) => event.button === 1, (event) => app.canvas.processMouseUp(event));
+
+  /** @type {View[]} the view, and the report below it */
+  let parts = [];
+  const shown = {
+    node,
+    draw: () => {
+      if (!parts.length) {
+        const view = make(() => {
+          forgetFailure(node);
+          shown.draw();
+        });
+        parts = view.isReport ? [view] : [view, reportView({ report: () => reportOf(node), quiet: view.quiet ?? "lines" })];
+        inner.append(...parts.map(({ element }) => element));
+        grown.observe(inner);
+      }
+      for (const part of parts) part.refresh();
+    },
+    seen: false,
+  };
+  views.set(outer, shown);
+  sight.observe(outer);
+  afterwards(node, "onRemoved", () => {
+    views.delete(outer);
+    sight.unobserve(outer);
+    grown.disconnect();
+    for (const part of parts) part.remove?.();
+  });
+  afterwards(node, "onConfigure", () => later([outer]));
+  afterwards(node, "onConnectionsChange", () => later());
+  afterwards(node, "onExecuted", (output) => {
+    node.diffloraOutput = output;
+    later();
+  });
+  if (node.size[0] < width) node.setSize([width, node.size[1]]);
+};
+
+/** Nothing is drawn that cannot be seen: a graph with many grids loads as fast as one without. */
+const sight = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    const shown = views.get(target);
+    if (shown) shown.seen = isIntersecting;
+  }
+  draw();
+});
+
+let waiting = false;
+
+/** Draw what is busy and can be seen, when the page has nothing else to do, and a part at a time. */
+const draw = () => {
+  const due = [...views].filter(([outer, { seen }]) => seen && outer.hasAttribute("aria-busy"));
+  if (waiting || !due.length) return;
+  waiting = true;
+  const now = () => {
+    waiting = false;
+    const end = performance.now() + 10;
+    for (const [outer, shown] of due) {
+      if (!views.has(outer)) continue;
+      outer.removeAttribute("aria-busy");
+      shown.draw();
+      if (performance.now() > end) break;
+    }
+    draw();
+  };
+  // Safari has no idle callbacks.
+  if (window.requestIdleCallback) window.requestIdleCallback(now, { timeout: 300 });
+  else setTimeout(now, 20);
+};
+
+/**
+ * After an undo, Vue keeps what stands for a node of the same id, and in it the element of the node that is gone: painting
+ * in that would change nothing. Put the new node's element in its place.
+ */
+export const replaceStale = () => {
+  if (!isVue()) return;
+  for (const [outer, { node }] of views) {
+    if (outer.isConnected || node.graph !== app.canvas.graph) continue;
+    const stale = document.querySelector(`[data-node-id="${CSS.escape(String(node.id))}"] .difflora-outer`);
+    if (stale && !views.has(stale)) stale.replaceWith(outer);
+  }
+};
+
+/** Show views anew, soon. @param {Iterable<Element>} which */
+export const later = (which = views.keys()) => {
+  for (const outer of which) outer.setAttribute("aria-busy", "true");
+  draw();
+};
+
+/** Show anew the views on all nodes that fit. @param {(node: Node) => boolean} fits */
+export const laterOn = (fits) => later([...views].flatMap(([outer, { node }]) => (fits(node) ? [outer] : [])));

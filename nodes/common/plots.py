@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 from ...difflora.lora.selection import stack_of
 from ...difflora.names.keys import natural_order, place
 from ...difflora.rank.analysis import Analysis, ModuleNumbers, average_spectrum
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # What the heat map can show: title, value, colour map (one hue path for sizes, two for signed numbers).
 QUANTITIES = {
@@ -36,7 +40,7 @@ def heatmap(analysis: Analysis, quantity: str, rank: int) -> Tensor:
         table[row, column] = value(analysis.modules[name], rank)
     figure = new_figure(max(6.0, 1.1 + 0.62 * len(columns)), 1.8 + 0.23 * len(rows))
     axes = figure.add_subplot()
-    limits = {"vmin": -1, "vmax": 1} if colours == "RdBu" else {"vmin": 0}
+    limits: dict[str, Any] = {"vmin": -1, "vmax": 1} if colours == "RdBu" else {"vmin": 0}
     image = axes.imshow(table, aspect="auto", cmap=colours, interpolation="nearest", **limits)
     axes.set_facecolor("#eef0f3")
     axes.set_xticks(range(len(columns)), [label.replace("_attn.", "\n") for label in columns], fontsize=9)
@@ -125,14 +129,14 @@ def spectrum(analysis: Analysis, rank: int) -> Tensor:
     return to_image(figure)
 
 
-def new_figure(width: float, height: float):
+def new_figure(width: float, height: float) -> Figure:
     # Imported with the first picture: matplotlib takes longer than the rest of the pack.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=110, facecolor="white")
 
 
-def to_image(figure) -> Tensor:
+def to_image(figure: Figure) -> Tensor:
     """Render a figure. Agg needs no screen and no global state, so nodes may draw from any thread."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

@@ -1,5 +1,7 @@
 """Switching whole DiT blocks off, to find out which block does what. A block that is off hands its input on."""
 
+from typing import Any
+
 from comfy.ldm.wan.model import WanModel
 from comfy_api.v0_0_2 import io
 
@@ -14,7 +16,7 @@ _BLOCKS_TOOLTIP = (
 )
 
 
-def _modules(model) -> list[str]:
+def _modules(model: Any) -> list[str]:
     """The projections inside the blocks of a Wan model; raises UnsupportedError if it is no such model."""
     transformer = model.model.diffusion_model
     names = [name.replace("._orig_mod", "") for name, _ in transformer.named_modules()]
@@ -24,7 +26,7 @@ def _modules(model) -> list[str]:
     return modules
 
 
-def _pass_on(args, extra):
+def _pass_on(args: dict[str, Any], extra: object) -> dict[str, Any]:
     return {"img": args["img"]}
 
 
@@ -32,7 +34,7 @@ class BlockToggle(io.ComfyNode):
     """Uses ComfyUI's own hook: a replacement for block i in the options of this patcher and no other."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraBlockToggle",
             display_name="Wan Block Toggle",
@@ -46,7 +48,7 @@ class BlockToggle(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, blocks: str) -> io.NodeOutput:
+    def execute(cls, model: Any, blocks: str) -> io.NodeOutput:
         if not isinstance(model.model.diffusion_model, WanModel):
             name = type(model.model.diffusion_model).__name__
             raise UnsupportedError(
@@ -62,7 +64,7 @@ class BlockToggleWanVideo(io.ComfyNode):
     """The same for WanVideoWrapper, which has no such hook; `switch_off` tells what is done instead, and why."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraBlockToggleWanVideo",
             display_name="Wan Block Toggle (WanVideoWrapper)",
@@ -80,7 +82,7 @@ class BlockToggleWanVideo(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, blocks: str) -> io.NodeOutput:
+    def execute(cls, model: Any, blocks: str) -> io.NodeOutput:
         switched = model.clone()
         options = switched.model_options["transformer_options"]
         off = blocks_named(blocks, _modules(model))

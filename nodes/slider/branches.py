@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...difflora.lora.deltas import LowRank
 
 
-def factors(delta: LowRank, strength: float, device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def factors(delta: LowRank, strength: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """up (out, k) with the strength in it, and down (k, in), ready for a layer."""
     # In float32 first, so that a strength of 2.9 is not rounded to bf16's 2.906.
     up = torch.cat([term.up.to(device, torch.float32) * (term.scale * strength) for term in delta.terms], dim=1)
@@ -43,7 +43,7 @@ def attach(layer: nn.Module, up: Tensor, down: Tensor) -> Callable[[], None]:
 def _with_branches(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
     branches: list[tuple[Tensor, Tensor]] = []
 
-    def forward(x: Tensor, *args, **kwargs) -> Tensor:
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         output = plain(x, *args, **kwargs)
         for up, down in branches:
             inner = nn.functional.linear(x, down.to(x.device, x.dtype)).to(output.dtype)

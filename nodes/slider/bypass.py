@@ -17,7 +17,7 @@ from ...difflora.lora.deltas import LowRank
 from .branches import attach, factors
 
 
-def put_beside(patcher, key: str, deltas: Mapping[str, LowRank], strength: float) -> None:
+def put_beside(patcher: Any, key: str, deltas: Mapping[str, LowRank], strength: float) -> None:
     """Let `patcher` compute with these deltas beside its linear layers, given by path, whenever it is loaded."""
     patcher.set_injections(key, [_injection(deltas, strength)])
     # ComfyUI lets a clone of a loaded model believe that it is injected itself. Its add_patches() would then really
@@ -26,7 +26,7 @@ def put_beside(patcher, key: str, deltas: Mapping[str, LowRank], strength: float
     patcher.add_callback_with_key(CallbacksMP.ON_CLONE, key, _not_injected)
 
 
-def _not_injected(_, clone) -> None:
+def _not_injected(_: Any, clone: Any) -> None:
     clone.is_injected = False
 
 
@@ -34,7 +34,7 @@ def _injection(deltas: Mapping[str, LowRank], strength: float) -> PatcherInjecti
     """Clones share this object, so what is attached is kept apart by patcher: one that goes detaches only its own."""
     attached: weakref.WeakKeyDictionary[Any, weakref.finalize[..., Any]] = weakref.WeakKeyDictionary()
 
-    def inject(patcher) -> None:
+    def inject(patcher: Any) -> None:
         eject(patcher)
         device, dtype = patcher.load_device, patcher.model.manual_cast_dtype or patcher.model.get_dtype()
         detach = [
@@ -45,7 +45,7 @@ def _injection(deltas: Mapping[str, LowRank], strength: float) -> PatcherInjecti
         attached[patcher] = weakref.finalize(patcher, _call_all, detach)
         attached[patcher].atexit = False
 
-    def eject(patcher) -> None:
+    def eject(patcher: Any) -> None:
         if patcher in attached:
             attached.pop(patcher)()
 

@@ -1,5 +1,7 @@
 """The text a slider was trained with: none. What it does without words is its pure effect."""
 
+from typing import Any
+
 import torch
 from comfy_api.v0_0_2 import io
 
@@ -23,7 +25,7 @@ def _outputs(what: str) -> list[io.Output]:
 
 class EmptyText(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraEmptyText",
             display_name="Empty Text (Wan)",
@@ -35,7 +37,7 @@ class EmptyText(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip) -> io.NodeOutput:
+    def execute(cls, clip: Any) -> io.NodeOutput:
         if clip is None:
             raise UnsupportedError("clip: the loader gave no text encoder. Load UMT5-XXL with Load CLIP, type wan.")
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(""))
@@ -44,7 +46,7 @@ class EmptyText(io.ComfyNode):
 
 class ZeroText(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraZeroText",
             display_name="Zero Embedding (no encoder)",

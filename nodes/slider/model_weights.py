@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import comfy.lora
 import torch
@@ -25,7 +26,7 @@ class Targets:
     raises    PairError if nothing fits, an attention or feed-forward module is missing, or a shape differs
     """
 
-    def __init__(self, patcher, lora: Lora, check: bool = True):
+    def __init__(self, patcher: Any, lora: Lora, check: bool = True):
         # The parameters themselves: in a state dict, other packs' quantised weights have the shape of their bytes.
         weights = dict(patcher.model.named_parameters(remove_duplicate=False))
         found = {name: _own_key(name, weights) for name in lora}

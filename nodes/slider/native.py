@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import comfy.utils
@@ -27,7 +28,7 @@ class SliderModel(io.ComfyNode):
     """Patches a clone of the model, or hooks the LoRA in beside its weights."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraSliderModel",
             display_name="LoRA Slider (model)",
@@ -58,7 +59,7 @@ class SliderModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, lora: Lora, strength: float, apply: str) -> io.NodeOutput:
+    def execute(cls, model: Any, lora: Lora, strength: float, apply: str) -> io.NodeOutput:
         within(-10, 10, strength=strength)
         one_of("apply", apply, ["auto", "patch", "bypass"])
         targets = Targets(model, lora)
@@ -84,7 +85,7 @@ class SliderModel(io.ComfyNode):
         return io.NodeOutput(model, ui=ui(report(label(lora), [line], warnings), strength_range(lora)))
 
 
-def applied(model, lora: Lora, targets: Targets, strength: float, bypass: bool):
+def applied(model: Any, lora: Lora, targets: Targets, strength: float, bypass: bool) -> Any:
     """A clone of the model with the LoRA on it: beside the weights, as an object of its own, or patched in."""
     model = model.clone()
     deltas = factors_of(lora)
@@ -110,13 +111,13 @@ def applied(model, lora: Lora, targets: Targets, strength: float, bypass: bool):
     return model
 
 
-def _is_passed_over(model, key: str) -> bool:
+def _is_passed_over(model: Any, key: str) -> bool:
     """ComfyUI loads no patch, without a word, on parameters of modules that hold others: Wan's modulation tables."""
     owner = comfy.utils.get_attr(model.model, key.rpartition(".")[0])
     return any("." in name for name, _ in owner.named_parameters())
 
 
-def _patches(delta: Delta, shape: tuple[int, ...]):
+def _patches(delta: Delta, shape: tuple[int, ...]) -> Iterator[Any]:
     """ComfyUI's own patches for a delta, one a term: its adapters keep other packs' patchers working.
 
     shape  of the weight; ComfyUI reshapes the product of factors, and leaves out a full change of another shape
@@ -128,7 +129,7 @@ def _patches(delta: Delta, shape: tuple[int, ...]):
         yield ("diff", (delta.dense().view(shape),))
 
 
-def _is_linear(model, lora: Lora, targets: Targets, name: str) -> bool:
+def _is_linear(model: Any, lora: Lora, targets: Targets, name: str) -> bool:
     """By the weight's shape: the layers of quantised models are not `nn.Linear`."""
     key, spec = targets.keys[name], lora.specs[name]
     if spec.is_vector or spec.dense or len(targets.shapes[name]) != 2 or not key.endswith(".weight"):
@@ -136,7 +137,7 @@ def _is_linear(model, lora: Lora, targets: Targets, name: str) -> bool:
     return not isinstance(comfy.utils.get_attr(model.model, key.removesuffix(".weight")), nn.Embedding)
 
 
-def _free_key(model) -> str:
+def _free_key(model: Any) -> str:
     """Sliders chain: each takes a key of its own, the same from run to run."""
     return next(key for i in itertools.count(1) if (key := f"difflora_slider_{i}") not in model.injections)
 

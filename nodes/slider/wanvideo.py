@@ -56,7 +56,7 @@ class SliderWanVideo(io.ComfyNode):
     """Adds an entry to the wrapper's list of LoRAs. Strength 0 adds none, as in the wrapper's own LoRA Select."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraSliderWanVideo",
             display_name="LoRA Slider (WanVideoWrapper)",
@@ -101,12 +101,18 @@ class SliderWanVideo(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs):
+    def fingerprint_inputs(cls, **inputs: Any) -> object:
         return _files.losses
 
     @classmethod
     def execute(
-        cls, lora: Lora, strength: float, merge_loras: bool, low_mem_load: bool, prev_lora=None, model=None
+        cls,
+        lora: Lora,
+        strength: float,
+        merge_loras: bool,
+        low_mem_load: bool,
+        prev_lora: list[Any] | None = None,
+        model: Any = None,
     ) -> io.NodeOutput:
         within(-10, 10, strength=strength)
         if strength == 0:

@@ -23,7 +23,7 @@ class ABCompare(io.ComfyNode):
     """B takes A's size; the shorter one holds its last frame. Both is said."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraABCompare",
             display_name="A/B Compare",

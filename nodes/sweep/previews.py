@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import folder_paths
 import numpy as np
@@ -17,6 +17,8 @@ from ...difflora.clips.mosaic import Label, sheet_frames, sheet_of
 from ...difflora.clips.store import StoredClip
 from ...difflora.clips.video import PREVIEW, Frame, at_rate, write_video
 from ...difflora.progress import Progress
+
+T = TypeVar("T")
 
 SUBFOLDER = "differential-lora"
 
@@ -100,7 +102,7 @@ def pixels_of(image: torch.Tensor) -> Frame:
     return image[..., :3].mul(255).round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()
 
 
-def reporting(frames, count: int, progress: Progress):
+def reporting(frames: Iterable[T], count: int, progress: Progress) -> Iterator[T]:
     """The same frames, with ComfyUI's progress bar moving and its Cancel button heard."""
     for number, frame in enumerate(frames):
         progress(number, count)

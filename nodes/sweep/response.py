@@ -23,7 +23,7 @@ class SliderResponse(io.ComfyNode):
     """Reads the clips as the sweep has kept them, so that measuring again renders nothing."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraSliderResponse",
             display_name="Slider Response",

@@ -39,7 +39,7 @@ class StrengthSweep(io.ComfyNode):
     """Its widgets say which strengths; Sweep Grid reads them. On its own, it gives the first one."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraStrengthSweep",
             display_name="Strength Sweep",
@@ -88,7 +88,7 @@ class SweepGrid(io.ComfyNode):
     """Ends a sweep. Renders what is missing, and lays out what is there."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraSweepGrid",
             display_name="Sweep Grid",
@@ -146,7 +146,7 @@ class SweepGrid(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **_):
+    def fingerprint_inputs(cls, **_: Any) -> object:
         return SWEEPS.files.state, SWEEPS.count_lost()
 
     @classmethod
@@ -209,7 +209,7 @@ class SweepGate(io.ComfyNode):
     """Lets a strength pass when the clip before it is done and out of memory."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraSweepGate",
             display_name="Sweep Gate (inner)",
@@ -233,7 +233,7 @@ class SweepCell(io.ComfyNode):
     """Encodes and shrinks one clip, and keeps it on disk."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraSweepCell",
             display_name="Sweep Cell (inner)",
@@ -303,7 +303,7 @@ class SweepLayout(io.ComfyNode):
     """All clips of a sweep in one picture."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraSweepLayout",
             display_name="Sweep Layout (inner)",

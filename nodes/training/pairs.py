@@ -46,7 +46,7 @@ def _state(name: str | None, side_a: str | None, side_b: str | None) -> object:
     return _dataset(name, side_a, side_b).state() if name and side_a and side_b else math.nan
 
 
-def _frames(folder: str):
+def _frames(folder: str) -> dict[str, list[Path]]:
     """Stem -> files of a folder written as input/… or output/…"""
     root, _, rest = folder.replace("\\", "/").partition("/")
     roots = {"input": folder_paths.get_input_directory, "output": folder_paths.get_output_directory}
@@ -75,7 +75,7 @@ class ImageFolder(io.ComfyNode):
     """One run makes one pair, or a few: memory stays flat, and what is made is on disk before the next run begins."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraImageFolder",
             display_name="Image Folder (pairs)",
@@ -105,14 +105,21 @@ class ImageFolder(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder=None, dataset=None, side_a=None, side_b=None, **_):
-        if not all((folder, dataset, side_a, side_b)):
+    def fingerprint_inputs(
+        cls,
+        folder: str | None = None,
+        dataset: str | None = None,
+        side_a: str | None = None,
+        side_b: str | None = None,
+        **_: Any,
+    ) -> object:
+        if not (folder and dataset and side_a and side_b):
             return math.nan  # a name comes through a link: run always
         done = _dataset(dataset, side_a, side_b).done()
         return [(stem, files[0].stat().st_mtime_ns, stem in done) for stem, files in _frames(folder).items()]
 
     @classmethod
-    def execute(cls, folder, dataset, side_a, side_b, per_run) -> io.NodeOutput:
+    def execute(cls, folder: str, dataset: str, side_a: str, side_b: str, per_run: int) -> io.NodeOutput:
         frames = _frames(folder)
         done = _dataset(dataset, side_a, side_b).done()
         waiting = [stem for stem in frames if stem not in done]
@@ -131,7 +138,7 @@ class SavePair(io.ComfyNode):
     """Both images under one name, with their captions."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraSavePair",
             display_name="Save Pair",
@@ -169,13 +176,26 @@ class SavePair(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, dataset=None, side_a=None, side_b=None, **_):
+    def fingerprint_inputs(
+        cls, dataset: str | None = None, side_a: str | None = None, side_b: str | None = None, **_: Any
+    ) -> object:
         # A pair that was deleted must be saved again, although nothing before this node has changed.
         return _state(dataset, side_a, side_b)
 
     @classmethod
     def execute(
-        cls, image_a, image_b, stem, dataset, side_a, side_b, captions, caption, word_a, word_b, overwrite
+        cls,
+        image_a: torch.Tensor,
+        image_b: torch.Tensor,
+        stem: str,
+        dataset: str,
+        side_a: str,
+        side_b: str,
+        captions: str,
+        caption: str,
+        word_a: str,
+        word_b: str,
+        overwrite: bool,
     ) -> io.NodeOutput:
         one_of("captions", captions, pairs.CAPTIONS)
         target = _dataset(dataset, side_a, side_b, OutputError)
@@ -203,7 +223,7 @@ class CheckPairs(io.ComfyNode):
     """Measures every pair of a dataset and shows them."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraCheckPairs",
             display_name="Check Pairs",
@@ -249,11 +269,21 @@ class CheckPairs(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, dataset=None, side_a=None, side_b=None, **_):
+    def fingerprint_inputs(
+        cls, dataset: str | None = None, side_a: str | None = None, side_b: str | None = None, **_: Any
+    ) -> object:
         return _state(dataset, side_a, side_b)
 
     @classmethod
-    def execute(cls, dataset, side_a, side_b, least_similar, most_similar, colour_drift) -> io.NodeOutput:
+    def execute(
+        cls,
+        dataset: str,
+        side_a: str,
+        side_b: str,
+        least_similar: float,
+        most_similar: float,
+        colour_drift: float,
+    ) -> io.NodeOutput:
         within(-1, 1, least_similar=least_similar, most_similar=most_similar)
         within(0, 100, colour_drift=colour_drift)
         checked = _dataset(dataset, side_a, side_b)
@@ -272,7 +302,7 @@ class TrainingRecipe(io.ComfyNode):
     """Writes files and runs nothing: the training is started by hand, on whichever machine."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         settings = (*dataclasses.fields(Training), *dataclasses.fields(Machine))
         return io.Schema(
             node_id="DiffLoraTrainingRecipe",
@@ -293,7 +323,9 @@ class TrainingRecipe(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, dataset, side_a, side_b, name, overwrite, **settings) -> io.NodeOutput:
+    def execute(
+        cls, dataset: str, side_a: str, side_b: str, name: str, overwrite: bool, **settings: Any
+    ) -> io.NodeOutput:
         target = _dataset(dataset, side_a, side_b, OutputError)
         recipe = Training(**_values(Training, settings))
         machine = Machine(**_values(Machine, settings))
@@ -309,7 +341,7 @@ class TrainingRecipe(io.ComfyNode):
         return io.NodeOutput("\n".join(files), ui=messages(report(Sentence("Written"), files, hints)))
 
 
-def _widget(setting: dataclasses.Field[Any]):
+def _widget(setting: dataclasses.Field[Any]) -> io.WidgetInput:
     """The widget of a training setting: its default, text and limits are the library's."""
     about = {"default": setting.default, "tooltip": setting.metadata["help"]}
     limits = {key: setting.metadata[key] for key in ("min", "max", "step") if key in setting.metadata}
@@ -329,7 +361,7 @@ def _values(kind: type[Training | Machine], settings: Mapping[str, Any]) -> dict
     return {each.name: _value(each, settings[each.name]) for each in dataclasses.fields(kind)}
 
 
-def _value(setting: dataclasses.Field[Any], given: Any):
+def _value(setting: dataclasses.Field[Any], given: Any) -> Any:
     """What a widget holds, as the setting's own type: a very small number comes as text."""
     try:
         kind: Any = type(setting.default)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import folder_paths
 from comfy_api.v0_0_2 import io, ui
+from torch import Tensor
 
 from ...difflora import load
 from ...difflora.errors import FileError
@@ -63,7 +64,7 @@ class LoadCheckpoints(io.ComfyNode):
     """Two files of one step. Nothing is read until something needs it."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraLoadCheckpoints",
             display_name="Load Pair at a Step",
@@ -95,7 +96,9 @@ class LoadCheckpoints(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, run_a=None, run_b=None, step=None, step_b=-1):
+    def fingerprint_inputs(
+        cls, run_a: str | None = None, run_b: str | None = None, step: int | None = None, step_b: int | None = -1
+    ) -> object:
         if (
             run_a is None or run_b is None or step is None or step_b is None
         ):  # it comes through a link, and is not known yet
@@ -122,7 +125,7 @@ class CompareCheckpoints(io.ComfyNode):
     """Analyze, once for each step."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraCompareCheckpoints",
             display_name="Compare Checkpoints",
@@ -140,7 +143,7 @@ class CompareCheckpoints(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, run_a=None, run_b=None):
+    def fingerprint_inputs(cls, run_a: str | None = None, run_b: str | None = None) -> object:
         if run_a is None or run_b is None:
             return math.nan
         return _identities(file for name in (run_a, run_b) for file in _run(name).all_files)
@@ -172,7 +175,7 @@ def _line(moment: Moment, unit: str) -> Sentence:
     return line if moment.direction is None else Sentence("{0}, direction {1}", line, f"{moment.direction:.4f}")
 
 
-def chart(moments: list[Moment], unit: str):
+def chart(moments: list[Moment], unit: str) -> Tensor:
     """Sizes to the left, cosines to the right, over the steps; (1, height, width, 3)."""
     places = range(len(moments))
     labels = [str(moment.number or "end") for moment in moments]

@@ -29,7 +29,7 @@ from ..lora.selection import stack_of, summary
 from ..rank.analysis import Analysis, ModuleNumbers, analyze_pair
 from ..rank.passing_stats import ComparedLora
 from ..rank.rerank import RerankedLora, rerank
-from ..rank.rules import Energy, FixedRank, Knee, RankRule, Ratio
+from ..rank.rules import RULES, FixedRank, RankRule, rule_of
 from ..saving import recipes, wan22
 from ..saving.save import ENERGY_KEY, drafted
 from ..sentence import printable
@@ -512,13 +512,11 @@ def _rule(given: argparse.Namespace, default_rank: int) -> RankRule | None:
         if given.max_rank is not None:
             raise UsageError("--lossless keeps every rank, so --max-rank does not go with it")
         return None
-    if given.energy is not None:
-        return Energy(given.energy)
-    if given.ratio is not None:
-        return Ratio(given.ratio)
-    if given.knee:
-        return Knee()
-    return FixedRank(default_rank if given.rank is None else given.rank)
+    for word, rule in RULES.items():
+        number = getattr(given, word)
+        if number is not None and number is not False:
+            return rule_of(word, {} if rule.setting is None else {rule.setting: number})
+    return FixedRank(default_rank)
 
 
 def _answers(given: argparse.Namespace) -> list[str]:

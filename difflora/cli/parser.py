@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from ..errors import DiffLoraError
 from ..names.keys import NATIVE, OUTPUT_DIALECTS
+from ..rank.rules import RULES, FixedRank
 from ..saving import wan22
 from ..sentence import printable
 from ..storage.dtypes import OUTPUT_DTYPES
@@ -200,12 +201,13 @@ def _finite(text: str) -> float:
 
 def _add_rank_rules(command: argparse.ArgumentParser, default: int = DEFAULT_RANK) -> None:
     rule = command.add_argument_group("how much to keep").add_mutually_exclusive_group()
-    rule.add_argument("--rank", type=int, metavar="R", help=f"this rank in every module (default {default})")
-    rule.add_argument(
-        "--energy", type=_finite, metavar="P", help="the smallest rank that keeps this share, such as 0.95"
-    )
-    rule.add_argument("--ratio", type=_finite, metavar="P", help="singular values above the largest one / P")
-    rule.add_argument("--knee", action="store_true", help="singular values before the knee of the spectrum")
+    for word, one in RULES.items():
+        if one.setting is None:
+            rule.add_argument(f"--{word}", action="store_true", help=one.says)
+        else:
+            such_as = f"default {default}" if one is FixedRank else f"such as {one.example}"
+            kind, metavar = (int, "R") if one.whole else (_finite, "P")
+            rule.add_argument(f"--{word}", type=kind, metavar=metavar, help=f"{one.says} ({such_as})")
     rule.add_argument("--lossless", action="store_true", help="everything, at the sum of the ranks")
     command.add_argument("--max-rank", type=int, metavar="R", help="never above this rank")
 

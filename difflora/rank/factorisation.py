@@ -35,7 +35,7 @@ from ..lora.deltas import LowRank, Spec, Term
 from ..lora.lora import Lora, batches
 from ..progress import Progress
 from .krylov import Approximation, approximate
-from .rules import FixedRank, Knee, RankRule
+from .rules import RankRule
 
 EPSILON = torch.finfo(torch.float64).eps
 GRAM_TOLERANCE = 4e-7  # largest error of a singular value, as a share of the largest one, that the fast path may make
@@ -202,7 +202,7 @@ class Factorisation:
 
         factors  whether they are needed; without them, no module is worked out twice
         """
-        least = most if isinstance(rule, Knee) else min(most, rule.rank) if isinstance(rule, FixedRank) else 1
+        least = rule.least(most)
         rank = max(LEAST_OF_DENSE, 1 << (least - 1).bit_length())
         found = self._approximated(module, rank, tick)
         while rank < most and rule.needs_more(found.values, found.energy):

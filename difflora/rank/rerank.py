@@ -17,9 +17,8 @@ from ..progress import Progress
 from ..storage.reader import FileIdentity
 from .factorisation import Factorisation, factorisation_of
 from .krylov import Approximation
-from .rules import FixedRank, Knee, RankRule, check_count
+from .rules import FixedRank, RankRule, Spectrum, check_count, ranks_of
 
-MOST_OF_DENSE = 256  # singular values of a module stored in full, for the knee
 # Energy that rounding leaves of equal products of different float32 factors, as a share of what was added up.
 ROUNDING = (4 * torch.finfo(torch.float32).eps) ** 2
 
@@ -38,27 +37,24 @@ class RerankedLora(Lora):
     @property
     def specs(self) -> Mapping[str, Spec]:  # type: ignore[override]
         if self._specs is None:
-            if not isinstance(self.rule, FixedRank):
-                self.factorisation.run()
+            most = {name: self._most(name) for name in self.of.matrices}
+            ranks = ranks_of(self.rule, _Spectra(self, most), most)
             self._specs = {
-                name: spec if spec.is_vector else Spec(spec.shape, (self._rank(name, spec),))
+                name: spec if spec.is_vector else Spec(spec.shape, (ranks[name],))
                 for name, spec in self.of.specs.items()
             }
         return self._specs
 
-    def _rank(self, name: str, spec: Spec) -> int:
-        most = min(spec.rank, spec.out_features, spec.in_features, self.max_rank or spec.rank)
-        if isinstance(self.rule, FixedRank):
-            return min(self.rule.rank, most)
-        return max(1, min(self.rule.count(self.spectrum(name), self.total_energy(name)), most))
+    def _most(self, name: str) -> int:
+        """The largest rank that a module can get."""
+        spec = self.of.specs[name]
+        return min(spec.rank, spec.out_features, spec.in_features, self.max_rank or spec.rank)
 
     def _approximation(
         self, name: str, tick: Callable[[], None] = lambda: None, factors: bool = False
     ) -> Approximation:
         spec = self.of.specs[name]
-        most = min(spec.rank, self.max_rank or (MOST_OF_DENSE if isinstance(self.rule, Knee) else spec.rank))
-        if isinstance(self.rule, FixedRank):
-            most = min(most, self.rule.rank)
+        most = min(spec.rank, self.max_rank or self.rule.looks_at or spec.rank)
         return self.factorisation.approximation(name, self.rule, most, tick, factors)
 
     def __iter__(self) -> Iterator[str]:
@@ -164,6 +160,28 @@ class RerankedLora(Lora):
         self.factorisation.run()
         total = math.fsum(self.total_energy(name) for name in self.matrices)
         return min(1.0, math.fsum(self._kept(name) for name in self.matrices) / total) if total > 0 else 1.0
+
+
+class _Spectra(Mapping[str, Spectrum]):
+    """What a rule can look at: the spectra of all matrices, factored together when the first one is taken."""
+
+    def __init__(self, lora: RerankedLora, most: Mapping[str, int]):
+        self._lora, self._most = lora, most
+        self._factored = False
+
+    def __getitem__(self, name: str) -> Spectrum:
+        lora, spec = self._lora, self._lora.of.specs[name]
+        if not self._factored:
+            lora.factorisation.run()
+            self._factored = True
+        shape = spec.out_features, spec.in_features
+        return Spectrum(lora.spectrum(name), lora.total_energy(name), shape, self._most[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._most)
+
+    def __len__(self) -> int:
+        return len(self._most)
 
 
 def check_something_left(lora: Lora) -> None:

@@ -1,11 +1,17 @@
-"""Rank rules: how many singular values of a module are kept."""
+"""Rank rules: how many singular values of each module are kept.
+
+A rule sees all modules at once, so it may weigh them against each other; most judge each module by itself. To add one:
+its class here and its name in RULES, its counterpart in `js/lib/spectrum.js`, its cases in `tests/data/rank_rules.json`
+(which the Python and the JavaScript tests both read), and the tooltip of Re-rank in `locales`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,13 +22,88 @@ from ..lora.lora import Recipe
 # Singular values below this share of the largest one are the rounding of float32 factors: measured, 4e-8 where A is as
 # large as the difference, and 4e-7 where it is ten times as large.
 NOISE = 1e-6
+# Numbers that differ by less than this share are at a tie: their last bits, which differ between processors, and between
+# here and the page, must not decide.
+TIE = 1e-9
 
 
 @dataclass(frozen=True)
-class FixedRank:
+class Spectrum:
+    """What a rule is told of one module.
+
+    values  (n,) float64, from large to small; of a module stored in full, those that have been worked out
+    energy  ‖Δ‖²: more than the squares of `values` add up to, where some are not among them
+    shape   (out, in): a rank costs ``out + in`` numbers
+    most    the largest rank that the module can get, at least 1
+    """
+
+    values: Tensor
+    energy: float
+    shape: tuple[int, int]
+    most: int
+
+
+class RankRule(ABC):
+    """How many singular values of each module are kept.
+
+    kind     its name in recipes
+    word     its name in the node's list and on the command line
+    setting  the number that it takes, by the name of the node's input; None if it takes none
+    whole    whether that is a whole number
+    says     what it keeps, in a few words; `example` of its number
+    looks_at how many singular values of a module stored in full are worked out for it, where `max_rank` sets no limit;
+             None if it says itself when it has seen enough
+    """
+
+    kind: ClassVar[str]
+    word: ClassVar[str]
+    setting: ClassVar[str | None] = None
+    whole: ClassVar[bool] = False
+    says: ClassVar[str]
+    example: ClassVar[str] = ""
+    looks_at: ClassVar[int | None] = 256
+
+    @abstractmethod
+    def ranks(self, spectra: Mapping[str, Spectrum]) -> dict[str, int]:
+        """The rank of every module. `ranks_of` sees to it that each is from 1 to `most`.
+
+        A spectrum is worked out when it is taken from the mapping; a rule that takes none costs nothing.
+        """
+
+    def least(self, most: int) -> int:
+        """How many values of a module stored in full are needed to begin with; there will be `most` at most."""
+        return most
+
+    def needs_more(self, values: Tensor, energy: float) -> bool:
+        """Whether more values of a module stored in full are needed than these."""
+        return True
+
+    @property
+    def recipe(self) -> Recipe:
+        """How to make this again: see `rule_from_recipe`."""
+        return {"kind": self.kind, **asdict(self)}  # type: ignore[call-overload]
+
+
+class ModuleRule(RankRule):
+    """A rule that judges each module by itself."""
+
+    @abstractmethod
+    def count(self, values: Tensor, energy: float | None = None) -> int:
+        """How many of these values to keep; `energy` is that of the whole module, by default their own."""
+
+    def ranks(self, spectra: Mapping[str, Spectrum]) -> dict[str, int]:
+        return {name: self.count(spectrum.values, spectrum.energy) for name, spectrum in spectra.items()}
+
+
+@dataclass(frozen=True)
+class FixedRank(ModuleRule):
     """Keep this many singular values in every module."""
 
     rank: int
+
+    kind, word, setting, whole = "fixed", "rank", "rank", True
+    says, example = "the same rank everywhere", "4"
+    looks_at = None
 
     def __post_init__(self) -> None:
         check_count("rank", self.rank)
@@ -30,19 +111,25 @@ class FixedRank:
     def count(self, values: Tensor, energy: float | None = None) -> int:
         return self.rank
 
+    def ranks(self, spectra: Mapping[str, Spectrum]) -> dict[str, int]:
+        return dict.fromkeys(spectra, self.rank)
+
+    def least(self, most: int) -> int:
+        return min(most, self.rank)
+
     def needs_more(self, values: Tensor, energy: float) -> bool:
         return len(values) < self.rank
 
-    @property
-    def recipe(self) -> Recipe:
-        return {"kind": "fixed", "rank": self.rank}
-
 
 @dataclass(frozen=True)
-class Energy:
+class Energy(ModuleRule):
     """The smallest rank that retains this share of the energy (the sum of squared singular values)."""
 
     share: float
+
+    kind, word, setting = "energy", "energy", "energy"
+    says, example = "per module, the smallest rank that keeps this share", "0.95"
+    looks_at = None
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -55,23 +142,25 @@ class Energy:
         unseen = energy - float(squares.sum())
         unseen = unseen if unseen > 1e-12 * energy else 0.0
         missing = squares.flip(0).cumsum(0).flip(0)[1:] + unseen
-        # At a tie, the last bits of the values, which differ between processors, must not decide.
-        enough = torch.cat([missing, missing.new_tensor([unseen])]) <= (1 - self.share) * energy * (1 + 1e-9)
+        enough = torch.cat([missing, missing.new_tensor([unseen])]) <= (1 - self.share) * energy * (1 + TIE)
         return int(enough.int().argmax()) + 1 if bool(enough.any()) else len(values)
+
+    def least(self, most: int) -> int:
+        return 1
 
     def needs_more(self, values: Tensor, energy: float) -> bool:
         return float(values.square().sum()) < self.share * energy * (1 - 1e-12)
 
-    @property
-    def recipe(self) -> Recipe:
-        return {"kind": "energy", "share": self.share}
-
 
 @dataclass(frozen=True)
-class Ratio:
+class Ratio(ModuleRule):
     """Keep the singular values above the largest one divided by this, and none below NOISE."""
 
     ratio: float
+
+    kind, word, setting = "ratio", "ratio", "ratio"
+    says, example = "all singular values above the largest / ratio", "20"
+    looks_at = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.ratio) and self.ratio >= 1):
@@ -80,29 +169,26 @@ class Ratio:
     def count(self, values: Tensor, energy: float | None = None) -> int:
         return int((values > self._bound(values)).sum())
 
+    def least(self, most: int) -> int:
+        return 1
+
     def needs_more(self, values: Tensor, energy: float) -> bool:
         return bool(values[-1] > self._bound(values))
 
     def _bound(self, values: Tensor) -> Tensor:
-        return values[0] * max(1 / self.ratio, NOISE)
-
-    @property
-    def recipe(self) -> Recipe:
-        return {"kind": "ratio", "ratio": self.ratio}
+        return values[0] * (max(1 / self.ratio, NOISE) * (1 + TIE))
 
 
 @dataclass(frozen=True)
-class Knee:
-    """Keep the singular values before the knee: the one that lies farthest below the chord of the spectrum.
-
-    Of a change that is stored in full, the spectrum is looked at as far as MOST_OF_DENSE.
+class Knee(ModuleRule):
+    """Keep the singular values before the knee: the first of those that lie farthest below the chord of the spectrum.
 
     The chord joins the first and the last of the values above NOISE. A straight or bulging spectrum has no knee, and
     all of these are kept.
     """
 
-    def needs_more(self, values: Tensor, energy: float) -> bool:
-        return True
+    kind, word = "knee", "knee"
+    says = "up to the bend of the spectrum"
 
     def count(self, values: Tensor, energy: float | None = None) -> int:
         spectrum = values[values > NOISE * values[0]]
@@ -110,27 +196,40 @@ class Knee:
             return len(spectrum)
         chord = torch.linspace(float(spectrum[0]), float(spectrum[-1]), len(spectrum), dtype=spectrum.dtype)
         below = chord - spectrum
-        deepest = int(below.argmax())
-        return deepest if below[deepest] > NOISE * spectrum[0] else len(spectrum)
-
-    @property
-    def recipe(self) -> Recipe:
-        return {"kind": "knee"}
+        if below.max() <= NOISE * spectrum[0]:
+            return len(spectrum)
+        return int((below >= below.max() - TIE * spectrum[0]).int().argmax())
 
 
-RankRule = FixedRank | Energy | Ratio | Knee
+RULES: Mapping[str, type[RankRule]] = {rule.word: rule for rule in (FixedRank, Energy, Ratio, Knee)}
+"""Every rule, by its word, in the order in which people meet them."""
+
+
+def rule_of(word: str, settings: Mapping[str, Any]) -> RankRule:
+    """The rule of this word with its number out of `settings`, which may have those of other rules too.
+
+    raises  RankError if the number is none for this rule
+    """
+    rule: Callable[..., RankRule] = RULES[word]
+    setting = RULES[word].setting
+    return rule() if setting is None else rule(settings[setting])
 
 
 def rule_from_recipe(recipe: Mapping[str, Any]) -> RankRule:
     """The rule that `rule.recipe` describes."""
-    rules: dict[str, type[Any]] = {"fixed": FixedRank, "energy": Energy, "ratio": Ratio, "knee": Knee}
+    rules: dict[str, Callable[..., RankRule]] = {rule.kind: rule for rule in RULES.values()}
     values = {key: value for key, value in recipe.items() if key != "kind"}
     if recipe.get("kind") not in rules:
         raise RankError(f"The rank rule {recipe.get('kind')!r} is unknown.")
-    rule: RankRule = rules[recipe["kind"]](**values)
-    return rule
+    return rules[recipe["kind"]](**values)
+
+
+def ranks_of(rule: RankRule, spectra: Mapping[str, Spectrum], most: Mapping[str, int]) -> dict[str, int]:
+    """The rank of every module: what the rule says, at least 1 and at most `most`."""
+    return {name: max(1, min(rank, most[name])) for name, rank in rule.ranks(spectra).items()}
 
 
 def check_count(name: str, number: object) -> None:
+    """Raise RankError if a count is no whole number of at least 1."""
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise RankError(f"The {name} is {number}; it must be a whole number of at least 1.")

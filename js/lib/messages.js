@@ -31,6 +31,7 @@ import { readPlayer } from "./player.js";
  * @typedef {object} Spectrum Singular values before the cut, largest first. Long lists may be cut short.
  * @property {Record<string, number[]>} values
  * @property {Record<string, number>} energy the sum of all squares, of those left out too
+ * @property {Record<string, [number, number]>} shape outputs and inputs: a rank costs their sum
  *
  * @typedef {object} Message
  * @property {Report} [report]
@@ -72,11 +73,15 @@ export const readMessage = (output) => {
   }
   if (isObject(value.spectrum) && isObject(value.spectrum.values)) {
     /** @type {Spectrum} */
-    const spectrum = { values: Object.create(null), energy: Object.create(null) };
+    const spectrum = { values: Object.create(null), energy: Object.create(null), shape: Object.create(null) };
     const energies = isObject(value.spectrum.energy) ? value.spectrum.energy : {};
+    const shapes = isObject(value.spectrum.shape) ? value.spectrum.shape : {};
     for (const [name, values] of Object.entries(value.spectrum.values)) {
       if (!Array.isArray(values) || !values.every((v) => Number.isFinite(v) && v >= 0)) continue;
       const sum = values.reduce((total, v) => total + v * v, 0);
+      const shape = shapes[name];
+      const known = Array.isArray(shape) && shape.length === 2 && shape.every((side) => Number.isInteger(side) && side > 0);
+      spectrum.shape[name] = known ? [shape[0], shape[1]] : [1, 1];
       spectrum.values[name] = values;
       spectrum.energy[name] = Math.max(sum, Number.isFinite(energies[name]) ? Number(energies[name]) : 0);
     }

@@ -1,36 +1,68 @@
 // @ts-check
-/** Rank rules on lists of singular values, the same as `difflora/rerank.py`, for the picture on the Re-rank node. */
+/** Rank rules on lists of singular values, the same as `difflora/rank/rules.py`, for the picture on the Re-rank node. */
 
-/** @typedef {{ kind: "rank" | "energy" | "ratio" | "knee", rank: number, energy: number, ratio: number, most: number }} Rule */
+/**
+ * What the Re-rank node is set to: a rule, and the numbers of all of them.
+ * @typedef {{ kind: string, rank: number, energy: number, ratio: number, most: number }} Rule
+ * @typedef {import("./messages.js").Spectrum} Spectrum
+ */
 
-/** The rank that a rule gives one module; at least 1, at most what there is. @param {number[]} values @param {number} energy @param {Rule} rule */
-export const rankOf = (values, energy, rule) => {
-  const limit = Math.max(1, rule.kind === "rank" ? values.length : Math.min(values.length, rule.most > 0 ? rule.most : Infinity));
-  return Math.max(1, Math.min(limit, wanted(values, energy, rule)));
-};
+const NOISE = 1e-6; // below this share of the largest value there is only the rounding of factors
+const TIE = 1e-9; // numbers this close are equal: rounding must not decide
 
-/** @param {number[]} values @param {number} energy @param {Rule} rule */
-const wanted = (values, energy, rule) => {
-  if (rule.kind === "rank") return rule.rank;
-  if (rule.kind === "ratio") return values.filter((value) => value > values[0] / rule.ratio).length;
-  if (rule.kind === "knee") return knee(values);
+/** A rule that judges each module by itself. @param {(values: number[], energy: number, rule: Rule) => number} count */
+const eachModule = (count) => (/** @type {Spectrum} */ { values, energy }, /** @type {Rule} */ rule) =>
+  Object.entries(values).map(([name, list]) => [name, count(list, energy[name], rule)]);
+
+/** The smallest rank that keeps a share of the energy. @param {number[]} values @param {number} energy @param {Rule} rule */
+const byEnergy = (values, energy, rule) => {
   // What would be missing, summed from the small end: rounding then never asks for a value of size zero.
   let missing = Math.max(0, energy - values.reduce((sum, value) => sum + value * value, 0));
   if (missing <= 1e-12 * energy) missing = 0; // rounding, not values that were not sent
-  const allowed = (1 - rule.energy) * energy * (1 + 1e-9); // at a tie, the last bits must not decide
+  const allowed = (1 - rule.energy) * energy * (1 + TIE);
   let rank = values.length;
   while (rank > 1 && missing + values[rank - 1] ** 2 <= allowed) missing += values[--rank] ** 2;
   return rank;
 };
 
-/** How many values come before the one that lies furthest below the straight line from the first to the last. @param {number[]} values */
-export const knee = (values) => {
-  const positive = values.filter((value) => value > 0);
-  const last = positive.length - 1;
-  if (last < 2) return positive.length;
-  const below = positive.map((value, index) => positive[0] + ((positive[last] - positive[0]) * index) / last - value);
-  const deepest = below.indexOf(Math.max(...below));
-  return below[deepest] > 1e-12 * positive[0] ? deepest : positive.length;
+/** @param {number[]} values @param {number} _ @param {Rule} rule */
+const byRatio = (values, _, rule) => {
+  const bound = values[0] * Math.max(1 / rule.ratio, NOISE) * (1 + TIE);
+  return values.filter((value) => value > bound).length;
+};
+
+/** How many values come before the first of those farthest below the line from the first to the last. @param {number[]} values */
+const byKnee = (values) => {
+  const spectrum = values.filter((value) => value > NOISE * values[0]);
+  const last = spectrum.length - 1;
+  if (last < 2) return spectrum.length;
+  const below = spectrum.map((value, index) => spectrum[0] + ((spectrum[last] - spectrum[0]) * index) / last - value);
+  const most = below.reduce((one, other) => Math.max(one, other));
+  return most > NOISE * spectrum[0] ? below.findIndex((depth) => depth >= most - TIE * spectrum[0]) : spectrum.length;
+};
+
+/**
+ * Every rule by its name in the node's list: the rank that it gives each module, before limits.
+ * @type {Record<string, (spectrum: Spectrum, rule: Rule) => (string | number)[][]>}
+ */
+export const RULES = {
+  rank: eachModule((_values, _energy, rule) => rule.rank),
+  energy: eachModule(byEnergy),
+  ratio: eachModule(byRatio),
+  knee: eachModule(byKnee),
+};
+
+/**
+ * The rank of every module: at least 1, at most what there is and what `max_rank` says. An unknown rule is none: `rank`.
+ * @param {Spectrum} spectrum @param {Rule} rule @returns {Map<string, number>}
+ */
+export const ranksOf = (spectrum, rule) => {
+  const kind = Object.hasOwn(RULES, rule.kind) ? rule.kind : "rank";
+  const most = kind !== "rank" && rule.most > 0 ? rule.most : Infinity;
+  return new Map(RULES[kind](spectrum, rule).map(([name, rank]) => [
+    String(name),
+    Math.max(1, Math.min(Number(rank), most, spectrum.values[name].length)),
+  ]));
 };
 
 /** Share of the energy in the first `rank` values. @param {number[]} values @param {number} energy @param {number} rank */
@@ -51,23 +83,21 @@ export const average = (spectrum) => {
   return { values, energy };
 };
 
-/** What a rule does to all modules: smallest and largest rank, and the share of all energy that stays. @param {import("./messages.js").Spectrum} spectrum @param {Rule} rule */
+/** What a rule does to all modules: smallest, largest and mean rank, and the share of all energy that stays. @param {Spectrum} spectrum @param {Rule} rule */
 export const outcome = (spectrum, rule) => {
   let lowest = Infinity;
   let highest = 0;
-  let ranks = 0;
+  let sum = 0;
   let stays = 0;
   let total = 0;
-  const names = Object.keys(spectrum.values);
-  for (const name of names) {
-    const values = spectrum.values[name];
+  const ranks = ranksOf(spectrum, rule);
+  for (const [name, rank] of ranks) {
     const energy = spectrum.energy[name];
-    const rank = rankOf(values, energy, rule);
     lowest = Math.min(lowest, rank);
     highest = Math.max(highest, rank);
-    ranks += rank;
-    stays += kept(values, energy, rank) * energy;
+    sum += rank;
+    stays += kept(spectrum.values[name], energy, rank) * energy;
     total += energy;
   }
-  return { lowest: names.length ? lowest : 0, highest, mean: names.length ? ranks / names.length : 0, kept: total > 0 ? stays / total : 1 };
+  return { ranks, lowest: ranks.size ? lowest : 0, highest, mean: ranks.size ? sum / ranks.size : 0, kept: total > 0 ? stays / total : 1 };
 };

@@ -54,11 +54,10 @@ const withSlider = (node) =>
 const withSpectrum = (node) =>
   attach(node, "difflora_spectrum", 340, (changed) => {
     const [rule, rank, energy, ratio, most] = ["rule", "rank", "energy", "ratio", "max_rank"].map((name) => field(node, name, changed));
-    const kinds = /** @type {const} */ (["energy", "ratio", "knee"]);
     return spectrumChart({
       spectrum: () => messageOf(node)?.spectrum ?? null,
       rule: () => ({
-        kind: kinds.find((kind) => kind === rule.read()) ?? "rank",
+        kind: String(rule.read()),
         rank: Number(rank.read()),
         energy: Number(energy.read()),
         ratio: Number(ratio.read()),

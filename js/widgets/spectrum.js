@@ -1,6 +1,6 @@
 // @ts-check
 /** Singular values on Re-rank, with the cut that the widgets above ask for: live, from the numbers of the last run. */
-import { average, kept, outcome, rankOf } from "../lib/spectrum.js";
+import { average, kept, outcome } from "../lib/spectrum.js";
 import { short } from "../lib/grid.js";
 import { say } from "../lib/words.js";
 import { el, keepKeys, svg, used } from "./dom.js";
@@ -89,7 +89,7 @@ export const spectrumChart = (host) => {
     const { values, energy } = chosen ? { values: spectrum.values[chosen], energy: spectrum.energy[chosen] } : average(spectrum);
     across = Math.max(1, values.filter((value) => value > 0).length);
     const all = outcome(spectrum, rule);
-    const cut = chosen ? rankOf(values, energy, rule) : Math.max(1, Math.min(across, all.mean));
+    const cut = chosen ? (all.ranks.get(chosen) ?? 1) : Math.max(1, Math.min(across, all.mean));
     const share = chosen ? kept(values, energy, cut) : all.kept;
     draw(values, cut);
     const ranks = chosen || all.lowest === all.highest ? say("rank", chosen ? cut : all.lowest) : say("ranks", all.lowest, all.highest);

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from comfy_api.v0_0_2 import io
 
-from ...difflora import Energy, FixedRank, Knee, Lora, Ratio, rerank
+from ...difflora import Lora, rerank
 from ...difflora.rank.analysis import analyze_pair, pair_of
 from ...difflora.rank.rerank import check_models_differ, check_something_left
-from ...difflora.rank.rules import RankRule
+from ...difflora.rank.rules import RULES, rule_of
 from ...difflora.sentence import Sentence
 from ..common.factors import factors_of
 from ..common.inputs import one_of
@@ -62,14 +60,6 @@ class SelectBlocks(io.ComfyNode):
         )
 
 
-_RULES: dict[str, Callable[[int, float, float], RankRule]] = {
-    "rank": lambda rank, energy, ratio: FixedRank(rank),
-    "energy": lambda rank, energy, ratio: Energy(energy),
-    "ratio": lambda rank, energy, ratio: Ratio(ratio),
-    "knee": lambda rank, energy, ratio: Knee(),
-}
-
-
 class Rerank(io.ComfyNode):
     """Cuts every module to a small rank, in the best way there is."""
 
@@ -85,10 +75,9 @@ class Rerank(io.ComfyNode):
                 LoraDelta.Input("lora", tooltip="Usually a difference, with or without a selection."),
                 io.Combo.Input(
                     "rule",
-                    options=list(_RULES),
+                    options=list(RULES),
                     default="rank",
-                    tooltip="rank: the same rank everywhere. energy: per module, the smallest rank that keeps this share. "
-                    "ratio: all singular values above the largest / ratio. knee: up to the bend of the spectrum.",
+                    tooltip=" ".join(f"{word}: {rule.says}." for word, rule in RULES.items()),
                 ),
                 io.Int.Input(
                     "rank", default=4, min=1, max=4096, tooltip="For the rule rank. 4 is enough for most sliders."
@@ -129,8 +118,9 @@ class Rerank(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora: Lora, rule: str, rank: int, energy: float, ratio: float, max_rank: int) -> io.NodeOutput:
-        one_of("rule", rule, _RULES)
-        small = rerank(lora, _RULES[rule](rank, energy, ratio), None if rule == "rank" else max_rank)
+        one_of("rule", rule, RULES)
+        chosen = rule_of(rule, {"rank": rank, "energy": energy, "ratio": ratio})
+        small = rerank(lora, chosen, None if rule == "rank" else max_rank)
         bar = progress_bar()
         if rule == "rank" and rank <= KEPT_RANK and not small.factorisation.complete:
             check_models_differ(small, lambda: bar(0, len(small)))

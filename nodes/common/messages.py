@@ -45,14 +45,15 @@ def analysis_modules(analysis: Analysis) -> dict[str, Any]:
 
 def reranked_modules(lora: RerankedLora) -> dict[str, Any]:
     """Norms and retained energy of every module, and its spectrum, to show the cut without a queue."""
-    modules, values, energy = {}, {}, {}
+    modules, values, energy, shape = {}, {}, {}, {}
     shown = max(64, VALUES_SENT // max(1, len(lora.matrices)))
     for name in lora.matrices:
         spectrum = lora.spectrum(name)
         energy[name] = lora.total_energy(name)
+        shape[name] = [lora.specs[name].out_features, lora.specs[name].in_features]
         values[name] = [float(f"{value:.12g}") for value in spectrum[:shown].tolist()]
         modules[name] = {"norm": energy[name] ** 0.5, "energy": lora.module_energy(name)}
-    return {"modules": modules, "spectrum": {"values": values, "energy": energy}}
+    return {"modules": modules, "spectrum": {"values": values, "energy": energy, "shape": shape}}
 
 
 def ui(*parts: dict[str, Any]) -> dict[str, Any]:

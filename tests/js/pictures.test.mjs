@@ -7,7 +7,7 @@ import { test } from "node:test";
 import { STEPS, heatStep, indexAt, inverted, layoutOf, line, presets, rectangle, short, strongest, wanNames } from "../../js/lib/grid.js";
 import { readMessage } from "../../js/lib/messages.js";
 import { Selection } from "../../js/lib/selection.js";
-import { average, kept, knee, outcome, rankOf } from "../../js/lib/spectrum.js";
+import { average, kept, outcome } from "../../js/lib/spectrum.js";
 import { keyed, positionOf, reachOf, rounded, signed, valueAt, zoneOf } from "../../js/lib/strength.js";
 
 const T2V = wanNames({ blocks: 40, image: false });
@@ -140,30 +140,14 @@ const ENERGY = VALUES.reduce((sum, value) => sum + value * value, 0);
 /** @param {Partial<import("../../js/lib/spectrum.js").Rule>} rule @returns {import("../../js/lib/spectrum.js").Rule} */
 const rule = (rule) => ({ kind: "rank", rank: 4, energy: 0.9, ratio: 10, most: 64, ...rule });
 
-test("rank rules, against cases counted by hand", () => {
-  assert.equal(rankOf(VALUES, ENERGY, rule({ rank: 3 })), 3);
-  assert.equal(rankOf(VALUES, ENERGY, rule({ rank: 90 })), 5);
-  assert.equal(rankOf(VALUES, ENERGY, rule({ kind: "energy", energy: 0.7507 })), 1); // 64 of 85.25 is 75.073 %
-  assert.equal(rankOf(VALUES, ENERGY, rule({ kind: "energy", energy: 0.7508 })), 2);
-  assert.equal(rankOf(VALUES, ENERGY, rule({ kind: "energy", energy: 1 })), 5);
-  assert.equal(rankOf([3, 3, 0, 0], 18, rule({ kind: "energy", energy: 1 })), 2);
-  assert.equal(rankOf(VALUES, ENERGY, rule({ kind: "ratio", ratio: 4 })), 2); // 2 is not above 8 / 4
-  assert.equal(rankOf(VALUES, ENERGY, rule({ kind: "ratio", ratio: 4.01 })), 3);
-  assert.equal(knee(VALUES), 2);
-  assert.equal(knee([3, 2, 1]), 3); // straight: no knee, everything is kept
-  assert.equal(rankOf(VALUES, ENERGY, rule({ kind: "ratio", ratio: 100, most: 2 })), 2);
-  assert.equal(rankOf([0, 0], 0, rule({ rank: 4 })), 2); // as the library writes it: zeros, at the rank asked for
-  assert.equal(rankOf([2, 1, 1, 1], 7, rule({ kind: "energy", energy: 4 / 7 })), 1); // a tie
-});
-
 test("kept energy counts what was cut off the list", () => {
   assert.equal(kept(VALUES, 2 * ENERGY, 5), 0.5);
   assert.equal(kept([0, 0], 0, 1), 1);
-  assert.equal(rankOf(VALUES, 2 * ENERGY, rule({ kind: "energy", energy: 0.9 })), 5);
 });
 
 test("the average curve keeps energy shares", () => {
-  const spectrum = { values: { a: [3, 4], b: [1] }, energy: { a: 25, b: 1 } };
+  /** @type {import("../../js/lib/messages.js").Spectrum} */
+  const spectrum = { values: { a: [3, 4], b: [1] }, energy: { a: 25, b: 1 }, shape: { a: [2, 2], b: [1, 1] } };
   const { values, energy } = average(spectrum);
   assert.ok(Math.abs(values[0] ** 2 - 5) < 1e-12 && Math.abs(energy - 13) < 1e-12);
   const all = outcome(spectrum, rule({ rank: 1 }));
@@ -178,7 +162,7 @@ test("messages are taken apart with care", () => {
   const hostile = readMessage([{
     report: { title: "<b>", lines: [{ text: "<script>", level: "boom" }, "x", null, { text: "5 a", template: "{0} a", values: [{ text: "5", values: 1 }] }] },
     modules: { a: { norm: "9", cosine: 0.5 }, b: 3, ...JSON.parse('{"__proto__": {"norm": 1}}') },
-    spectrum: { values: { a: [1, NaN], b: [2, 1] }, energy: { b: 1 } },
+    spectrum: { values: { a: [1, NaN], b: [2, 1], c: [1] }, energy: { b: 1 }, shape: { b: [3, 4], c: ["<b>", -1] } },
     strength_range: [3, -3],
   }]);
   assert.deepEqual(hostile?.report, {
@@ -187,7 +171,8 @@ test("messages are taken apart with care", () => {
   });
   assert.deepEqual({ ...hostile?.modules }, { a: { cosine: 0.5 }, ["__proto__"]: { norm: 1 } }); // a name like any other
   assert.equal(/** @type {any} */ ({}).norm, undefined);
-  assert.deepEqual({ ...hostile?.spectrum?.values }, { b: [2, 1] });
+  assert.deepEqual({ ...hostile?.spectrum?.values }, { b: [2, 1], c: [1] });
+  assert.deepEqual({ ...hostile?.spectrum?.shape }, { b: [3, 4], c: [1, 1] });
   assert.equal(hostile?.spectrum?.energy.b, 5);
   assert.equal(hostile?.strength_range, undefined);
   assert.deepEqual(readMessage('{"strength_range": [-99, 2]}')?.strength_range, [-10, 2]);

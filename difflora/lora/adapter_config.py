@@ -65,15 +65,15 @@ class AdapterConfig:
         return cls({})
 
     def scale(
-        self, module: str, parts: Mapping[str, str], rank: int, alpha: float | None
+        self, module: str, parts: Mapping[str, str], rank: int, alpha: float | None, rslora: bool | None = None
     ) -> tuple[float, float | None]:
-        """(scale, alpha) of one module. A tensor in the file goes before the configuration."""
+        """(scale, alpha) of one module. What the file's tensors say, alpha and rslora, goes before the configuration."""
         common = self.config.get("lora_alpha", self.config.get("alpha"))
         if alpha is None and common not in (None, ""):
             alpha = self._number(self._pattern("alpha_pattern", module, parts, common))
         if alpha is None:
             return 1.0, None
-        return alpha / (math.sqrt(rank) if self._rslora else rank), alpha
+        return alpha / (math.sqrt(rank) if (self._rslora if rslora is None else rslora) else rank), alpha
 
     def rank_of(self, module: str, parts: Mapping[str, str]) -> int | None:
         """What alpha is divided by in a LoKr of two full matrices: by nothing, except in PEFT's."""
@@ -95,7 +95,8 @@ class AdapterConfig:
             if isinstance(patterns, str):
                 patterns = _json(patterns, f"{self.name}: {name}")
             self._tables[name] = _Patterns(patterns if isinstance(patterns, dict) else {}, self.name, name)
-        return self._tables[name].value({module, *(spelled(key) for key in parts.values())}, default)
+        spellings = {module, *(spelled(key) for key in parts.values())}
+        return self._tables[name].value(spellings, default)
 
     def _number(self, value: object, what: str = "lora_alpha") -> float:
         try:
@@ -105,6 +106,9 @@ class AdapterConfig:
         if not math.isfinite(number):
             raise FileError(f"{self.name}: {what} is {number}.")
         return number
+
+
+NO_CONFIG = AdapterConfig({})
 
 
 class _Patterns:

@@ -18,7 +18,7 @@ from ..sentence import Sentence, printable
 from ..storage.dtypes import CODES, FLOATS
 from ..storage.reader import FileIdentity, Header, check_finite, file_sha256, read_header, read_tensors
 from . import lycoris
-from .adapter_config import AdapterConfig
+from .adapter_config import NO_CONFIG, AdapterConfig
 from .deltas import Delta, Dense, LowRank, Spec, Term, Vector
 from .lora import Lora, Recipe, StoredLora
 
@@ -36,6 +36,8 @@ _NOT_LINEAR = {
     "A weight of another shape is no change that can be subtracted.",
     "set_weight": "this takes the place of the model's weight. Without that weight, what it changes is not known.",
 }
+# Parts that are one number: what the factors are multiplied by, and switches.
+_NUMBERS = ("alpha", "scalar", "scaling", "use_rslora_flag", "use_dora_flag")
 
 
 class FileLora(StoredLora):
@@ -50,7 +52,7 @@ class FileLora(StoredLora):
             raise FileError(f"{self.name}: {error}") from error
         self.dialect = self.keys_found.dialect
         self._refuse_foreign_keys(ignore_unknown)
-        alphas = self._read_alphas()
+        numbers = self._read_numbers()
         adapter = self._adapter = AdapterConfig.of(header, adapter_config)
         if adapter.beside:
             self.warnings += (
@@ -66,10 +68,20 @@ class FileLora(StoredLora):
                     adapter.rivals,
                 ),
             )
+        if missing := self.keys_found.not_wan:
+            self.warnings += (
+                Sentence(
+                    "{0}: {1} of {2} modules are not Wan's ({3}). They do nothing unless your model has them.",
+                    self.name,
+                    len(missing),
+                    len(self.keys_found.modules),
+                    printable(", ".join(missing[:5]) + ", …" * (len(missing) > 5), 300),
+                ),
+            )
         self._sources: dict[str, _Source] = {}
         self.alphas: dict[str, float] = {}
         for module, parts in self.keys_found.modules.items():
-            for name, source in self._module_sources(module, parts, alphas, adapter):
+            for name, source in self._module_sources(module, parts, numbers, adapter):
                 self._sources[name] = source
         for module, source in self._sources.items():
             sizes = [math.prod(header.entries[key].shape) for key in source.keys]
@@ -145,7 +157,7 @@ class FileLora(StoredLora):
 
     def _refuse_foreign_keys(self, ignore_unknown: bool) -> None:
         found = self.keys_found
-        ignored = list(found.unknown)
+        ignored = found.unknown + found.markers
         for reason, keys in found.foreign.items():
             beside = reason == WHOLE_WEIGHTS and bool(found.modules)  # not a checkpoint
             if beside and ignore_unknown:
@@ -158,6 +170,11 @@ class FileLora(StoredLora):
         for part, reason in _NOT_LINEAR.items():
             if key := next((parts[part] for parts in found.modules.values() if part in parts), None):
                 raise UnsupportedError(f"{self.name}: {printable(key)}: {reason} Train plain LoRAs for a slider.")
+        if found.changing:
+            raise UnsupportedError(
+                f"{self.name}: {printable(found.changing[0])}: this may change the numbers of the factors beside it, and "
+                "how is not known here. Convert the file to one without such keys."
+            )
         if found.unknown and not ignore_unknown:
             raise UnsupportedError(
                 f"{self.name}: {len(found.unknown)} keys are not understood, the first is {printable(found.unknown[0])}. "
@@ -180,44 +197,73 @@ class FileLora(StoredLora):
 
     @staticmethod
     def _needs_alpha(parts: Mapping[str, str]) -> bool:
-        return "alpha" not in parts and not parts.keys() <= {"diff", "bias"}
+        return not {"alpha", "scaling"} & parts.keys() and not parts.keys() <= {"diff", "bias"}
 
-    def _read_alphas(self) -> dict[str, float]:
-        keys = [parts["alpha"] for parts in self.keys_found.modules.values() if "alpha" in parts]
+    def _read_numbers(self) -> dict[str, float]:
+        """Key -> value, of all parts that are one number."""
+        modules = [*self.keys_found.modules.values(), self.keys_found.flags]
+        keys = [parts[part] for parts in modules for part in _NUMBERS if part in parts]
         for key in keys:
             if math.prod(self.header.entries[key].shape) != 1:
                 raise TensorError(
                     f"{self.name}: {printable(key)} must be one number, but has shape {self.header.entries[key].shape}."
                 )
-        alphas = {key: float(tensor) for key, tensor in read_tensors(self.header, keys).items()}
-        for key, alpha in alphas.items():
-            if not math.isfinite(alpha):
-                raise TensorError(f"{self.name}: {printable(key)} is {alpha}: the file is damaged.")
-        return alphas
+        numbers = {key: float(tensor) for key, tensor in read_tensors(self.header, keys).items()}
+        for part in ("use_rslora_flag", "use_dora_flag"):
+            for key in (parts[part] for parts in modules if part in parts):
+                if numbers[key] not in (0.0, 1.0):
+                    raise TensorError(f"{self.name}: {printable(key)} is {numbers[key]}, neither 0 nor 1.")
+                if part == "use_dora_flag" and numbers[key]:
+                    raise UnsupportedError(
+                        f"{self.name}: {printable(key)}: {_NOT_LINEAR['dora_scale']} Train plain LoRAs for a slider."
+                    )
+        return numbers
+
+    def _scale(
+        self, module: str, parts: Mapping[str, str], rank: int, numbers: Mapping[str, float], adapter: AdapterConfig
+    ) -> float:
+        """What a module's product of factors is multiplied by; notes the alpha that it comes from."""
+        values = {part: numbers[parts[part]] for part in ("alpha", "scalar", "scaling") if part in parts}
+        for part, value in values.items():
+            if not math.isfinite(value):
+                raise TensorError(f"{self.name}: {printable(parts[part])} is {value}: the file is damaged.")
+        flag = {**self.keys_found.flags, **parts}.get("use_rslora_flag")
+        rslora = bool(numbers[flag]) if flag else None
+        scale, alpha = adapter.scale(module, parts, rank, values.get("alpha"), rslora)
+        if "scaling" in values:
+            if "alpha" in values and not math.isclose(values["scaling"], scale, rel_tol=0.01):
+                raise TensorError(
+                    f"{self.name}: {printable(parts['scaling'])} is {values['scaling']:.4g}, but by "
+                    f"{printable(parts['alpha'])} the scale is {scale:.4g}: the two disagree, so it is unknown."
+                )
+            scale, alpha = values["scaling"], values.get("alpha")
+        if alpha is not None:
+            self.alphas[module] = alpha
+        return scale * values.get("scalar", 1.0)
 
     def _module_sources(
-        self, module: str, parts: dict[str, str], alphas: Mapping[str, float], adapter: AdapterConfig
+        self, module: str, parts: dict[str, str], numbers: Mapping[str, float], adapter: AdapterConfig
     ) -> Iterator[tuple[str, _Source]]:
         """What each of a module's parameters changes by: its weight, its bias."""
-        left = set(parts)
+        left = set(parts) - {"use_rslora_flag", "use_dora_flag"}
         entries = self.header.entries
         for part, key in parts.items():
-            if part != "alpha" and CODES[entries[key].dtype] not in FLOATS:
+            if part not in _NUMBERS and CODES[entries[key].dtype] not in FLOATS:
                 raise TensorError(f"{self.name}: {printable(key)} holds {entries[key].dtype} values, not weights.")
         scale = 1.0
         if other := next((form for form in _FORMS if form.belongs(parts)), None):
             used = [part for part in other.parts if part in parts]
-            left -= {*used, "alpha"}
+            left -= {*used, "alpha", "scalar", "scaling"}
             shape, rank, divisor = self._form_shape(module, other, {part: parts[part] for part in used})
             divisor = divisor or adapter.rank_of(module, parts)
             if divisor is not None:
-                stored = alphas[parts["alpha"]] if "alpha" in parts else None
-                scale, alpha = adapter.scale(module, parts, divisor, stored)
-                if alpha is not None:
-                    self.alphas[module] = alpha
+                scale = self._scale(module, parts, divisor, numbers, adapter)
+            else:  # alpha does not count here, and in the files of some trainers it overflowed
+                without = {part: key for part, key in parts.items() if part != "alpha"}
+                scale = self._scale(module, without, 1, numbers, NO_CONFIG)
             yield module, _FormSource(other, {part: parts[part] for part in used}, shape, rank, scale)
         elif "down" in parts or "up" in parts:
-            left -= {"down", "up", "alpha"}
+            left -= {"down", "up", "alpha", "scalar", "scaling", "down_scale", "up_scale"}
             if not ("down" in parts and "up" in parts):
                 have, lack = ("down", "up") if "down" in parts else ("up", "down")
                 raise TensorError(
@@ -226,11 +272,12 @@ class FileLora(StoredLora):
                 )
             up, down = entries[parts["up"]].shape, entries[parts["down"]].shape
             shape, rank = self._low_rank_shape(module, parts, up, down)
-            alpha = alphas[parts["alpha"]] if "alpha" in parts else None
-            scale, alpha = adapter.scale(module, parts, rank, alpha)
-            if alpha is not None:
-                self.alphas[module] = alpha
-            yield module, _Source((parts["up"], parts["down"]), Spec(shape, (rank,)), scale)
+            scale = self._scale(module, parts, rank, numbers, adapter)
+            scaled = tuple(part for part in ("up_scale", "down_scale") if part in parts)
+            for part in scaled:
+                self._check_rows(parts[part], entries[parts[part.removesuffix("_scale")]].shape[0])
+            keys = (parts["up"], parts["down"], *(parts[part] for part in scaled))
+            yield module, _Source(keys, Spec(shape, (rank,)), scale, scaled)
         if "diff" in parts and not ({"up", "down"} & set(parts) or other):
             left -= {"diff", "alpha"}
             shape = entries[parts["diff"]].shape
@@ -254,6 +301,15 @@ class FileLora(StoredLora):
                 f"{self.name}: {printable(parts[part])}: {printable(module)} holds this beside "
                 f"{printable(next((parts[p] for p in parts if p not in left), 'nothing else'))}. What the two "
                 "do together is not known, so the file cannot be subtracted."
+            )
+
+    def _check_rows(self, key: str, rows: int) -> None:
+        """A factor's own scale: one number, or one for each row."""
+        shape = self.header.entries[key].shape
+        if math.prod(shape) != 1 and shape not in ((rows,), (rows, 1)):
+            raise UnsupportedError(
+                f"{self.name}: {printable(key)} has shape {shape}; a scale of one number, or of one for each of the "
+                f"{rows} rows, can be read. Convert the file to one without such keys."
             )
 
     def _form_shape(
@@ -287,15 +343,24 @@ class FileLora(StoredLora):
 
 
 class _Source:
-    """Which tensors of a file make up one delta, and how."""
+    """Which tensors of a file make up one delta, and how.
 
-    def __init__(self, keys: tuple[str, ...], spec: Spec, scale: float):
-        self.keys, self.spec, self.scale = keys, spec, scale
+    scaled  which factors are multiplied by the further tensors, row by row: "up_scale", "down_scale"
+    """
+
+    def __init__(self, keys: tuple[str, ...], spec: Spec, scale: float, scaled: tuple[str, ...] = ()):
+        self.keys, self.spec, self.scale, self.scaled = keys, spec, scale, scaled
 
     def delta(self, tensors: Sequence[Any]) -> Delta:
         if self.spec.is_vector:
             return Vector(tensors[0].float() * self.scale if self.scale != 1.0 else tensors[0].float())
-        up, down = (tensor if tensor.ndim == 2 else tensor.flatten(1) for tensor in tensors)
+        up, down = (tensor if tensor.ndim == 2 else tensor.flatten(1) for tensor in tensors[:2])
+        for which, rows in zip(self.scaled, tensors[2:], strict=True):
+            # float64: the product of two stored values is then exact.
+            if which == "up_scale":
+                up = up.double() * rows.double().reshape(-1, 1)
+            else:
+                down = down.double() * rows.double().reshape(-1, 1)
         return LowRank((Term(up, down, self.scale),), self.spec.shape)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from ..errors import FileError
@@ -128,16 +128,30 @@ _FLAT_OUTSIDE |= {_flat(ours): (ours, False) for ours in _OUTSIDE}
 _SHARED = ("proj_out", "scale_shift_table")
 _FLAT_BLOCK = re.compile(r"(vace_blocks|blocks)_(0|[1-9][0-9]{0,3})_(.+)", re.DOTALL)
 
-_DOTTED = r"(?:(?:base_model\.model|diffusion_model|model|transformer_2|transformer|unet|pipe|dit|module|_orig_mod)\.)"
+# What torch puts around a module (compiling, sharding, checkpointing) becomes a part of the names inside it.
+_WRAPPER = "_?(?:orig_mod|fpw_module|forward_module|[a-z]+_wrapped_module)"
+_WRAPPED = re.compile(rf"^(?:{_WRAPPER}[._])+|(?P<before>[._])(?:{_WRAPPER}(?P<behind>[._]|$))+")
+_DOTTED = (
+    r"(?:(?:base_model\.model|diffusion_model|model|transformer_2|transformer|unet|pipe|dit|net|_?module"
+    r"|generator(?:_ema)?|(?:model_)?ema(?:_model)?)\.)"
+)
 _DOTTED_PREFIX = re.compile(f"{_DOTTED}+")
 _FLAT_PREFIX = re.compile(r"lora_unet__?(?:diffusion_model[._])?|lycoris_|lora_transformer_|lora_prior_unet_")
+# The same words in a flat name, where some are the beginning of other models' names: only before a name that is known.
+_FLAT_FRONT = re.compile(r"_*(?:(?:base_model_model|diffusion_model|generator(?:_ema)?|model|module|net|dit|pipe)_)+")
 # HunyuanVideo's own code has no dot here; Flux has, and so has ComfyUI in both models.
 _FUSED = re.compile(r"(^|\.)(img_attn|txt_attn|self_attn)_(qkv|q|k|v|proj)(?=\.|$)")
 _FUSED_DOT = re.compile(r"(^|\.)(img_attn|txt_attn|self_attn)\.(qkv|q|k|v|proj)(?=\.|$)")
+_ENCODERS = (
+    r"(?:clip(?:_[lgh])?|(?:m|um|by)?t5(?:_?(?:xxl|xl|large|base|small))?|llm|language_model|llama[0-9_]*"
+    r"|(?:qwen|gemma|mistral|chatglm)\w*)"
+)
 _TEXT_ENCODER = re.compile(
     r"(?:lora_te[0-9]?_|lora_prior_te_|lycoris_te[0-9]?_"
+    rf"|(?:lora|lycoris)_(?:text_encoders?|text_model|(?!llm_adapter){_ENCODERS})_"
     rf"|{_DOTTED}*(?:{_FLAT_PREFIX.pattern})?"
-    r"(?:text_encoders?(?:_[0-9])?|te[0-9]?|text_model|cond_stage_model|conditioner\.embedders)\.)"
+    rf"(?:text_encoders?(?:_[0-9])?|te[0-9]?|text_model|cond_stage_model|conditioner\.embedders|{_ENCODERS})\."
+    rf"|{_DOTTED}*(?:encoder|decoder)\.block\.[0-9]+\.layer\.)"  # T5's layers, by themselves
 )
 
 # What the last words of a key mean. These come with and without ".weight" behind them:
@@ -150,8 +164,12 @@ _HADAMARD = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "had
 _SINGLE = {
     name: name for name in (*_HADAMARD, *_KRONECKER, "alpha", "diff", "dora_scale", "reshape_weight", "set_weight")
 }
-_SINGLE |= {"diff_b": "bias", "w_norm": "diff", "b_norm": "bias"}
-_PARTS = ("down", "up", "mid", "alpha", "diff", "bias", "up_bias", *_HADAMARD, *_KRONECKER)
+_FLAGS = ("use_rslora_flag", "use_dora_flag")
+_SINGLE |= {"diff_b": "bias", "w_norm": "diff", "b_norm": "bias", "lora_alpha": "alpha"}
+_SINGLE |= {name: name for name in ("scalar", "scaling", *_FLAGS)}
+_FACTOR_SCALES = ("scale_weight", "weight_scale")  # what a factor in 8 bits is multiplied by
+_MULTIPLIERS = ("down_scale", "up_scale", "scalar", "scaling")
+_PARTS = ("down", "up", "mid", "alpha", "diff", "bias", "up_bias", *_HADAMARD, *_KRONECKER, *_MULTIPLIERS, *_FLAGS)
 _RANK_PART = {part: i for i, part in enumerate(_PARTS)}
 
 _TURNED = "OFT turns the weights, it does not add to them"
@@ -173,7 +191,18 @@ _FOREIGN_NAMES = (
     (re.compile(r"(?:^|\.)(?:dwpose_embedding|randomref_embedding_pose)\."), "UniAnimate: layers of its own"),
     (re.compile(r"\.(?:a1|a2|b1|b2|bm)\.weight$"), "GLoRA: its change depends on the base model's weights"),
     (re.compile(r"(?:^|\.)lllite_"), "ControlNet-LLLite: layers of its own"),
-    (re.compile(r"^(?!.*lora).*\.(?:weight|bias|scale_weight)$", re.IGNORECASE | re.DOTALL), WHOLE_WEIGHTS),
+    (re.compile(r"^(?!.*lora).*\.(?:weight|bias)$", re.IGNORECASE | re.DOTALL), WHOLE_WEIGHTS),
+)
+# The last word of a key that multiplies something, whatever it is.
+_NUMBER_WORD = re.compile(
+    r"(?:\w+_)?(?:scales?|scaling|scalar|alpha|multiplier|strength|magnitude|zero_points?|qzeros|absmax)"
+    r"(?:_(?:weight|factor|inv|[0-9]+))?"
+)
+_MARKER = re.compile(r"(?:.*\.)?scaled_fp8", re.DOTALL)  # says that a file has scales, which are keys of their own
+# Words in the names of layers that models built on Wan have beside its own: Animate, S2V, Fun Control, ReCamMaster, …
+_BUILT_ON_WAN = re.compile(
+    r"(?:^|_)(?:adapter|audio|face|motion|pose|music|cam|camera|control|controlnet|mask|ref|refimage|global|cond"
+    r"|injector|packer|projector|encoder)(?=_|$)"
 )
 # Exactly the names by which WanVideoWrapper knows one; a patch embedding that was merely trained is spelled otherwise.
 _CONTROL_LORA = {
@@ -199,6 +228,14 @@ class FileKeys:
     """Keys that are not understood."""
     foreign: dict[str, list[str]]
     """Reason -> keys that are understood, but are no change of the base model's weights."""
+    changing: list[str]
+    """Keys that are not understood and may change the numbers of what is: they stand beside a module, or are a scale."""
+    markers: list[str]
+    """Keys that say something of the file and hold nothing."""
+    flags: dict[str, str]
+    """Part -> key, of flags that hold for the whole file."""
+    not_wan: list[str]
+    """Modules that Wan does not have, in a file that is otherwise Wan's."""
 
 
 @dataclass(frozen=True)
@@ -221,21 +258,37 @@ def read_keys(keys: Iterable[str], metadata: Mapping[str, str] = {}) -> FileKeys
     text_encoder: list[str] = []
     unknown: list[str] = []
     foreign: defaultdict[str, list[str]] = defaultdict(list)
+    markers: list[str] = []
+    flags: dict[str, str] = {}
     names: dict[str, _Name | None] = {}  # by what is left of a key without its part: shared by two or three keys
     found: list[tuple[_Name, str, str]] = []
+    stems: set[str] = set()  # those of what is understood
     for key in keys:
-        stem, part = _split(key)
+        plain = unwrapped(key)
+        stem, part = _split(plain)
         if stem not in names:
             names[stem] = _name(stem)
         name = names[stem]
-        if part and name and key not in _CONTROL_LORA:
+        if part and name and plain not in _CONTROL_LORA:
             found.append((name, part, key))
-        elif _TEXT_ENCODER.match(key):
+            stems.add(stem)
+        elif _TEXT_ENCODER.match(plain):
             text_encoder.append(key)
-        elif reason := _foreign(key):
+        elif reason := _foreign(plain):
             foreign[reason].append(key)
+        elif _MARKER.fullmatch(plain):
+            markers.append(key)
+        elif part in _FLAGS and not stem:
+            flags[part] = key
         else:
             unknown.append(key)
+    whole = set(foreign.get(WHOLE_WEIGHTS, ()))
+    weight_scales = [key for key in unknown if _factor_scale(key) and f"{key.rpartition('.')[0]}.weight" in whole]
+    if weight_scales:
+        foreign[WHOLE_WEIGHTS] += weight_scales
+    changing = set(unknown).difference(weight_scales)
+    changing = {key for key in changing if _NUMBER_WORD.fullmatch(key.rpartition(".")[2]) or _beside(key, stems)}
+    unknown = [key for key in unknown if key not in changing and key not in whole.union(weight_scales)]
 
     dialects = Counter(name.dialect for name, _, _ in found)
     dialect = min(dialects, key=lambda name: (-dialects[name], name), default="unknown")
@@ -259,12 +312,28 @@ def read_keys(keys: Iterable[str], metadata: Mapping[str, str] = {}) -> FileKeys
         text_encoder=sorted(text_encoder),
         unknown=sorted(unknown),
         foreign={reason: sorted(foreign[reason]) for reason in sorted(foreign)},
+        changing=sorted(changing),
+        markers=sorted(markers),
+        flags=flags,
+        not_wan=_not_wan([name for name, _, _ in found]) if is_wan else [],
     )
+
+
+def unwrapped(key: str) -> str:
+    """A key without what torch's wrappers put into it: ``blocks.0._orig_mod.ffn.0`` is ``blocks.0.ffn.0``."""
+    return _WRAPPED.sub(_joint, key) if "orig_mod" in key or "_module" in key else key
+
+
+def _joint(wrapped: re.Match[str]) -> str:
+    """What is left between two words: the sign behind the wrapper, but a prefix such as ``lora_unet_`` keeps its own."""
+    before, behind = wrapped["before"], wrapped["behind"]
+    is_prefix = before and behind and _FLAT_PREFIX.fullmatch(wrapped.string, 0, wrapped.start() + 1)
+    return before if is_prefix else behind or ""
 
 
 def spelled(key: str) -> str:
     """The module of a key as the file spells it, without its dotted prefix: ``blocks.0.attn1.to_q``."""
-    stem = _split(key)[0]
+    stem = _split(unwrapped(key))[0]
     prefix = _DOTTED_PREFIX.match(stem)
     return stem[prefix.end() :] if prefix else stem
 
@@ -396,12 +465,28 @@ def _split(key: str) -> tuple[str, str]:
         return _split_factor(stem, last)
     if last == "diff_m":
         return stem if stem.endswith(("modulation", "scale_shift_table")) else f"{stem}.modulation", "diff"
+    if last in _FACTOR_SCALES:
+        outer, part = _split_factor(stem, "weight")
+        return (outer, f"{part}_scale") if part in ("down", "up") else (key, "")
     return stem.removesuffix("_lora"), _FACTORS.get(last) or _SINGLE.get(last, "")
+
+
+def _factor_scale(key: str) -> bool:
+    return key.rpartition(".")[2] in _FACTOR_SCALES
+
+
+def _beside(key: str, stems: Collection[str]) -> bool:
+    """Whether a key that is not understood begins with one of these names of modules."""
+    key = unwrapped(key)
+    at = len(key)
+    return any((at := key.rfind(".", 0, at)) > 0 and key[:at] in stems for _ in range(8))
 
 
 def _split_factor(stem: str, last: str) -> tuple[str, str]:
     """Cut ``lora_A``, ``lora_A.<adapter>``, ``lora.down`` or ``…_lora.down`` off; "weight" or "bias" came behind it."""
     outer, _, word = stem.rpartition(".")
+    if word == "dora_layer":
+        return outer, "dora_scale"
     part = _FACTORS.get(word, "")
     if not part:
         outermost, _, second = outer.rpartition(".")
@@ -429,25 +514,42 @@ def _name(stem: str) -> _Name | None:
     if not name or name.startswith("."):
         return None
     flat = _flat(name).replace("_processor_", "_")
-    in_block = _FLAT_BLOCK.fullmatch(flat)
-    if in_block:
-        known = _FLAT_IN_BLOCK.get(in_block[3])
-        module = f"{in_block[1]}.{in_block[2]}.{known[0]}" if known else ""
-    else:
-        known = _FLAT_OUTSIDE.get(flat)
-        module = known[0] if known else ""
+    known = _wan_name(flat)
+    if not known and (start or "." not in name):
+        plain = _FLAT_FRONT.sub("", flat, count=1) if _FLAT_FRONT.match(flat) else flat
+        plain = re.sub("__+", "_", plain).strip("_")
+        if known := _wan_name(plain):
+            flat = plain
     dialect = _dialect(prefix, start, name, known is not None and known[1])
     flat_prefix = "lora_unet_" if start.startswith("lora_unet_") else start if start != "lora_prior_unet_" else ""
     if known:
-        return _Name(module, dialect, flat not in _SHARED, name if flat in _SHARED else "", flat_prefix)
+        return _Name(known[0], dialect, flat not in _SHARED, name if flat in _SHARED else "", flat_prefix)
     if start:
-        understood = flat_names.dotted(flat) if flat_prefix else None
+        understood = (flat_names.dotted(flat) or flat_names.dotted(plain)) if flat_prefix else None
         return _Name(understood or (name if flat_prefix == "lora_unet_" else body), dialect, False, "", flat_prefix)
     name = _FUSED.sub(r"\1\2.\3", name)
     if ".processor." in name:
         name = name.replace(".processor.", ".")
         name += ".0" if name.endswith(".to_out") else ""
     return _Name(name, dialect, False)
+
+
+def _wan_name(flat: str) -> tuple[str, bool] | None:
+    """A module of Wan by its flat spelling: its canonical name, and whether the spelling is diffusers'."""
+    in_block = _FLAT_BLOCK.fullmatch(flat)
+    if not in_block:
+        return _FLAT_OUTSIDE.get(flat)
+    known = _FLAT_IN_BLOCK.get(in_block[3])
+    return (f"{in_block[1]}.{in_block[2]}.{known[0]}", known[1]) if known else None
+
+
+def _not_wan(names: Iterable[_Name]) -> list[str]:
+    """Modules that neither Wan nor a model built on it has, if most of the others in the blocks are Wan's."""
+    modules = {name.module: name.wan or bool(name.shared) for name in names}
+    strangers = [module for module, wan in modules.items() if not wan]
+    if not any(module.startswith(("blocks.", "vace_blocks.")) for module, wan in modules.items() if wan):
+        return []
+    return sorted((name for name in strangers if not _BUILT_ON_WAN.search(_flat(name))), key=model_order)
 
 
 def _dialect(prefix: str, start: str, name: str, diffusers: bool) -> str:

@@ -114,6 +114,17 @@ SPELLINGS = [
     ("native", "diffusion_model.blocks.0.self_attn.q.reshape_weight", Q, "reshape_weight"),
     ("native", "diffusion_model.blocks.0.self_attn.q.set_weight", Q, "set_weight"),
     ("kohya", "lora_unet_patch_embedding.lora_mid.weight", "patch_embedding", "mid"),
+    # Numbers beside the factors
+    ("native", "diffusion_model.blocks.0.self_attn.q.lora_A.scale_weight", Q, "down_scale"),
+    ("native", "diffusion_model.blocks.0.self_attn.q.lora_B.weight_scale", Q, "up_scale"),
+    ("kohya", "lora_unet_blocks_0_self_attn_q.lora_down.weight_scale", Q, "down_scale"),
+    ("peft", "base_model.model.blocks.0.self_attn.q.lora_A.default.weight_scale", Q, "down_scale"),
+    ("kohya", "lora_unet_blocks_0_self_attn_q.scalar", Q, "scalar"),
+    ("native", "diffusion_model.blocks.0.self_attn.q.lora_alpha", Q, "alpha"),
+    ("native", "diffusion_model.blocks.0.self_attn.q.scaling", Q, "scaling"),
+    ("kohya", "lora_unet_blocks_0_self_attn_q.use_rslora_flag", Q, "use_rslora_flag"),
+    ("kohya", "lora_unet_blocks_0_self_attn_q.use_dora_flag", Q, "use_dora_flag"),
+    ("kohya", "lora_unet_blocks_0_self_attn_q.dora_layer.weight", Q, "dora_scale"),
     # The modulation table, with its own name before diff_m or without
     ("native", "diffusion_model.blocks.0.diff_m", "blocks.0.modulation", "diff"),
     ("native", "diffusion_model.blocks.0.modulation.diff_m", "blocks.0.modulation", "diff"),
@@ -259,7 +270,8 @@ WORDS = st.sampled_from(
     """diffusion_model model base_model transformer pipe dit blocks vace_blocks 0 1 39 007 99999999999 self_attn q k_img
     cross_attn attn1 attn2 to_q to_out ffn net proj head norm2 norm3 modulation lora lora_A lora_B lora_down default
     up down weight bias alpha diff diff_b diff_m lokr_w1 processor scale_shift_table proj_out dora_scale text_encoder
-    lora_unet lycoris lora_te1 patch_embedding q_loras oft_blocks transformer_blocks single_blocks _ x""".split()
+    lora_unet lycoris lora_te1 patch_embedding q_loras oft_blocks transformer_blocks single_blocks _ x _orig_mod net
+    module scaled_fp8 scalar scaling weight_scale use_rslora_flag clip_l umt5""".split()
 )
 KEYS = st.lists(st.tuples(WORDS, st.sampled_from([".", ".", "_", "__", ""])), min_size=1, max_size=9).map(
     lambda pieces: "".join(word + joint for word, joint in pieces)
@@ -276,6 +288,7 @@ def test_every_key_ends_up_in_exactly_one_place(keys):
         return
     places = [key for parts in found.modules.values() for key in parts.values()] + found.text_encoder + found.unknown
     places += [key for some in found.foreign.values() for key in some]
+    places += [*found.changing, *found.markers, *found.flags.values()]
     assert sorted(places) == sorted(keys)
     assert read_keys(reversed(keys)) == found
     assert list(read_keys(reversed(keys)).modules) == list(found.modules)
@@ -334,6 +347,110 @@ def test_two_keys_of_one_part_are_an_error_that_names_both(one, other):
     assert "\n" not in str(error.value)
 
 
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_fpw_module", "_forward_module")
+
+
+@pytest.mark.parametrize("wrapper", [*WRAPPERS, "_orig_mod._fsdp_wrapped_module._checkpoint_wrapped_module"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "<>.blocks.0.self_attn.q.lora_A.weight",
+        "diffusion_model.<>.blocks.0.self_attn.q.lora_A.weight",
+        "blocks.<>.0.self_attn.q.lora_A.weight",
+        "diffusion_model.blocks.0.<>.self_attn.q.lora_A.weight",
+        "transformer.blocks.0.<>.attn1.to_q.lora_down.weight",
+        "base_model.model.<>.blocks.0.self_attn.<>.q.lora_A.default.weight",
+        "base_model.model.blocks.0.self_attn.q.<>.lora_A.default.weight",
+        "base_model.model.blocks.0.self_attn.q.lora_A.default.<>.weight",
+        "module.<>.blocks.0.self_attn.q.lora_A",
+        "lora_unet_<flat>_blocks_0_self_attn_q.lora_down.weight",
+        "lora_unet__<flat>_blocks_0_self_attn_q.lora_down.weight",
+        "lora_unet_blocks_0_<flat>_self_attn_q.lora_down.weight",
+        "lora_unet_blocks_0_<flat>_attn1_to_q.lora_down.weight",
+        "lora_unet_blocks_0_self_attn_q_<flat>.lora_down.weight",
+        "blocks_0_<flat>_self_attn_q.lora_down.weight",
+        "<flat>_blocks_0_self_attn_q.lora_down.weight",
+        "lycoris_<flat>_blocks_0_self_attn_q.lora_down.weight",
+        "lora_unet_<flat>_blocks_0_<flat>_self_attn_<flat>_q.lora_down.weight",
+        "lora_unet_<>.blocks.0.self_attn.q.lora_down.weight",
+    ],
+)
+def test_what_torch_wraps_around_a_module_is_no_part_of_its_name(key, wrapper):
+    key = key.replace("<>", wrapper).replace("<flat>", wrapper.replace(".", "_"))
+    found = read_keys([key])
+    assert found.modules == {Q: {"down": key}}
+    assert not found.not_wan
+
+
+@pytest.mark.parametrize(
+    "front",
+    """module. module.module. net. generator.model. generator. generator_ema.model. model.net. diffusion_model.net.
+    base_model.model.generator.model. transformer.module. _forward_module.module. lora_unet_module_ lora_unet_net_
+    lora_unet_generator_model_ lora_unet_model_ lora_unet__module_ lycoris_module_ lora_unet_base_model_model_ module_
+    net_ generator_model_ _module.""".split(),
+)
+def test_what_stands_in_front_is_no_part_of_a_name(front):
+    flat = front.endswith("_")
+    module = "blocks_0_self_attn_q" if flat else Q
+    key = f"{front}{module}.lora_down.weight"
+    assert read_keys([key]).modules == {Q: {"down": key}}
+    # The same words inside are names.
+    inside = f"{front}{'blocks_0_ffn_net_0_proj' if flat else 'blocks.0.ffn.net.0.proj'}.lora_down.weight"
+    assert read_keys([inside]).modules == {"blocks.0.ffn.0": {"down": inside}}
+
+
+def test_words_that_stand_in_front_stay_names_elsewhere():
+    keys = [f"{name}.lora_A.weight" for name in ("x.net.0", "encoder.module.proj", "a.generator.model.q")]
+    assert sorted(read_keys(keys).modules) == sorted(key.removesuffix(".lora_A.weight") for key in keys)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "lora_unet_blocks_0_self_attn_q_.lora_down.weight",
+        "lora_unet_blocks_0_self_attn_q__.alpha",
+        "lora_unet__blocks_0_self_attn_q_.lora_up.weight",
+        "lora_unet_blocks_0__self_attn_q.lora_up.weight",
+        "lycoris_blocks_0_attn1_to_q_.lokr_w1",
+        "lora_unet_blocks_0_self_attn_q_.diff_b",
+    ],
+)
+def test_a_stray_underscore_is_no_part_of_a_name(key):
+    assert list(read_keys([key]).modules) == [Q]
+
+
+def test_a_stray_underscore_is_no_part_of_another_models_name():
+    key = "lora_unet_double_blocks_0_img_mlp_0_.lora_down.weight"
+    assert list(read_keys([key]).modules) == ["double_blocks.0.img_mlp.0"]
+    key = "lora_unet_double_blocks_0__orig_mod_img_mlp_0.lora_down.weight"
+    assert list(read_keys([key]).modules) == ["double_blocks.0.img_mlp.0"]
+
+
+@pytest.mark.parametrize(
+    ("module", "missing"),
+    [
+        ("blocks.0.self_attn.zz", True),
+        ("blocks.0.attn.to_w", True),
+        ("extra.layer", True),
+        ("blocks.0.self_attn.o", False),
+        ("vace_blocks.0.after_proj", False),
+        # Layers that models built on Wan have beside its own
+        ("face_adapter.fuser_blocks.0.linear1_kv", False),
+        ("pose_patch_embedding", False),
+        ("audio_injector.injector.3.q", False),
+        ("blocks.0.audio_cross_attn.q_linear", False),
+        ("control_adapter.conv", False),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "lora_unet_"])
+def test_modules_that_wan_does_not_have_are_told_in_a_file_that_is_otherwise_wans(prefix, module, missing):
+    name = module.replace(".", "_") if prefix == "lora_unet_" else module
+    keys = [f"{prefix}{name}.lora_down.weight", "diffusion_model.blocks.0.ffn.0.lora_A.weight"]
+    found = read_keys(keys)
+    assert len(found.not_wan) == missing and len(found.modules) == 2
+    assert not read_keys(["lora_unet_double_blocks_0_img_mlp_0.alpha", "diffusion_model.x.y.alpha"]).not_wan
+
+
 def test_text_encoder_keys_are_set_apart():
     keys = ["lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", "lora_te2_text_model_x.alpha"]
     keys += [
@@ -353,9 +470,37 @@ def test_text_encoder_keys_are_set_apart():
         "te2.text_projection.alpha",
         "pipe.te.shared.diff",
     ]
+    encoders = (
+        "clip_l clip_g clip_h t5 t5xxl t5_xxl umt5 umt5xxl llm clip byt5 llama qwen2_5_vl gemma2_2b mistral3".split()
+    )
+    for name in encoders:
+        keys += [f"{name}.encoder.block.0.layer.1.DenseReluDense.wo.lora_A.weight", f"{name}.layers.0.mlp.fc1.alpha"]
+        keys += [
+            f"base_model.model.{name}.transformer.mlp.fc1.lora_B.weight",
+            f"_orig_mod.{name}.mlp.fc1.lora_B.weight",
+        ]
+        keys += [f"lora_{name}_encoder_block_0_mlp_fc1.lora_down.weight", f"lycoris_{name}_x_mlp.lokr_w1"]
+    keys += ["lora_text_encoder_layers_0_mlp_fc1.lora_down.weight", "lora_text_encoder_2_layers_0_mlp_fc1.alpha"]
+    keys += [
+        "encoder.block.0.layer.0.SelfAttention.q.lora_A.weight",
+        "lora_te_one_mlp.alpha",
+        "language_model.mlp.alpha",
+    ]
     found = read_keys([*keys, "diffusion_model.blocks.0.ffn.0.lora_A.weight"])
     assert found.text_encoder == sorted(keys)
     assert list(found.modules) == ["blocks.0.ffn.0"]
+
+
+@pytest.mark.parametrize(
+    "module",
+    """llm_adapter.blocks.0.mlp.layer1 clip_text_pooled_proj byt5_in.fc1 text_embedding.0 t5_projector llama_layers.0.x
+    context_embedder text_transformer_blocks.0.mlp text_embeddings.in_layer clip_mapper llm_cond_proj""".split(),
+)
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "lora_unet_", ""])
+def test_layers_of_a_model_that_are_called_after_its_text_encoder_are_no_text_encoder(prefix, module):
+    key = f"{prefix}{module.replace('.', '_') if prefix == 'lora_unet_' else module}.lora_up.weight"
+    found = read_keys([key])
+    assert not found.text_encoder and len(found.modules) == 1
 
 
 @pytest.mark.parametrize(
@@ -372,8 +517,6 @@ def test_a_text_encoder_is_one_behind_every_prefix(prefix):
     [
         "diffusion_model.blocks.0.self_attn.q.lora_C.weight",
         "diffusion_model.blocks.0.self_attn.q.lora_A.bias",
-        "diffusion_model.blocks.0.self_attn.q.scalar",
-        "alpha",
         "lora_A.weight",
         ".diff",
         "weight",
@@ -383,6 +526,36 @@ def test_a_text_encoder_is_one_behind_every_prefix(prefix):
 def test_what_is_not_understood_is_said(key):
     found = read_keys([key])
     assert found.unknown == [key] and not found.modules
+
+
+LORA = ["diffusion_model.blocks.0.self_attn.q.lora_A.weight", "diffusion_model.blocks.0.self_attn.q.lora_B.weight"]
+
+
+@pytest.mark.parametrize(
+    "end",
+    """lora_A.weight_scale_2 lora_A.weight_scale_inv scale weight_scale scale_weight lora_scale lora_C.weight multiplier
+    lora_A.default.quant_state hada_w1_a.scale_weight weight.absmax lora_A.zero_point strength foo lora_A.foo.bar""".split(),
+)
+def test_a_number_beside_a_module_cannot_be_ignored(end):
+    key = f"diffusion_model.blocks.0.self_attn.q.{end}"
+    found = read_keys([*LORA, key])
+    assert found.changing == [key] and not found.unknown and not found.foreign
+    # Under another spelling of the module's name, too, where the word says what it is.
+    if "scale" in end:
+        key = f"lora_unet_blocks_0_self_attn_q.{end}"
+        assert read_keys([*LORA, key]).changing == [key]
+
+
+def test_numbers_that_belong_to_no_module_are_told_apart():
+    assert read_keys([*LORA, "alpha"]).changing == ["alpha"]
+    assert read_keys([*LORA, "lora_scale"]).changing == ["lora_scale"]
+    assert read_keys([*LORA, "scaled_fp8", "diffusion_model.scaled_fp8"]).markers == [
+        "diffusion_model.scaled_fp8",
+        "scaled_fp8",
+    ]
+    whole = ["extra.proj.weight", "extra.proj.scale_weight", "extra.proj.weight_scale"]
+    assert [*read_keys([*LORA, *whole]).foreign.values()] == [sorted(whole)]
+    assert read_keys([*LORA, "something.else"]).unknown == ["something.else"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import builtins
 import itertools
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -584,3 +585,113 @@ def test_the_text_encoders_scale_is_not_the_models(tmp_path: Path) -> None:
         metadata={"lora_adapter_metadata": json.dumps(settings)},
     )
     assert difflora.load(tmp_path / "a.safetensors").scales == {Q: 2.0}
+
+
+# Numbers beside the factors
+
+
+def beside(path: Path, extra: dict[str, torch.Tensor], alpha: float | None = 2.0) -> Path:
+    """A file of one module of rank 4, and other keys of it, by how they end."""
+    return write(path, {Q: factors(alpha=alpha)}, {f"{kohya(Q)}.{end}": value for end, value in extra.items()})
+
+
+def times(path: Path) -> float:
+    """How many times the product of the stored factors a file's change is."""
+    change = difflora.load(path)[Q].dense(torch.float64).numpy()
+    product = dense((*factors()[:2], None))
+    ratio = float((change * product).sum() / (product * product).sum())
+    np.testing.assert_allclose(change, ratio * product, rtol=1e-6, atol=1e-9)
+    return ratio
+
+
+@pytest.mark.parametrize(
+    ("extra", "alpha", "ratio"),
+    [
+        ({"scalar": torch.tensor(0.3)}, 2.0, 0.15),
+        ({"scalar": torch.tensor(-2.0, dtype=torch.float16)}, None, -2.0),
+        ({"lora_alpha": torch.tensor(8)}, None, 2.0),
+        ({"scaling": torch.tensor(0.25)}, None, 0.25),
+        ({"scaling": torch.tensor(0.5)}, 2.0, 0.5),
+        ({"lora_down.scale_weight": torch.tensor(3.0)}, 2.0, 1.5),
+        ({"lora_up.weight_scale": torch.tensor([3.0])}, 2.0, 1.5),
+        ({"lora_up.weight_scale": torch.tensor(3.0), "lora_down.weight_scale": torch.full((4, 1), 2.0)}, 2.0, 3.0),
+        ({"use_rslora_flag": torch.tensor(True)}, 2.0, 1.0),
+        ({"use_rslora_flag": torch.tensor(False)}, 2.0, 0.5),
+        ({"use_rslora_flag": torch.tensor(1.0)}, 2.0, 1.0),
+        ({"use_dora_flag": torch.tensor(False), "use_rslora_flag": torch.tensor(0)}, 2.0, 0.5),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else str(value),
+)
+def test_numbers_beside_the_factors_count(extra: dict, alpha: float | None, ratio: float, tmp_path: Path) -> None:
+    assert times(beside(tmp_path / "a.safetensors", extra, alpha)) == pytest.approx(ratio)
+
+
+def test_factors_in_8_bits_are_multiplied_by_their_scales(tmp_path: Path) -> None:
+    """Each row by its own, exactly; a marker that says so holds nothing."""
+    random = torch.Generator().manual_seed(5)
+    scales = torch.rand(24, generator=random) + 0.5, torch.rand(4, 1, generator=random) + 0.5
+    up, down, _ = factors(dtype=torch.float8_e4m3fn)
+    extra = {f"{kohya(Q)}.lora_up.weight_scale": scales[0], f"{kohya(Q)}.lora_down.scale_weight": scales[1]}
+    path = write(tmp_path / "a.safetensors", {Q: (up, down, 2.0)}, {**extra, "scaled_fp8": torch.zeros(0)})
+    lora = difflora.load(path)
+    truth = 0.5 * (scales[0].double()[:, None] * up.double()) @ (scales[1].double() * down.double())
+    assert torch.equal(lora[Q].dense(torch.float64), truth)
+    assert any("1 keys were ignored" in line for line in lora.warnings)
+
+
+def test_a_flag_of_the_whole_file_holds_for_every_module(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.safetensors", {Q: factors(), K: factors()}, {"use_rslora_flag": torch.tensor(True)})
+    assert difflora.load(path).scales == {Q: 1.0, K: 1.0}
+
+
+def test_scales_beside_lokr_and_loha_count(tmp_path: Path) -> None:
+    parts = {"lokr_w1": torch.randn(3, 4), "lokr_w2_a": torch.randn(8, 2), "lokr_w2_b": torch.randn(2, 4)}
+    truth = torch.kron(parts["lokr_w1"].double(), parts["lokr_w2_a"].double() @ parts["lokr_w2_b"].double())
+    numbers = {"alpha": torch.tensor(4.0), "scalar": torch.tensor(0.5), "use_rslora_flag": torch.tensor(True)}
+    save_file({f"{kohya(Q)}.{end}": value for end, value in (parts | numbers).items()}, tmp_path / "a.safetensors")
+    change = difflora.load(tmp_path / "a.safetensors")[Q].dense(torch.float64)
+    torch.testing.assert_close(change, 0.5 * 4 / math.sqrt(2) * truth, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("extra", "word"),
+    [
+        ({"lora_down.weight_scale": torch.ones(4, 2)}, "shape (4, 2)"),
+        ({"lora_up.weight_scale": torch.ones(4)}, "shape (4,)"),
+        ({"lora_up.weight_scale_2": torch.ones(())}, "may change"),
+        ({"scale": torch.ones(())}, "may change"),
+        ({"scaling": torch.tensor(3.0)}, "disagree"),
+        ({"scalar": torch.tensor(float("nan"))}, "nan"),
+        ({"scalar": torch.ones(2)}, "one number"),
+        ({"use_dora_flag": torch.tensor(True)}, "DoRA"),
+        ({"dora_layer.weight": torch.ones(24)}, "DoRA"),
+        ({"use_rslora_flag": torch.tensor(0.5)}, "neither"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else str(value),
+)
+@pytest.mark.parametrize("ignore_unknown", [False, True])
+def test_numbers_that_are_not_understood_are_refused_whatever_is_ignored(
+    extra: dict, word: str, ignore_unknown: bool, tmp_path: Path
+) -> None:
+    with pytest.raises(DiffLoraError) as error:
+        difflora.load(beside(tmp_path / "a.safetensors", extra), ignore_unknown)
+    assert word in str(error.value) and f"{kohya(Q)}.{next(iter(extra))}" in str(error.value)
+    assert "gnore" not in str(error.value) and "a.safetensors: " in str(error.value)
+
+
+def test_wrapped_names_pair_with_plain_ones_exactly(tmp_path: Path) -> None:
+    """A compiled model's LoRA minus the same one with plain names is nothing."""
+    up, down, _ = factors()
+    tensors = {"lora_A.weight": down, "lora_B.weight": up}
+    for name, prefix in (("plain", "diffusion_model."), ("compiled", "diffusion_model._orig_mod."), ("ddp", "module.")):
+        save_file({f"{prefix}{Q}.{end}": value for end, value in tensors.items()}, tmp_path / f"{name}.safetensors")
+    plain, *others = (difflora.load(tmp_path / f"{name}.safetensors") for name in ("plain", "compiled", "ddp"))
+    for other in others:
+        assert torch.equal(plain[Q].dense(), other[Q].dense()) and not other.warnings
+
+
+def test_modules_that_wan_does_not_have_are_one_warning(tmp_path: Path) -> None:
+    modules = {"blocks.0.self_attn.qkv": factors(), "blocks.1.self_attn.zz": factors(), Q: factors()}
+    lora = difflora.load(write(tmp_path / "a.safetensors", modules))
+    (line,) = [line for line in lora.warnings if "Wan" in line]
+    assert "zz" in line and "a.safetensors: " in line

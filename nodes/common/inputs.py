@@ -17,11 +17,11 @@ def one_of(name: str, value: object, options: Iterable[str]) -> None:
         raise InputError(f"{name} is {printable(value, 60)}; choose one of: {', '.join(options)}.")
 
 
-def within(low: float, high: float, **values: float) -> None:
-    """NaN is neither below a minimum nor above a maximum."""
+def within(low: float, high: float, **values: object) -> None:
+    """NaN is neither below a minimum nor above a maximum, and a link may bring a text or a list."""
     for name, value in values.items():
-        if not low <= value <= high:
-            raise InputError(f"{name} is {value}; give a number from {low:g} to {high:g}.")
+        if not isinstance(value, (int, float)) or not low <= value <= high:
+            raise InputError(f"{name} is {printable(value, 60)}; give a number from {low:g} to {high:g}.")
 
 
 def listed_file(kind: str, name: object) -> Path:

@@ -13,15 +13,13 @@ from torch import nn
 
 from ...difflora import Lora
 from ...difflora.lora.deltas import Delta, LowRank
-from ...difflora.lora.lora import label
 from ...difflora.sentence import Sentence
 from ..common.factors import factors_of
-from ..common.inputs import one_of, within
-from ..common.messages import report, ui
-from ..common.strength import strength_range
+from ..common.inputs import one_of
 from ..common.types import LoraDelta
 from .bypass import put_beside
 from .model_weights import Targets
+from .strength import STRENGTH_0, checked, slider_ui, strength_input
 
 
 class SliderModel(io.ComfyNode):
@@ -38,15 +36,7 @@ class SliderModel(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model to change. Several sliders can follow one another."),
                 LoraDelta.Input("lora", tooltip="Any LoRA of this pack, saved or not."),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="More of the property above 0, less below. -3 to +3 is safe with most sliders; 0 is the base "
-                    "model.",
-                ),
+                strength_input("the base model"),
                 io.Combo.Input(
                     "apply",
                     options=["auto", "patch", "bypass"],
@@ -60,7 +50,7 @@ class SliderModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, lora: Lora, strength: float, apply: str) -> io.NodeOutput:
-        within(-10, 10, strength=strength)
+        strength = checked(strength)
         one_of("apply", apply, ["auto", "patch", "bypass"])
         targets = Targets(model, lora)
         bypass = apply == "bypass" or (apply == "auto" and targets.is_quantised)
@@ -71,7 +61,7 @@ class SliderModel(io.ComfyNode):
             line = Sentence("{0} of {1} modules applied", *counts)
         warnings = list(targets.warnings)
         if strength == 0:
-            line = Sentence("strength 0: the base model, unchanged")
+            line = STRENGTH_0
         else:
             if bypass and targets.is_quantised:
                 patched = sum(not _is_linear(model, lora, targets, name) for name in targets.keys)
@@ -82,7 +72,7 @@ class SliderModel(io.ComfyNode):
                         )
                     )
             model = applied(model, lora, targets, strength, bypass)
-        return io.NodeOutput(model, ui=ui(report(label(lora), [line], warnings), strength_range(lora)))
+        return io.NodeOutput(model, ui=slider_ui(lora, [line], warnings))
 
 
 def applied(model: Any, lora: Lora, targets: Targets, strength: float, bypass: bool) -> Any:

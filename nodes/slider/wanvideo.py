@@ -1,6 +1,5 @@
 """A LoRA from the wire for WanVideoWrapper, which reads LoRAs by path: what is not a file yet becomes one."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +7,13 @@ import folder_paths
 from comfy_api.v0_0_2 import io
 
 from ...difflora import Lora, save
+from ...difflora.errors import InputError
 from ...difflora.lora.lora import label
 from ...difflora.sentence import Sentence
-from ..common.inputs import within
-from ..common.messages import report, ui
 from ..common.progress import progress_bar
-from ..common.strength import strength_range
 from ..common.types import LoraDelta, WrapperLora, WrapperModel
 from .model_weights import Targets
+from .strength import checked_schedule, slider_ui, strength_input
 from .wrapper_wires import chained, check_unmerged, check_width, lora_entry
 
 
@@ -65,15 +63,7 @@ class SliderWanVideo(io.ComfyNode):
             "nor loads the model again.",
             inputs=[
                 LoraDelta.Input("lora", tooltip="Any LoRA of this pack, saved or not."),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="More of the property above 0, less below. -3 to +3 is safe with most sliders; 0 is the "
-                    "model as it is.",
-                ),
+                strength_input("the model as it is"),
                 io.Boolean.Input(
                     "merge_loras",
                     default=False,
@@ -108,15 +98,20 @@ class SliderWanVideo(io.ComfyNode):
     def execute(
         cls,
         lora: Lora,
-        strength: float,
+        strength: float | list[float],
         merge_loras: bool,
         low_mem_load: bool,
         prev_lora: list[Any] | None = None,
         model: Any = None,
     ) -> io.NodeOutput:
-        within(-10, 10, strength=strength)
-        if strength == 0:
-            return io.NodeOutput(list(prev_lora or []), ui=ui(strength_range(lora)))
+        strength = checked_schedule(strength)
+        if not any(strength if isinstance(strength, list) else [strength]):
+            return io.NodeOutput(list(prev_lora or []), ui=slider_ui(lora, [Sentence("strength 0: nothing is added")]))
+        if merge_loras and isinstance(strength, list):
+            raise InputError(
+                f"strength is a list of {len(strength)} values, one a step, which WanVideoWrapper cannot merge into "
+                "weights. Switch merge_loras off, and put the LoRA on with WanVideo Set LoRAs."
+            )
         warnings = []
         if model is not None:
             check_unmerged(model.model_options["transformer_options"])
@@ -124,16 +119,19 @@ class SliderWanVideo(io.ComfyNode):
             warnings = Targets(model, lora, check=False).warnings
             check_width(model.model.diffusion_model.dim, {name: lora.specs[name].shape for name in lora.matrices})
         entry = lora_entry(str(_files.file_of(lora)), strength, label(lora), merge_loras, low_mem_load)
-        return io.NodeOutput(
-            chained(prev_lora, entry), ui=ui(_report(lora, merge_loras, warnings), strength_range(lora))
-        )
+        lines = [Sentence("{0} modules, rank {1}", len(lora.matrices), lora.rank_text)]
+        if isinstance(strength, list):
+            lines.append(Sentence("a strength for each of {0} steps, for WanVideo Set LoRAs only", len(strength)))
+        warnings += _left_out(lora, merge_loras)
+        return io.NodeOutput(chained(prev_lora, entry), ui=slider_ui(lora, lines, warnings))
 
 
-def _report(lora: Lora, merge_loras: bool, warnings: Sequence[Sentence]) -> dict[str, Any]:
+def _left_out(lora: Lora, merge_loras: bool) -> list[Sentence]:
+    """What the wrapper does not apply, as warnings."""
     vectors = [name for name in lora if lora.specs[name].is_vector]
     modulations = [name for name in vectors if name.endswith("modulation")]
     passed_over = [name for name in lora.matrices if any(layer in name for layer in NOT_ON_THE_FLY)]
-    warnings = [*warnings]
+    warnings = []
     if passed_over and not merge_loras:
         some = ", ".join(passed_over[:3]) + (" …" if len(passed_over) > 3 else "")
         warnings.append(
@@ -156,8 +154,7 @@ def _report(lora: Lora, merge_loras: bool, warnings: Sequence[Sentence]) -> dict
                 "{0} modulations are left out: WanVideoWrapper reads them, but never applies them.", len(modulations)
             )
         )
-    lines = [Sentence("{0} modules, rank {1}", len(lora.matrices), lora.rank_text)]
-    return report(label(lora), lines, warnings)
+    return warnings
 
 
 NODES = [SliderWanVideo]

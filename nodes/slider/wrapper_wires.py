@@ -19,7 +19,9 @@ from ...difflora.errors import PairError, UnsupportedError
 BLOCKS_OFF = "difflora_blocks_off"
 
 
-def lora_entry(path: str, strength: float, name: str, merge_loras: bool, low_mem_load: bool) -> dict[str, Any]:
+def lora_entry(
+    path: str, strength: float | list[float], name: str, merge_loras: bool, low_mem_load: bool
+) -> dict[str, Any]:
     """One LoRA as the wrapper's own LoRA Select writes it; its low-memory loading exists for merging only."""
     return {
         "path": path,

@@ -1,6 +1,7 @@
 """The model slider on models of every precision and in every order, against dense W + s·ΔW computed apart."""
 
 import itertools
+import json
 from functools import partial
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import small_models
-from tests.comfy_server import Interrupted
+from tests.comfy_server import Interrupted, NodeFailed
 from tests.e2e.test_chain import chain, message
 from tests.e2e.test_server import sampling
 
@@ -355,3 +356,17 @@ def test_a_server_that_caches_nothing_gives_the_same(files, start_comfy, read):
         assert "small" in result.executed
         assert weights.keys() == expected.keys() and all(torch.equal(weights[key], expected[key]) for key in weights)
     server.stop()
+
+
+@pytest.mark.parametrize("value", [[1.0, 2.0], [], "2", None, float("nan"), 10.5, {"a": 1}])
+def test_a_strength_that_is_not_one_number_is_refused_in_one_sentence(files, value):
+    prompt = graph(1.0) | {
+        "value": node("TestJson", text=json.dumps(value)),
+        "keep": node("TestKeep", value=["slider", 0]),
+    }
+    prompt["slider"]["inputs"]["strength"] = ["value", 0]
+    with pytest.raises(NodeFailed) as failed:
+        files.run(prompt)
+    assert failed.value.node_id == "slider"
+    assert failed.value.details["exception_type"].endswith("InputError")
+    assert failed.value.message.startswith("strength is ")

@@ -95,6 +95,26 @@ class TestWire:
         assert len({lora["path"] for lora in chain}) == 2
         assert json.loads(result.output("empty")["text"][0]) == []
 
+    def test_a_list_of_strengths_goes_on_the_wire_as_it_is(self, comfy):
+        prompt = made_from_pair() | {"values": node("TestJson", text="[0, 1.5, -2]")}
+        prompt |= {"slider": slider(["values", 0]), "show": node("TestShow", value=["slider", 0])}
+        [entry] = shown(comfy, prompt)
+        assert entry["strength"] == [0.0, 1.5, -2.0] and entry["merge_loras"] is False
+        prompt["values"] = node("TestJson", text="[0, 0, 0]")
+        assert shown(comfy, prompt) == []
+        for values, merge, reason in (
+            ("[1, 11]", False, "from -10 to 10"),
+            ("[]", False, "0 values"),
+            ('[1, "a"]', False, "strength is a"),
+            ("[[1], 2]", False, "a list of 1"),
+            ("[1, 2]", True, "cannot merge"),
+        ):
+            prompt["values"] = node("TestJson", text=values)
+            prompt["slider"]["inputs"]["merge_loras"] = merge
+            with pytest.raises(NodeFailed, match=reason) as failed:
+                comfy.run(prompt)
+            assert failed.value.node_id == "slider"
+
     def test_a_file_that_is_gone_is_made_again(self, comfy):
         prompt = made_from_pair() | {"slider": slider(1.25), "show": node("TestShow", value=["slider", 0])}
         [entry] = shown(comfy, prompt)
@@ -176,6 +196,15 @@ class TestWrapper:
         assert torch.equal(zero, saved(comfy, "no lora"))
         for one, other in ((minus, zero), (plus, zero), (plus, minus)):
             assert (one - other).abs().max() > 0.01
+
+    def test_a_list_of_strengths_is_one_strength_a_step(self, comfy):
+        """Other strengths in the last step only, and nothing but the last step's own list differs."""
+        prompt = with_sliders([["same", 0], ["other", 0], 1.5])
+        prompt.prompt["same"] = node("TestJson", text=json.dumps([1.5] * 4))
+        prompt.prompt["other"] = node("TestJson", text=json.dumps([1.5] * 3 + [-1.5]))
+        got = sampled(comfy, prompt.prompt)
+        assert torch.equal(got["slid 0"], got["slid 2"])
+        assert not torch.equal(got["slid 0"], got["slid 1"])
 
     def test_the_same_behind_a_style_and_a_distill_lora(self, comfy, style_and_distill):
         prompt = with_sliders([-2.0, 0.0, 2.0, -2.0], before=style_and_distill)

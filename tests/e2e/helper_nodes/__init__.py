@@ -319,6 +319,21 @@ class TestText:
         return (text,)
 
 
+class TestJson:
+    """Gives any input the value that a JSON text stands for: a list of strengths, as the wrapper's own nodes make."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"text": ("STRING", {"default": "null"})}}
+
+    RETURN_TYPES = ("*",)
+    FUNCTION = "give"
+    CATEGORY = "test"
+
+    def give(self, text):
+        return (json.loads(text),)
+
+
 class TestRecord:
     """Hands a MODEL on, and counts one more file with its weights in output/<name>/: 0.safetensors, 1.safetensors, …"""
 
@@ -429,6 +444,7 @@ NODE_CLASS_MAPPINGS = {
     "TestMood": TestMood,
     "TestTwoSizes": TestTwoSizes,
     "TestHash": TestHash,
+    "TestJson": TestJson,
     "TestKeep": TestKeep,
     "TestSaveParameters": TestSaveParameters,
     "TestSaveTensor": TestSaveTensor,

@@ -1,0 +1,60 @@
+"""What every slider shares: the strength's range and input, the checks on it, and what the node reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from comfy_api.v0_0_2 import io
+
+from ...difflora import Lora
+from ...difflora.clips.strengths import LIMIT
+from ...difflora.errors import InputError
+from ...difflora.lora.lora import label
+from ...difflora.sentence import Sentence
+from ..common.inputs import within
+from ..common.messages import report, ui
+from ..common.strength import strength_range
+
+STEP = 0.05
+MOST_STEPS = 10_000  # entries in a list of strengths, one a step
+STRENGTH_0 = Sentence("strength 0: the base model, unchanged")
+
+
+def strength_input(zero: str) -> io.Input:
+    """The widget of a slider's strength. `zero` says what strength 0 gives."""
+    return io.Float.Input(
+        "strength",
+        default=1.0,
+        min=-LIMIT,
+        max=LIMIT,
+        step=STEP,
+        tooltip=f"More of the property above 0, less below. -3 to +3 is safe with most sliders; 0 is {zero}.",
+    )
+
+
+def checked(strength: object) -> float:
+    """A single strength. Raises InputError for a list, for what is no number, and for one out of range."""
+    if isinstance(strength, (list, tuple)):
+        raise InputError(
+            f"strength is a list of {len(strength)} values, one a step, but this slider takes one number. Wire Slider "
+            "Map into map to change the strength from step to step."
+        )
+    within(-LIMIT, LIMIT, strength=strength)
+    return float(strength)  # type: ignore[arg-type]  # within() lets only numbers pass
+
+
+def checked_schedule(strength: object) -> float | list[float]:
+    """A single strength, or a list with one for each step. Raises InputError as `checked` does, and for an empty list."""
+    if not isinstance(strength, (list, tuple)):
+        return checked(strength)
+    if not 1 <= len(strength) <= MOST_STEPS:
+        raise InputError(
+            f"strength is a list of {len(strength)} values; give one number, or a list with one number for each step."
+        )
+    return [checked(value) for value in strength]
+
+
+def slider_ui(lora: Lora, lines: Iterable[Sentence], warnings: Iterable[Sentence] = ()) -> dict[str, Any]:
+    """The `ui` of a slider: its report, and the range that the file recommends."""
+    return ui(report(label(lora), lines, warnings), strength_range(lora))

@@ -18,7 +18,7 @@ ROOMS = (
     ("difflora.lora",),
     ("difflora.rank",),
     ("difflora.saving",),
-    ("difflora.training", "difflora.clips"),
+    ("difflora.training", "difflora.clips", "difflora.steering"),
     ("difflora",),  # its __init__: the public names
     ("difflora.cli",),
     ("difflora.__main__",),

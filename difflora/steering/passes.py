@@ -1,0 +1,61 @@
+"""Which strengths a step's predictions are made at, and how they are mixed.
+
+One prediction for each end of the range of strengths that occur in the step, mixed place by place. Between -3 and +3
+there is one at 0 as well: a mixture of the two ends is not the base model where the strength is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .curve import lerp
+
+SAME = 1e-9  # weights that differ by less are one: float64's rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Passes:
+    """The passes of one step.
+
+    strengths  ascending, one to three
+    shares     one fewer, each (frames, height, width) float64 from 0 to 1: how far a place is from one strength to the next
+    """
+
+    strengths: tuple[float, ...]
+    shares: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, field: Tensor, step_weight: float, strength: float, outside: float) -> Passes:
+        """The passes where a place's strength is `outside` at weight 0 and `strength` at weight 1.
+
+        field        (frames, height, width) float64 from 0 to 1
+        step_weight  from 0 to 1, the same for every place
+        """
+        weights = field * step_weight
+        least, greatest = float(weights.min()), float(weights.max())
+        ends = sorted([lerp(outside, strength, least), lerp(outside, strength, greatest)])
+        if greatest - least < SAME or ends[0] == ends[1]:
+            return cls((lerp(outside, strength, greatest),), ())
+        places = torch.lerp(torch.tensor(outside, dtype=torch.float64), torch.tensor(strength).double(), weights)
+        low, high = ends
+        between = (weights > least + SAME) & (weights < greatest - SAME)
+        strengths = (low, 0.0, high) if low < 0 < high and bool(between.any()) else (low, high)
+        shares = tuple(
+            ((places - start) / (end - start)).clamp(0, 1) for start, end in zip(strengths, strengths[1:], strict=False)
+        )
+        return cls(strengths, shares)
+
+    def mix(self, predictions: Sequence[Tensor]) -> Tensor:
+        """The prediction of the step from those of its passes: exactly one of them wherever its strength is reached.
+
+        predictions  (batch, channels, frames, height, width), or (batch, channels, height, width) for a picture
+        """
+        mixed = predictions[0]
+        for share, prediction in zip(self.shares, predictions[1:], strict=True):
+            place = share if prediction.ndim == 5 else share[0]
+            mixed = torch.lerp(mixed, prediction, place.to(prediction.device, prediction.dtype))
+        return mixed

@@ -58,7 +58,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     pytest-randomly shuffles within the `yield`. Tests on a server stay in the order of their file: they come last, one
     worker of pytest-xdist has a file of them (and one has the browser), and only they get a second chance.
     """
-    needs = {"start_comfy": "comfy", "comfy": "comfy", "open_page": "browser", "page": "browser", "wrapper": "wrapper"}
+    needs = {"start_comfy": "comfy", "comfy": "comfy", "open_page": "browser", "wrapper": "wrapper"}
     for item in items:
         for fixture in getattr(item, "fixturenames", ()):
             if fixture in needs:
@@ -158,6 +158,23 @@ def open_page(comfy: object) -> Iterator[Callable[..., object]]:
 @pytest.fixture(scope="session")
 def shared_page(open_page: Callable[..., object]) -> object:
     return open_page()
+
+
+@pytest.fixture(scope="session")
+def page_in(open_page: Callable[..., object], shared_page: object) -> Callable[[str], object]:
+    """`page_in("ja-JP")`: a page in this language with an empty graph, and no errors. Loading one takes 15 s of CPU time.
+
+    They stay open and are shared: set the renderer that the test needs, and close nothing.
+    """
+    pages = {"en-US": shared_page}
+
+    def page(locale: str) -> object:
+        if locale not in pages:
+            pages[locale] = open_page(locale=locale)
+        pages[locale].clear()
+        return pages[locale]
+
+    return page
 
 
 @pytest.fixture

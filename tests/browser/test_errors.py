@@ -43,8 +43,9 @@ def problem(page, node_id, widget):
 @pytest.mark.parametrize(
     ("locale", "said"), (("ja-JP", "は何も選びません"), ("zh-CN", "没有选中任何模块"), ("en-US", "selects nothing"))
 )
-def test_an_error_of_a_run_is_said_in_the_users_language(open_page, locale, said, vue):
-    page = open_page(locale=locale, vue=vue)
+def test_an_error_of_a_run_is_said_in_the_users_language(page_in, locale, said, vue):
+    page = page_in(locale)
+    page.set_renderer(vue)
     page.load(PROMPT)
     page.fit()
     with pytest.raises(ComfyError, match="selects nothing"):
@@ -52,12 +53,12 @@ def test_an_error_of_a_run_is_said_in_the_users_language(open_page, locale, said
     page.page.keyboard.press("Escape")
     shown = problem(page, "2", "difflora_grid")
     assert said in shown and '"blocks 90"' in shown and "blocks 0-" in shown
-    page.close()
 
 
 @pytest.mark.parametrize("vue", (False, True), ids=("canvas", "vue"))
-def test_a_node_without_a_view_says_its_error_too(open_page, vue):
-    page = open_page(locale="ja-JP", vue=vue)
+def test_a_node_without_a_view_says_its_error_too(page_in, vue):
+    page = page_in("ja-JP")
+    page.set_renderer(vue)
     page.load(IMAGES)
     page.fit()
     before = page.prompt()
@@ -66,4 +67,3 @@ def test_a_node_without_a_view_says_its_error_too(open_page, vue):
     page.page.keyboard.press("Escape")
     assert "input/ か output/ で始めてください" in problem(page, "1", "difflora_report")
     assert page.prompt() == before
-    page.close()

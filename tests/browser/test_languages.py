@@ -10,11 +10,11 @@ from tests.browser.face import Face
 
 @pytest.mark.parametrize("language", ("ja", "zh"))
 @pytest.mark.parametrize("vue", (False, True), ids=("canvas", "vue"))
-def test_titles_labels_and_widgets_are_translated(open_page, language, vue):
-    page = open_page(locale={"ja": "ja-JP", "zh": "zh-CN"}[language], vue=vue)
+def test_titles_labels_and_widgets_are_translated(page_in, language, vue):
+    page = page_in({"ja": "ja-JP", "zh": "zh-CN"}[language])
+    page.set_renderer(vue)
     texts = json.loads((LOCALES / language / "nodeDefs.json").read_text("utf-8"))["DiffLoraSelectBlocks"]
     words = json.loads((LOCALES / language / "main.json").read_text("utf-8"))["difflora"]
-    page.clear()
     grid = Face(page, "DiffLoraSelectBlocks")
     seen = page.run(
         """id => { const node = app.graph.getNodeById(Number(id)); return {
@@ -30,4 +30,3 @@ def test_titles_labels_and_widgets_are_translated(open_page, language, vue):
     assert grid.text(".bar button") == words["all"]
     assert set(grid.page.prompt()[grid.id]["inputs"]) >= {"selection", "rest"}, "ids stay what they are"
     assert page.errors == []
-    page.close()

@@ -20,29 +20,39 @@ from tests.comfy_page import Browser, ComfyPage
 from tests.comfy_server import ComfyServer
 
 PICTURES = Path(__file__).resolve().parents[1] / "docs/pictures"
-WIDTH, HEIGHT = 1800, 1080
+WIDTH, HEIGHT = 1800, 1400
 BARS = (90, 110)  # of the page, at the left and at the top
 
-# Zooms to some nodes, and returns where each is in the page's pixels.
-SHOW = """([types, left, top, width, height]) => {
-  const nodes = app.graph._nodes.filter(node => types.includes(node.type));
-  const x = Math.min(...nodes.map(n => n.pos[0])) - 20, y = Math.min(...nodes.map(n => n.pos[1])) - 50;
+# Zooms to some nodes; returns the place of the lowest one's end in the page.
+SHOW = """([types, left, top, width]) => {
+  const nodes = app.graph._nodes.filter(node => types.includes(node.type)).sort((a, b) => a.pos[1] - b.pos[1]);
+  // What has grown with the run is moved apart.
+  for (const node of nodes)
+    for (const above of nodes.slice(0, nodes.indexOf(node)))
+      if (Math.abs(above.pos[0] - node.pos[0]) < 100)
+        node.pos = [node.pos[0], Math.max(node.pos[1], above.pos[1] + above.size[1] + 50)];
+  const x = Math.min(...nodes.map(n => n.pos[0])) - 20, y = Math.min(...nodes.map(n => n.pos[1])) - 60;
   const right = Math.max(...nodes.map(n => n.pos[0] + n.size[0])) + 20;
   const bottom = Math.max(...nodes.map(n => n.pos[1] + n.size[1])) + 20;
-  const scale = Math.min(1.5, width / (right - x), height / (bottom - y));
+  const scale = Math.min(1.2, width / (right - x));
   app.canvas.ds.scale = scale;
   app.canvas.ds.offset = [left / scale - x, top / scale - y];
   app.canvas.setDirty(true, true);
-  return [left, top, (right - x) * scale, (bottom - y) * scale];
+  return top + (bottom - y) * scale;
 }"""
+# A first visitor's banner, and what tells of a finished job.
+HIDDEN = ".p-toast, [class*=banner], [data-testid=queue-overlay], .p-message { display: none !important }"
 
 
-def show(page: ComfyPage, *types: str) -> dict[str, float]:
+def show(page: ComfyPage, *types: str) -> float:
     left, top = BARS
-    box = page.run(SHOW, [types, left, top, WIDTH - left - 20, HEIGHT - top - 20])
+    page.run(SHOW, [types, left, top, WIDTH - left - 20])
     page.settle()
     page.page.wait_for_timeout(1500)
-    return dict(zip(("x", "y", "width", "height"), box, strict=True))
+    bottom = float(page.run(SHOW, [types, left, top, WIDTH - left - 20]))
+    page.settle()
+    page.page.wait_for_timeout(1500)
+    return min(bottom, HEIGHT)
 
 
 def save(shot: bytes, name: str) -> None:
@@ -67,13 +77,21 @@ def main() -> None:
             }
             page = browser.open(settings=settings, viewport={"width": WIDTH, "height": HEIGHT})
             page.load(json.loads(DEMO.path.read_text("utf-8")))
-            page.page.add_style_tag(content=".p-toast { display: none !important }")
+            page.page.add_style_tag(content=HIDDEN)
             page.queue(timeout=600)
-            show(page, "DiffLoraLoad", "DiffLoraSubtract", "DiffLoraSelectBlocks", "DiffLoraRerank", "DiffLoraSave")
-            save(page.page.screenshot(), "page.jpg")
-            box = show(page, "DiffLoraSweepGrid")
-            page.page.keyboard.press("Escape")
-            save(page.page.screenshot(clip=box), "player.jpg")
+            page.page.wait_for_timeout(6000)  # what tells of the finished job goes away
+            close = page.page.get_by_role("button", name="Close")
+            if close.count():
+                close.first.click()
+            bottom = show(
+                page, "DiffLoraLoad", "DiffLoraSubtract", "DiffLoraSelectBlocks", "DiffLoraRerank", "DiffLoraSave"
+            )
+            save(page.page.screenshot(clip={"x": 0, "y": 0, "width": WIDTH, "height": bottom}), "page.jpg")
+            show(page, "DiffLoraSweepGrid")
+            player = page.page.locator(".difflora").filter(has=page.page.get_by_role("button", name="Wipe")).first
+            player.get_by_role("button", name="Wipe").click()
+            page.page.wait_for_timeout(1000)
+            save(player.screenshot(), "player.jpg")
 
 
 if __name__ == "__main__":

@@ -108,14 +108,14 @@ def draft_file(
 
     produce   yields the planned tensors in the planned order, so that the whole result never has to be in memory
     describe  gives the metadata once everything is written; `placeholder` must have the same keys and lengths.
-              `sshs_model_hash` and `sshs_legacy_hash` (kohya's) are added for the new content
+              `sshs_model_hash`, kohya's hash of the tensors, is added
     raises    OutputError if the folder is missing or read-only, the file exists, or the disk is full; NotFiniteError;
               whatever it raises, no part of a file is left behind; what a killed process has left, the next save removes
     """
     path = Path(path)
     _remove_abandoned(path)  # before the free space is looked at
     check_target(path, overwrite, plan.data_size)
-    head = plan.header({**placeholder, "sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8})
+    head = plan.header({**placeholder, "sshs_model_hash": "0" * 64})
     with said_as_output_error(path):
         temporary, file = _open_temporary(path)
     try:
@@ -155,11 +155,7 @@ def _write(
                 unsynced = 0
                 syncs.append(disk.submit(os.fsync, file.fileno()))
         metadata = describe()
-        hashes = {
-            "sshs_model_hash": digest.hexdigest(),
-            "sshs_legacy_hash": _legacy_hash(file, len(head), plan, metadata),
-        }
-        final = plan.header({**metadata, **hashes})
+        final = plan.header({**metadata, "sshs_model_hash": digest.hexdigest()})
         if len(final) != len(head):
             raise AssertionError("the metadata's length changed while the file was written")
         file.seek(0)
@@ -323,16 +319,6 @@ def _withdraw(draft: Draft) -> None:
 def _forget_previous(drafts: Sequence[Draft]) -> None:
     for draft in drafts:
         draft.previous.unlink(missing_ok=True)
-
-
-def _legacy_hash(file: BinaryIO, data_start: int, plan: Layout, metadata: Mapping[str, str]) -> str:
-    """The old short hash of kohya's tools: of the 64 kB after the first MB of the file, had it only its training metadata."""
-    begin, end = 0x100000, 0x110000
-    head = plan.header({key: value for key, value in metadata.items() if key.startswith("ss_")})
-    window = head[begin:end]
-    file.seek(data_start + max(0, begin - len(head)))
-    window += file.read(max(0, end - max(begin, len(head))))
-    return hashlib.sha256(window).hexdigest()[:8]
 
 
 def check_target(path: Path, overwrite: bool, size: int = 0) -> None:

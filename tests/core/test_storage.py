@@ -80,12 +80,11 @@ def test_layout_is_that_of_the_safetensors_library(everything: Lora, tmp_path: P
     assert ours.stat().st_size == theirs.stat().st_size  # so the data start at the same place, aligned to 8 bytes
 
 
-@pytest.mark.parametrize("blocks", [1, 40])  # 40: large enough to reach the bytes that the old hash is made of
-def test_kohya_hashes(blocks: int, tmp_path: Path) -> None:
+def test_kohya_hash(tmp_path: Path) -> None:
     lora = difflora.load(
         write(
             tmp_path / "a.safetensors",
-            {f"blocks.{i}.ffn.0": factors(512, 1024, 16, seed=i) for i in range(blocks)},
+            {f"blocks.{i}.ffn.0": factors(512, 1024, 16, seed=i) for i in range(4)},
             metadata={"ss_note": "naïve 測試 \n"},
         )
     )
@@ -95,10 +94,6 @@ def test_kohya_hashes(blocks: int, tmp_path: Path) -> None:
     again = io.BytesIO(
         safetensors.torch.save(load_file(out), {key: value for key, value in stored.items() if key.startswith("ss_")})
     )
-    assert (len(again.getvalue()) > 0x100000) == (blocks == 40)
-    again.seek(0x100000)
-    assert stored["sshs_legacy_hash"] == hashlib.sha256(again.read(0x10000)).hexdigest()[:8]
-    again.seek(0)
     again.seek(8 + int.from_bytes(again.read(8), "little"))
     assert stored["sshs_model_hash"] == hashlib.sha256(again.read()).hexdigest()
 
@@ -112,7 +107,7 @@ def test_content_hash_leaves_the_date_out(
         out = difflora.save(difflora.load(pair[0]), tmp_path / "out.safetensors", overwrite=True)
         stored = safe_open(out, "pt").metadata()
         assert stored["modelspec.date"] == day
-        hashes.append((stored["sshs_model_hash"], stored["sshs_legacy_hash"]))
+        hashes.append(stored["sshs_model_hash"])
     assert hashes[0] == hashes[1]
 
 

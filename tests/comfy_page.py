@@ -90,7 +90,7 @@ class ComfyPage:
         page.on("pageerror", lambda error: self.errors.append(f"thrown: {error.stack or error}"))
         # Nothing but this server: fonts, news and telemetry are not what is tested.
         page.route("**/*", lambda route: route.continue_() if self._ours(route.request.url) else route.abort())
-        page.goto(server.url)
+        page.goto(server.url, timeout=120_000)
         ready = "() => window.app?.vueAppReady && window.app.canvas?.graph && window.app.extensionManager"
         page.wait_for_function(ready, timeout=120_000)
         page.wait_for_function("() => window.LiteGraph.registered_node_types.KSampler", timeout=60_000)

@@ -1,4 +1,4 @@
-"""Exact LoRA algebra: subtract, select, re-rank, look at, and write back LoRAs without ever forming a full matrix.
+"""Exact LoRA algebra: subtract, select, re-rank, inspect and save LoRAs without ever forming a full matrix.
 
 A slider from a pair:
 
@@ -26,7 +26,7 @@ try:
 except KeyboardInterrupt:
     if sys.argv[0] != "-m":
         raise
-    # `python -m difflora`, stopped while torch is imported, which takes most of the time of many commands.
+    # `python -m difflora` interrupted while it imports torch, which takes most of the time of many commands.
     sys.stderr.write("difflora: interrupted; nothing was written.\n")
     raise SystemExit(2) from None
 

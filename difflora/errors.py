@@ -49,7 +49,7 @@ class OutputError(DiffLoraError):
 
 
 class ExistsError(OutputError):
-    """There is a file of this name already, and nobody has allowed to replace it."""
+    """A file of this name exists already, and overwriting was not allowed."""
 
 
 class RecipeError(DiffLoraError):
@@ -61,4 +61,4 @@ class TrainingError(DiffLoraError):
 
 
 class InputError(DiffLoraError):
-    """A node was given a value that is none of its options, or no number."""
+    """A node got a value that is not one of its options, or not a number."""

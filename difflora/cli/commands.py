@@ -1,7 +1,7 @@
-"""The command line: ``python -m difflora subtract A B -o OUT`` and its neighbours.
+"""The commands: ``python -m difflora subtract A B -o OUT`` and the others.
 
-Every command fills a report, a plain dictionary: `--json` prints it, otherwise a table is made of it. Only the report
-goes to stdout. What a user can put right ends in one line on stderr and exit code 2.
+Every command fills a report, a plain dictionary. `--json` prints it as it is, otherwise it is printed as a table. Only the report
+goes to stdout. An error that the user can fix is one line on stderr and exit code 2.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Settings = TypeVar("Settings", musubi.Training, musubi.Machine)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 2 something to put right, or interrupted."""
+    """Run one command and return its exit code: 0 for success, 2 for an error that the user can fix or an interrupt."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a Windows console may not have every character
             stream.reconfigure(errors="replace")
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _complain(f"{error} (--overwrite)")
         except DiffLoraError as error:
             return _complain(str(error))
-        except BrokenPipeError:  # `difflora inspect … | head`: nobody reads on
+        except BrokenPipeError:  # `difflora inspect … | head`: the reader has stopped reading
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except OSError as error:
@@ -76,7 +76,7 @@ def _complain(message: str) -> int:
 
 @contextlib.contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM cleans up like Ctrl-C, rather than leaving half a file behind."""
+    """Make SIGTERM clean up as Ctrl-C does, so that no half-written file is left."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -118,7 +118,7 @@ def run_subtract(given: argparse.Namespace) -> int:
 
 
 class _Subtraction:
-    """One pair on its way to a file. Making it checks all that can be checked without arithmetic."""
+    """One pair to be subtracted and saved. Creating it checks everything that needs no arithmetic."""
 
     def __init__(self, a: FileLora, b: FileLora, output: Path, given: argparse.Namespace):
         self.a, self.b, self.output, self.given = a, b, output, given
@@ -141,7 +141,7 @@ class _Subtraction:
         self.report: Report = {"output": str(output), "notes": _answers(given), "scale": self.weight}
 
     def draft(self, kept: contextlib.ExitStack, metadata: Mapping[str, str]) -> Draft:
-        """Compute and write it, under a temporary name for as long as `kept` is open, and complete the report."""
+        """Compute the result, write it under a temporary name until `kept` closes, and complete the report."""
         started = time.perf_counter()
         given, report, chosen = self.given, self.report, self.chosen
         measured = self.result
@@ -192,7 +192,7 @@ class _Subtraction:
 
 
 def run_extract(given: argparse.Namespace) -> int:
-    """``difflora extract``: a LoRA out of two checkpoints."""
+    """``difflora extract``: a LoRA from two checkpoints."""
     return _run_at_rank(time.perf_counter(), extract(given.base, given.tuned), given, EXTRACT_RANK)
 
 
@@ -218,7 +218,7 @@ def _run_at_rank(started: float, lora: Lora, given: argparse.Namespace, default_
 
 
 def run_convert(given: argparse.Namespace) -> int:
-    """``difflora convert``: the same LoRA in other clothes."""
+    """``difflora convert``: the same LoRA with other key names or another dtype."""
     started = time.perf_counter()
     file = _load(given.file, given)
     output = _output(given, file)
@@ -236,7 +236,7 @@ def run_convert(given: argparse.Namespace) -> int:
 
 
 def run_rebuild(given: argparse.Namespace) -> int:
-    """``difflora rebuild``: from the recipe in a file to the file."""
+    """``difflora rebuild``: make a file again from its recipe."""
     started = time.perf_counter()
     header = read_header(given.file)
     saved = recipes.SavedRecipe.of_file(given.file)
@@ -443,7 +443,7 @@ def _paths(given: argparse.Namespace) -> dict[str, tuple[str, str]]:
 
 @contextlib.contextmanager
 def _side_named(noise: str) -> Iterator[None]:
-    """Errors in here say which of the two pairs they are about."""
+    """Make errors raised inside say which of the two pairs they are about."""
     try:
         yield
     except DiffLoraError as error:
@@ -453,7 +453,7 @@ def _side_named(noise: str) -> Iterator[None]:
 
 
 def _twin_of(noise: str, made: Mapping[str, _Subtraction]) -> dict[str, str]:
-    """What the file of this noise is to say about the other one."""
+    """What the metadata of this file says about the file for the other noise level."""
     if not noise:
         return {}
     other = made[wan22.other_noise(noise)]
@@ -520,7 +520,7 @@ def _rule(given: argparse.Namespace, default_rank: int) -> RankRule | None:
 
 
 def _answers(given: argparse.Namespace) -> list[str]:
-    """What to say to flags of the old script that have nothing left to do."""
+    """Notes on flags of the old script that no longer do anything."""
     notes = []
     if given.device and given.device != "cpu":
         notes.append(
@@ -552,7 +552,7 @@ def _energy(lora: Lora, written: Iterable[str]) -> float | None:
 
 
 def _certificates(lora: Lora) -> dict[str, float]:
-    """Modules that were stored in full, and by what share their error can be above the smallest possible one."""
+    """Modules that were stored in full, and how far their error can be above the smallest possible one, as a share of it."""
     if not isinstance(lora, RerankedLora):
         return {}
     return {name: found.excess for name, found in lora.certificates.items()}
@@ -600,7 +600,7 @@ def _one_sided(difference: CombinedLora) -> list[dict[str, Any]]:
 
 
 def _skipped(difference: CombinedLora, chosen: Lora, small: Sequence[str], nullify: bool) -> list[dict[str, Any]]:
-    """What was in the files but is not in the output, and why."""
+    """What the files contain but the output does not, and why."""
     lines = _one_sided(difference) if difference.unmatched == "drop" else []
     lines += _not_selected(difference, chosen, nullify)
     if small:
@@ -666,6 +666,6 @@ def _numbers(one: ModuleNumbers) -> dict[str, Any]:
 
 
 def _with(settings: Settings, given: argparse.Namespace) -> Settings:
-    """`settings`, changed where the command line says so."""
+    """`settings` with the values that the command line overrides."""
     words = {each.name: getattr(given, each.name, None) for each in dataclasses.fields(settings)}
     return dataclasses.replace(settings, **{key: value for key, value in words.items() if value is not None})

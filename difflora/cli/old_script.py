@@ -1,4 +1,4 @@
-"""What the command lines of the script that people used before mean here, so that only the program's name changes."""
+"""The command lines of the script that this pack replaces, translated, so that only the program's name changes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Cut:
 
 
 def factor_for(norms: Iterable[float], target: float) -> float:
-    """What to multiply the difference by, so that the modules' mean norm is `target`."""
+    """The factor that makes the modules' mean norm `target`."""
     values = list(norms)
     mean = sum(values) / len(values)
     if mean == 0:
@@ -72,7 +72,7 @@ def factor_for(norms: Iterable[float], target: float) -> float:
 
 
 def strength_note(a: FileLora, b: FileLora, modules: Iterable[str], normalised: bool) -> str:
-    """How strong the old script's result was, measured in ours: it left the files' alpha / rank out."""
+    """The strength of the old script's result relative to ours: it ignored the files' alpha / rank."""
     modules = list(modules)
     scales = {file.scales[name] for file in (a, b) for name in modules if name in file.scales}
     close = max(scales) - min(scales) <= 1e-6 * max(abs(scale) for scale in scales)

@@ -20,7 +20,7 @@ from ..training.musubi import PRESETS, Machine, Training
 from ..version import __version__
 
 DEFAULT_RANK = 4
-EXTRACT_RANK = 32  # a whole fine-tune takes more than what is left between two LoRAs
+EXTRACT_RANK = 32  # a whole fine-tune needs a larger rank than the difference of two LoRAs
 OLD_FLAGS = (
     "lora_a",
     "lora_b",
@@ -42,7 +42,7 @@ class UsageError(DiffLoraError):
 
 
 def words_of(arguments: Sequence[str]) -> list[str]:
-    """The command line with one spelling of every flag. What follows ``--extra`` is musubi-tuner's, flags and all."""
+    """The command line with one spelling for every flag. Everything after ``--extra`` is for musubi-tuner and stays as it is."""
     words: list[str] = []
     for word in arguments:
         if words and words[-1] == "--extra":
@@ -53,7 +53,7 @@ def words_of(arguments: Sequence[str]) -> list[str]:
 
 
 def _hyphens(word: str) -> str:
-    """``--target_blocks`` is ``--target-blocks``; what stands after ``=``, and a value that only begins like one, stay."""
+    """Write ``--target_blocks`` as ``--target-blocks``. Text after ``=``, and values that merely begin like a flag, stay unchanged."""
     flag, equals, value = word.partition("=")
     return flag.replace("_", "-") + equals + value if re.fullmatch(r"--[A-Za-z_-]+", flag) else word
 

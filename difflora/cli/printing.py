@@ -21,7 +21,7 @@ Report = dict[str, Any]
 
 @contextlib.contextmanager
 def bar(what: str) -> Iterator[Progress | None]:
-    """A progress bar on stderr, if somebody is looking."""
+    """A progress bar on stderr if that is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return

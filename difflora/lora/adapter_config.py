@@ -38,7 +38,7 @@ class AdapterConfig:
         for key in ("adapter_config", "lora_adapter_metadata", "config"):
             if text := header.metadata.get(key):
                 if key == "config" and not text.lstrip().startswith("{"):
-                    continue  # somebody else's word
+                    continue  # written by somebody else
                 config = _json(text, f"{header.path.name}: the metadata entry {key}")
                 if isinstance(config, dict) and any(name.split(".")[-1] in ("lora_alpha", "r") for name in config):
                     # diffusers puts the component before each name; a text encoder's are not about this model.
@@ -67,7 +67,7 @@ class AdapterConfig:
     def scale(
         self, module: str, parts: Mapping[str, str], rank: int, alpha: float | None, rslora: bool | None = None
     ) -> tuple[float, float | None]:
-        """(scale, alpha) of one module. What the file's tensors say, alpha and rslora, goes before the configuration."""
+        """(scale, alpha) of one module. alpha and rslora in the file's tensors take precedence over the configuration."""
         common = self.config.get("lora_alpha", self.config.get("alpha"))
         if alpha is None and common not in (None, ""):
             alpha = self._number(self._pattern("alpha_pattern", module, parts, common))
@@ -76,7 +76,7 @@ class AdapterConfig:
         return alpha / (math.sqrt(rank) if (self._rslora if rslora is None else rslora) else rank), alpha
 
     def rank_of(self, module: str, parts: Mapping[str, str]) -> int | None:
-        """What alpha is divided by in a LoKr of two full matrices: by nothing, except in PEFT's."""
+        """What alpha is divided by in a LoKr of two full matrices: nothing, except in a PEFT file."""
         if self.config.get("peft_type") != "LOKR" or "alpha" in parts:
             return None
         rank = self._number(self._pattern("rank_pattern", module, parts, self.config.get("r")), "r")

@@ -140,7 +140,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class Vector:
-    """A change stored as it is: of a bias, a norm's weight, or a modulation table. Any shape, float32."""
+    """The change of a bias, a norm's weight or a modulation table, stored as it is. Any shape, float32."""
 
     value: Tensor
 
@@ -174,7 +174,7 @@ def zero(spec: Spec) -> Delta:
 
 
 def sum_shape(shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape of a sum whose parts differ in how the kernel of a convolution is flattened: the one that says most."""
+    """The shape of a sum whose parts flatten a convolution's kernel differently: the most detailed one."""
     return max(shapes, key=len)
 
 
@@ -196,7 +196,7 @@ def add(deltas: list[Delta]) -> Delta:
 
 
 def tensors_of(delta: Delta) -> list[Tensor]:
-    """Everything that a delta is made of, as it is stored."""
+    """All tensors of a delta, as they are stored."""
     if isinstance(delta, Vector):
         return [delta.value]
     fulls = [full for full, _ in delta.fulls] if isinstance(delta, Dense) else []

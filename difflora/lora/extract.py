@@ -1,4 +1,4 @@
-"""A LoRA out of two checkpoints: what a fine-tuned model changed about its base, at a small rank.
+"""A LoRA from two checkpoints: the difference between a fine-tuned model and its base, at a small rank.
 
 Weight differences are full matrices, so they are approximated with a certificate (see `krylov`), one module in memory
 at a time. Checkpoints may be one file or a folder of shards; both may differ in that.
@@ -28,14 +28,14 @@ from .lycoris import thin
 
 _SHARD = re.compile(r"(?P<name>.*)-\d{5}-of-(?P<count>\d{5})\.safetensors")
 _MODEL = re.compile(r"^(?:model\.)?diffusion_model\.")
-# What a quantised checkpoint holds beside a weight: no weights of the model themselves.
+# What a quantised checkpoint stores in addition to a weight. These are not weights of the model.
 _SCALE = re.compile(r"(?:^|\.)(?:scale_weight|weight_scale|weight_scale_2|scale_input|input_scale|scaled_fp8)$")
 
 
 class Checkpoint:
     """The weights of a model, in one file or in shards, by the names that a LoRA's modules have.
 
-    In a full checkpoint, which has a VAE and a text encoder too, those of the diffusion model count.
+    From a full checkpoint, which also has a VAE and a text encoder, only the weights of the diffusion model are used.
 
     name     what to call it in messages and recipes
     ignored  keys of weights that are not the diffusion model's
@@ -146,7 +146,7 @@ def _as_in_a_lora(key: str) -> str:
 class CheckpointDifference(Lora):
     """``tuned - base``, module by module, read when asked for.
 
-    Weights of the same shape count; what only one of them has is reported.
+    Only weights that both have are compared; those that one of them lacks are reported.
     raises  PairError if no weight fits, a shape differs, or the two are the same files
     """
 
@@ -208,7 +208,7 @@ class CheckpointDifference(Lora):
         return LowRank((Term(up, down),), spec.shape)
 
     def differ_in(self, module: str) -> bool:
-        """Whether a weight of the two is not the same."""
+        """Whether any weight differs between the two."""
         return not torch.equal(self.tuned.read(module), self.base.read(module))
 
     def check_finite(self, module: str) -> None:

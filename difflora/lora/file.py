@@ -22,13 +22,13 @@ from .adapter_config import NO_CONFIG, AdapterConfig
 from .deltas import Delta, Dense, LowRank, Spec, Term, Vector
 from .lora import Lora, Recipe, StoredLora
 
-SMALL_SIDE = 512  # a matrix with a side this small is a product of factors already: itself and an identity
+SMALL_SIDE = 512  # a matrix with a side this small already is a product of factors: itself and an identity
 LARGEST_WEIGHT = 2**31  # values in one tensor; an embedding of a large language model has a billion
 LARGEST_SCALE = 1e30  # of alpha / rank; more is damage, and overflows
 DENSE_SHARE = 0.5  # factors of a larger rank than this share of the smaller side are no smaller than the matrix
 
 
-# Parts of a module that change a weight in a way that no sum of changes can say.
+# Parts of a module that change a weight in a way that is not additive.
 _NOT_LINEAR = {
     "dora_scale": "this is a DoRA. It scales whole weights, which is not linear in them, so a difference of two would not be "
     "exact.",
@@ -36,7 +36,7 @@ _NOT_LINEAR = {
     "A weight of another shape is no change that can be subtracted.",
     "set_weight": "this takes the place of the model's weight. Without that weight, what it changes is not known.",
 }
-# Parts that are one number: what the factors are multiplied by, and switches.
+# Parts that are a single number: multipliers of the factors, and switches.
 _NUMBERS = ("alpha", "scalar", "scaling", "use_rslora_flag", "use_dora_flag")
 
 
@@ -258,7 +258,7 @@ class FileLora(StoredLora):
             divisor = divisor or adapter.rank_of(module, parts)
             if divisor is not None:
                 scale = self._scale(module, parts, divisor, numbers, adapter)
-            else:  # alpha does not count here, and in the files of some trainers it overflowed
+            else:  # alpha is not used here, and overflows in the files of some trainers
                 without = {part: key for part, key in parts.items() if part != "alpha"}
                 scale = self._scale(module, without, 1, numbers, NO_CONFIG)
             yield module, _FormSource(other, {part: parts[part] for part in used}, shape, rank, scale)
@@ -343,7 +343,7 @@ class FileLora(StoredLora):
 
 
 class _Source:
-    """Which tensors of a file make up one delta, and how.
+    """The tensors of a file that make up one delta, and how they do.
 
     scaled  which factors are multiplied by the further tensors, row by row: "up_scale", "down_scale"
     """

@@ -1,7 +1,7 @@
 """From the recipe in a saved file's metadata back to the file.
 
-A recipe is the tree of operations as JSON. It names inputs by base name and SHA-256, never by path, so whoever
-rebuilds says where they are.
+A recipe is the tree of operations as JSON. It names inputs by base name and SHA-256, never by path, so the caller says where to
+find them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Find = Callable[[str, str], Path]
 
 @dataclass(frozen=True)
 class SavedRecipe:
-    """What a saved file says about its making.
+    """What a saved file records about how it was made.
 
     of         the tree of operations
     dtype, dialect, made_by   how it was written, and by which version

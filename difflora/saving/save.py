@@ -26,7 +26,7 @@ from ..storage.writer import Draft, Layout, NotFiniteError, check_target, draft_
 from ..version import __version__
 
 _WITH_ALPHA = (NATIVE, KOHYA)  # diffusers and PEFT have no such tensor in their own files
-# What rounding to a dtype of one byte may change, as a share of the whole. Where the values fit, it is 4 to 8 %.
+# The largest error that rounding to a one-byte dtype may cause, as a share of the whole. It is 4 to 8 % if the values fit.
 LARGEST_LOSS = 0.2
 RECIPE_KEY = "difflora.recipe"
 ENERGY_KEY = "difflora.retained_energy"
@@ -46,7 +46,7 @@ def save(
 
     dtype      "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2" or a torch dtype
     dialect    one of `OUTPUT_DIALECTS`; alpha is written as the rank or not at all, so every reader's scale is 1
-    metadata   entries to add, or to put in the place of ours
+    metadata   entries to add, or to replace ours with
     progress   called with (done, total) modules; may raise to cancel
     raises     OutputError if it cannot be written, TensorError if an input holds NaN or Inf, PairError if a sum of
                LoRAs is zero in every module
@@ -66,9 +66,9 @@ def drafted(
     metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Draft]:
-    """As `save`, but the file has a temporary name until `storage.publish` gives it its own, alone or with others.
+    """Like `save`, but the file has a temporary name until `storage.publish` renames it, alone or with others.
 
-    Without that, nothing is left of it on leaving.
+    If it is not published, it is deleted on exit.
     """
     path = Path(path)
     torch_dtype = _dtype(dtype)
@@ -78,7 +78,7 @@ def drafted(
     no_more = threading.Event()
     with contextlib.ExitStack() as kept:
         with ThreadPoolExecutor(1) as pool:
-            # Hashing the inputs needs neither Python nor the maths library: it runs beside the algebra.
+            # Hashing the inputs uses neither Python nor the maths library, so it runs in parallel with the algebra.
             hashes = [pool.submit(file_sha256, file, no_more) for file in lora.inputs]
 
             def tick(done: int) -> None:
@@ -86,7 +86,7 @@ def drafted(
                     progress(done, len(lora))
 
             def described() -> Mapping[str, str]:
-                check_something_left(lora)  # not before: the spectra are known now
+                check_something_left(lora)  # only now are the spectra known
                 while wait(hashes, 0.1).not_done:
                     tick(len(lora))
                 return _metadata(lora, path.stem, torch_dtype, dialect) | dict(metadata or {})
@@ -206,7 +206,7 @@ class _Writer:
         """A module's factors in the file's dtype, with NaN or infinity for what is too large for it."""
         if self.dtype.itemsize > 1:
             return [factor.to(self.dtype) for factor in factors]
-        # float8_e4m3fn has no infinity, and newer versions of torch put its largest value there.
+        # float8_e4m3fn has no infinity, and newer versions of torch write its largest value instead.
         most = torch.finfo(self.dtype).max
         rounded = [factor.masked_fill(factor.abs() > most, torch.nan).to(self.dtype) for factor in factors]
         sizes = [_norm(factor) for factor in factors]
@@ -219,7 +219,7 @@ class _Writer:
         return rounded
 
     def _check_rounding(self) -> None:
-        """Raise OutputError if most values are too small for the dtype, which would be rounded to zero without a word."""
+        """Raise OutputError if most values are too small for the dtype: they would silently be rounded to zero."""
         if self._lost > LARGEST_LOSS**2 * self._energy:
             share = math.sqrt(self._lost / self._energy)
             raise OutputError(
@@ -232,7 +232,7 @@ def _norm(factor: Tensor) -> float:
 
 
 def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    """The same product with factors of like size, so that neither leaves the range of a small dtype.
+    """The same product with factors of similar size, so that neither leaves the range of a small dtype.
 
     The factor is a power of two, so the values' digits stay as they are.
     """

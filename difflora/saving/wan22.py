@@ -67,7 +67,7 @@ def other_noise(noise: str) -> str:
 
 
 def noise_said(name: str) -> str | None:
-    """The noise that a file name speaks of: before the word "noise", or else alone. None if it says neither or both."""
+    """The noise level in a file name: "high" or "low" before the word "noise", or else alone. None if it has neither or both."""
     words = " ".join(re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)).lower()
     for pattern in (r"\b(high|low) ?noise\b", r"\b(high|low)\b"):
         if said := set(re.findall(pattern, words)):
@@ -76,7 +76,7 @@ def noise_said(name: str) -> str | None:
 
 
 def mix_ups(pairs: Mapping[str, Pair]) -> Iterator[str]:
-    """Warnings about inputs that look as if they belonged to the other noise, or are the same for both."""
+    """Warnings about inputs that seem to belong to the other noise level, or are the same for both."""
     for noise, files in pairs.items():
         for file in files:
             model = file.metadata.get(_MODEL_KEY, "")

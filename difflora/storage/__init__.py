@@ -1,1 +1,1 @@
-"""Bytes: safetensors files, read without trust and written whole or not at all. Knows nothing of LoRAs."""
+"""Bytes: safetensors files, which are checked when read and written completely or not at all. Knows nothing about LoRAs."""

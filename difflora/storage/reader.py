@@ -1,4 +1,4 @@
-"""Safetensors files: reading one without trust, writing one that is either whole or not there.
+"""Reading safetensors files that may be damaged or hostile.
 
 Tensors are read with plain reads, not through a memory map: a map of a file that another program shortens
 ends the whole process with SIGBUS, an open map keeps Windows users from replacing their LoRA, and page-cached
@@ -53,7 +53,7 @@ class FileIdentity:
 
     @classmethod
     def of(cls, path: Path, file: BinaryIO | None = None) -> FileIdentity:
-        """Of an open `file`, if it is given: under its path there may be another one by now."""
+        """If an open `file` is given, use that: by now there may be another file at its path."""
         status = os.fstat(file.fileno()) if file else path.stat()
         return cls(path, status.st_size, status.st_mtime_ns, status.st_ino)
 
@@ -82,7 +82,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         prefix = file.read(8)
         (length,) = struct.unpack("<Q", prefix) if len(prefix) == 8 else (0,)
         if len(prefix) < 8 or length > MAX_HEADER or 8 + length > identity.size:
-            # Only now: the length of a sound header may begin with the same bytes as a pickle.
+            # Only now, because the length of a valid header may begin with the same bytes as a pickle.
             if prefix[:4] == b"PK\x03\x04" or prefix[:1] == b"\x80" or path.suffix in {".pt", ".pth", ".ckpt", ".bin"}:
                 raise UnsupportedError(
                     f"{path.name}: this is a pickled file, and reading one can run any code that its maker put in. "
@@ -156,7 +156,7 @@ def _parse_header(name: str, raw: bytes, data_size: int, data_start: int) -> tup
 def read_tensors(header: Header, keys: Sequence[str]) -> dict[str, Tensor]:
     """Read tensors in their stored dtype, in one pass through the file. Neighbours share the memory they were read into.
 
-    raises  FileError if the file is gone, cut off, or no longer the one whose header was read
+    raises  FileError if the file is gone, truncated, or no longer the one whose header was read
     """
     tensors: dict[str, Tensor] = {}
     with _readable(header.path) as file:

@@ -1,7 +1,7 @@
-"""Writing a safetensors file that is either whole or not there.
+"""Writing safetensors files completely or not at all.
 
-A file is drafted under a temporary name beside its own, and gets its name when all of it is on the disk. Several drafts
-are published together or not at all.
+A file is drafted under a temporary name in the same folder, and gets its name when all of it is on disk. Several drafts are
+published together or not at all.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _LAYOUT_ORDER = {code: place for place, code in enumerate(reversed(DTYPES))}
 
 
 class NotFiniteError(Exception):
-    """A tensor to be written has NaN or infinite values, in the file's dtype at least. Its maker knows what to say.
+    """A tensor to be written has NaN or infinite values, at least in the file's dtype. The caller turns this into a message.
 
     key     of the tensor
     """
@@ -104,13 +104,13 @@ def draft_file(
     describe: Callable[[], Mapping[str, str]],
     overwrite: bool = False,
 ) -> Iterator[Draft]:
-    """Write a safetensors file under a temporary name. `publish` gives it its own; without that, it is gone on leaving.
+    """Write a safetensors file under a temporary name. `publish` renames it; otherwise it is deleted on exit.
 
     produce   yields the planned tensors in the planned order, so that the whole result never has to be in memory
     describe  gives the metadata once everything is written; `placeholder` must have the same keys and lengths.
               `sshs_model_hash`, kohya's hash of the tensors, is added
     raises    OutputError if the folder is missing or read-only, the file exists, or the disk is full; NotFiniteError;
-              whatever it raises, no part of a file is left behind; what a killed process has left, the next save removes
+              after any error no partial file is left; the next save removes what a killed process has left
     """
     path = Path(path)
     _remove_abandoned(path)  # before the free space is looked at
@@ -124,7 +124,7 @@ def draft_file(
                 try:
                     _write(file, head, plan, produce, describe)
                 except BaseException:
-                    file.close()  # which may fail like the writing, and is told like it
+                    file.close()  # which may fail as writing does, and is reported the same way
                     raise
             if sys.platform == "win32":
                 file.close()  # Windows renames no open file; elsewhere it stays locked until it has its name
@@ -163,7 +163,7 @@ def _write(
         file.flush()
         os.fsync(file.fileno())
         for sync in syncs:
-            sync.result()  # the system tells of a failed write once
+            sync.result()  # the system reports a failed write only once
 
 
 def _pieces(plan: Layout, produce: Iterator[tuple[str, Tensor]]) -> Iterator[memoryview]:
@@ -227,7 +227,7 @@ def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove what killed saves to `path` have left. What cannot be removed does no harm, so errors are not told."""
+    """Remove what killed saves to `path` have left. A leftover does no harm, so errors are ignored."""
     with contextlib.suppress(OSError):
         for temporary in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
             with contextlib.suppress(OSError):
@@ -250,7 +250,7 @@ else:
 
 
 def publish(drafts: Sequence[Draft]) -> None:
-    """Give files their names: all of them, or none, and then what had a name before has it again.
+    """Give all files their names. If one fails, the files that had these names before get them back.
 
     raises  ExistsError if somebody made a file of that name meanwhile, OutputError if one cannot be replaced
     """
@@ -266,7 +266,7 @@ def publish(drafts: Sequence[Draft]) -> None:
         if last.temporary.exists():
             for draft in drafts:
                 _withdraw(draft)
-        else:  # stopped after the last one got its name
+        else:  # interrupted after the last one got its name
             _forget_previous(first)
         raise
     _forget_previous(first)
@@ -286,7 +286,7 @@ def _publish(draft: Draft) -> None:
     if draft.overwrite:
         os.replace(temporary, path)
         return
-    # A file that somebody made meanwhile must make this fail, and a rename would replace it, but on Windows.
+    # This must fail if somebody has created the file meanwhile, and outside Windows a rename would replace it.
     if sys.platform == "win32":
         os.rename(temporary, path)
         return
@@ -295,12 +295,12 @@ def _publish(draft: Draft) -> None:
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links
-        # Killed between these two, a save leaves an empty file: not torn, and no reader takes it for a LoRA.
+        # If the process is killed between these two, an empty file is left. No reader takes that for a LoRA.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL))
         try:
             os.replace(temporary, path)
         except BaseException:
-            if temporary.exists():  # else it is done
+            if temporary.exists():  # otherwise it is done
                 path.unlink()
             raise
     else:

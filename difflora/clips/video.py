@@ -95,6 +95,26 @@ def read_video(path: Path, only: Collection[int] | None = None, size: tuple[int,
         raise FileError(f"{path.name}: this clip cannot be read ({problem}). Delete it; it is made again.") from problem
 
 
+def plays(path: Path, frames: int, width: int, height: int) -> bool:
+    """Whether this is a clip of so many frames of this size whose first and last frame can be decoded."""
+    import av
+
+    try:
+        with av.open(str(path)) as file:
+            [stream] = file.streams.video
+            sizes = (stream.width, stream.height)
+            if stream.frames != frames or sizes != (width + width % 2, height + height % 2):
+                return False
+            if next(file.decode(stream), None) is None:
+                return False
+            last_one = Fraction(frames - 1) / (stream.average_rate or 1)
+            file.seek(int(last_one / (stream.time_base or 1)), stream=stream)
+            last = [frame.time for frame in file.decode(stream)][-1:]
+            return bool(last) and (last[0] or 0) > float(last_one) - 1e-3
+    except (av.error.FFmpegError, OSError, ValueError, IndexError):
+        return False
+
+
 def at_rate(path: Path, copy: Path, fps: float) -> None:
     """Copy a clip so that it plays at this many frames a second. Nothing is encoded again."""
     import av

@@ -339,6 +339,16 @@ def check_target(path: Path, overwrite: bool, size: int = 0) -> None:
 
 @contextlib.contextmanager
 def said_as_output_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError as error:
+        raise ExistsError(f"{path.name}: the file exists. Choose another name, or allow overwriting.") from error
+    except OSError as error:
+        raise OutputError(f"{path.name}: cannot be written: {why_not_written(error)}. Nothing was changed.") from error
+
+
+def why_not_written(error: OSError) -> str:
+    """What keeps a file from being written, for a sentence."""
     reasons = {
         errno.ENOSPC: "the disk is full",
         errno.EDQUOT: "your disk quota is used up",
@@ -350,13 +360,7 @@ def said_as_output_error(path: Path) -> Iterator[None]:
     }
     if sys.platform == "win32":
         reasons[errno.EACCES] = "you may not write into this folder, or another program has the file open"
-    try:
-        yield
-    except FileExistsError as error:
-        raise ExistsError(f"{path.name}: the file exists. Choose another name, or allow overwriting.") from error
-    except OSError as error:
-        reason = reasons.get(error.errno or 0, error.strerror or str(error))
-        raise OutputError(f"{path.name}: cannot be written: {reason}. Nothing was changed.") from error
+    return reasons.get(error.errno or 0, error.strerror or str(error))
 
 
 def now() -> str:

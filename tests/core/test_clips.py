@@ -1,13 +1,18 @@
 """Clips in files: colours, sizes, order, and a store that is never half full."""
 
+import errno
 import json
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import difflora.clips.store as module
 from difflora.clips.mosaic import (
     Label,
     columns_for,
@@ -25,6 +30,8 @@ from difflora.clips.video import read_video, write_video
 from difflora.errors import FileError, OutputError, UnsupportedError
 
 av = pytest.importorskip("av")
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def soft(width=96, height=64, seed=0):
@@ -149,7 +156,7 @@ class TestStore:
     def test_a_clip_comes_back_with_its_cells(self, store):
         self.add(store, "a")
         clip = ClipStore(store.folder).get("a")
-        assert clip.about == About(3, 96, 64)
+        assert clip.about.shape == (3, 96, 64)
         assert clip.cells(48).shape == (3, 32, 48, 3)
         assert store.get("b") is None
 
@@ -183,6 +190,116 @@ class TestStore:
         (clip.folder / "about.json").write_text("{")
         assert store.get("a") is None
         assert self.add(store, "a").cells(48).shape == (3, 32, 48, 3)
+
+    @pytest.mark.parametrize(
+        ("part", "damage"),
+        [
+            ("clip.mp4", b""),
+            ("clip.mp4", b"\0" * 5000),
+            ("clip.mp4", "the first half"),
+            ("about.json", b""),
+            ("about.json", b"[]"),
+            ("about.json", b"null"),
+            ("about.json", b'{"frames": "3", "width": 96, "height": 64}'),
+            ("about.json", b'{"frames": 3.0, "width": 96, "height": 64}'),
+            ("about.json", b'{"frames": true, "width": 96, "height": 64}'),
+            ("about.json", b'{"frames": 4, "width": 96, "height": 64}'),
+            ("about.json", b'{"frames": 3, "width": 98, "height": 64}'),
+            ("about.json", b'{"frames": -3, "width": 96, "height": 64}'),
+            ("about.json", b"[" * 100_000),
+        ],
+        ids=str,
+    )
+    def test_a_damaged_clip_is_missing_and_a_new_one_takes_its_place(self, store, part, damage):
+        path = self.add(store, "a").folder / part
+        store.get("a")  # it was sound
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if isinstance(damage, str) else damage)
+        for fresh in (store, ClipStore(store.folder)):
+            assert fresh.get("a") is None and not fresh.has("a")
+        assert self.add(store, "a").cells(48).shape == (3, 32, 48, 3)
+        assert (
+            store.get("a").about == About(3, 96, 64, store.get("a").about.brightest)
+            and len(list(store.get("a").frames())) == 3
+        )
+
+    @pytest.mark.parametrize("make", ["file", "empty folder", "link to nowhere", "link to a folder"])
+    def test_what_is_no_folder_of_a_clip_gives_way_to_one(self, store, make, tmp_path):
+        store.folder.mkdir()
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        (elsewhere / "precious").write_text("x")
+        place = store.folder / "a"
+        if make == "file":
+            place.write_text("what is this")
+        elif make == "empty folder":
+            place.mkdir()
+        else:
+            place.symlink_to(elsewhere if make == "link to a folder" else tmp_path / "nowhere")
+        assert store.get("a") is None
+        assert self.add(store, "a").cells(48).shape == (3, 32, 48, 3) and store.has("a")
+        assert (elsewhere / "precious").read_text() == "x"
+        assert [path.name for path in store.folder.iterdir()] == ["a"]
+
+    @pytest.mark.parametrize(
+        "damage", [b"", b"no array", b"\x93NUMPY\x01\x00v\x00{", "the first half", "another shape", "an object"]
+    )
+    def test_damaged_cells_are_made_again_from_the_clip(self, store, damage):
+        clip = self.add(store, "a")
+        before = np.array(clip.cells(48))
+        [path] = clip.folder.glob("*.npy")
+        if damage == "the first half":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        elif damage == "another shape":
+            np.save(path, np.zeros((2, 32, 48, 3), np.uint8))
+        elif damage == "an object":
+            np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+        else:
+            path.write_bytes(damage)
+        after = clip.cells(48)
+        assert after.shape == before.shape and np.abs(after.astype(int) - before).mean() < 3
+
+    def test_two_processes_that_make_the_same_clip_end_with_one_that_is_whole(self, store):
+        """Whoever comes last takes the clip that is there, and takes nothing away from who reads it."""
+        first = self.add(store, "a")
+        inode = first.video.stat().st_ino
+        second = ClipStore(store.folder).add("a", [soft(seed=number) for number in range(3)], About(3, 96, 64), 16, 48)
+        assert second.video.stat().st_ino == inode and [path.name for path in store.folder.iterdir()] == ["a"]
+
+    def test_many_processes_at_once(self, store):
+        script = (
+            "import sys, numpy as np; from pathlib import Path; from difflora.clips.store import *; "
+            "store = ClipStore(Path(sys.argv[1])); "
+            "[store.add(key, [np.full((64, 96, 3), 90, np.uint8)] * 3, About(3, 96, 64), 16, 48).cells(48) "
+            "for _ in range(3) for key in 'abc']"
+        )
+        running = [subprocess.Popen([sys.executable, "-c", script, store.folder], cwd=ROOT) for _ in range(3)]
+        assert [each.wait(120) for each in running] == [0, 0, 0]
+        assert {path.name for path in store.folder.iterdir()} == {"a", "b", "c"} and all(map(store.has, "abc"))
+
+    def test_the_brightest_pixel_is_remembered(self, store):
+        dark = store.add("dark", [np.zeros((64, 96, 3), np.uint8)] * 2, About(2, 96, 64), 16, 48)
+        light = store.add("light", [grey(0, 96, 64), grey(70, 96, 64)], About(2, 96, 64), 16, 48)
+        assert dark.about.is_black and not light.about.is_black
+        assert ClipStore(store.folder).get("light").about.brightest == 70
+
+    @pytest.mark.parametrize("what", ["video", "cells", "other cells"])
+    def test_a_full_disk_is_called_one_and_names_the_folder(self, store, what, monkeypatch):
+        def full(*_, **__):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        if what == "other cells":
+            clip = self.add(store, "a")
+        monkeypatch.setattr(module, "write_video" if what == "video" else "_write_array", full)
+        with pytest.raises(OutputError, match=r"clips of ComfyUI's user folder: the disk is full"):
+            clip.cells(24) if what == "other cells" else self.add(store, "a")
+        left = [path.name for path in store.folder.rglob("*") if "tmp" in path.name or "making" in path.name]
+        assert not left and str(store.folder.parent.parent) not in str(store.folder.name)
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+    def test_numpys_own_words_for_a_full_disk_are_never_heard(self, store):
+        with pytest.raises(OSError) as failure:
+            module._write_array(Path("/dev/full"), np.zeros((9, 64, 64, 3), np.uint8))
+        assert failure.value.errno == errno.ENOSPC
 
     def test_shrinking_to_another_size_can_be_cancelled_and_leaves_no_half_a_file(self, store):
         clip = self.add(store, "a")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+from typing import Any
+
 import folder_paths
 from comfy_api.v0_0_2 import io
 
 from ...difflora.lora.extract import extract
 from ...difflora.sentence import Sentence
-from ...difflora.storage.reader import FileIdentity
-from ..common.inputs import found, listed_file
+from ..common.fingerprints import files_fingerprint
+from ..common.inputs import listed_file
 from ..common.messages import lora_modules, report, ui
 from ..common.types import LoraDelta
 
@@ -37,9 +41,15 @@ class ExtractLora(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, base: str, tuned: str) -> object:
-        paths = [found("diffusion_models", name) for name in (base, tuned)]
-        return [str(FileIdentity.of(path)) if path else "missing" for path in paths]
+    def files_read(cls, base: str, tuned: str, **_: Any) -> list[Path]:
+        """For Sweep Grid, which names clips by what these files hold."""
+        return [listed_file("diffusion_models", name) for name in (base, tuned)]
+
+    @classmethod
+    def fingerprint_inputs(cls, base: str | None = None, tuned: str | None = None, **_: Any) -> object:
+        if base is None or tuned is None:
+            return math.nan
+        return files_fingerprint(cls.files_read(base, tuned))
 
     @classmethod
     def execute(cls, base: str, tuned: str) -> io.NodeOutput:

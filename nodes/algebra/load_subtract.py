@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import folder_paths
@@ -12,7 +13,7 @@ from ...difflora import Lora, load, subtract
 from ...difflora.lora.file import FileLora
 from ...difflora.rank.analysis import pair_warnings
 from ...difflora.sentence import Sentence
-from ...difflora.storage.reader import FileIdentity
+from ..common.fingerprints import files_fingerprint
 from ..common.inputs import listed_file, one_of
 from ..common.messages import lora_modules, report, ui
 from ..common.strength import strength_range
@@ -49,11 +50,16 @@ class LoadLora(io.ComfyNode):
         )
 
     @classmethod
+    def files_read(cls, lora_name: str, **_: Any) -> list[Path]:
+        """For Sweep Grid, which names clips by what these files hold."""
+        path = listed_file("loras", lora_name)
+        return [file for file in (path, path.with_name("adapter_config.json")) if file.is_file()]
+
+    @classmethod
     def fingerprint_inputs(cls, lora_name: str | None = None, **_: Any) -> object:
         if lora_name is None:  # it comes from another node, and is not known yet
             return math.nan
-        path = listed_file("loras", lora_name)
-        return str([FileIdentity.of(file) for file in (path, path.with_name("adapter_config.json")) if file.exists()])
+        return files_fingerprint(cls.files_read(lora_name))
 
     @classmethod
     def execute(cls, lora_name: str, ignore_unknown: bool = False) -> io.NodeOutput:

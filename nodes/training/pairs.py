@@ -21,6 +21,7 @@ from ...difflora.sentence import Sentence
 from ...difflora.training import musubi, pairs
 from ...difflora.training.musubi import Machine, Training
 from ...difflora.training.pairs import Dataset, Limits
+from ..common.fingerprints import fingerprint
 from ..common.fonts import font_for
 from ..common.inputs import one_of, within
 from ..common.messages import report
@@ -43,7 +44,7 @@ def _dataset(name: str, side_a: str, side_b: str, error: type[DiffLoraError] = F
 
 def _state(name: str | None, side_a: str | None, side_b: str | None) -> object:
     """What tells ComfyUI that a dataset has changed. A name that comes through a link is not known yet: run always."""
-    return _dataset(name, side_a, side_b).state() if name and side_a and side_b else math.nan
+    return fingerprint(_dataset(name, side_a, side_b).state()) if name and side_a and side_b else math.nan
 
 
 def _frames(folder: str) -> dict[str, list[Path]]:
@@ -116,7 +117,8 @@ class ImageFolder(io.ComfyNode):
         if not (folder and dataset and side_a and side_b):
             return math.nan  # a name comes through a link: run always
         done = _dataset(dataset, side_a, side_b).done()
-        return [(stem, files[0].stat().st_mtime_ns, stem in done) for stem, files in _frames(folder).items()]
+        frames = _frames(folder).items()
+        return fingerprint([(stem, files[0].stat().st_mtime_ns, stem in done) for stem, files in frames])
 
     @classmethod
     def execute(cls, folder: str, dataset: str, side_a: str, side_b: str, per_run: int) -> io.NodeOutput:
@@ -125,8 +127,9 @@ class ImageFolder(io.ComfyNode):
         waiting = [stem for stem in frames if stem not in done]
         now = waiting[:per_run]
         progress = f"{len(frames) - len(waiting)} of {len(frames)} pairs done"
-        progress += f", now {', '.join(now)}" if now else ""
+        # Without the names: pages of ComfyUI up to 0.3.75 take this text for HTML, and whoever made the files named them.
         PromptServer.instance.send_progress_text(progress, cls.hidden.unique_id)
+        progress += f", now {', '.join(now)}" if now else ""
         if not now:
             nothing = ExecutionBlocker(None)
             return io.NodeOutput(nothing, nothing, progress)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import folder_paths
 from comfy_api.v0_0_2 import io, ui
@@ -12,7 +13,6 @@ from ...difflora.errors import FileError
 from ...difflora.lora.file import FileLora
 from ...difflora.rank.analysis import pair_warnings
 from ...difflora.sentence import Sentence, joined, printable
-from ...difflora.storage.reader import FileIdentity
 from ...difflora.training.runs import (
     Moment,
     Run,
@@ -24,6 +24,7 @@ from ...difflora.training.runs import (
     to_text,
 )
 from ..common import plots
+from ..common.fingerprints import files_fingerprint
 from ..common.inputs import listed_file
 from ..common.messages import report
 from ..common.messages import ui as messages
@@ -44,8 +45,8 @@ def _run(name: object) -> Run:
     return run
 
 
-def _identities(files: Iterable[str]) -> list[str]:
-    return [str(FileIdentity.of(listed_file("loras", file))) for file in files]
+def _listed(files: Iterable[str]) -> list[Path]:
+    return [listed_file("loras", file) for file in files]
 
 
 def _load(file: str) -> FileLora:
@@ -96,14 +97,17 @@ class LoadCheckpoints(io.ComfyNode):
         )
 
     @classmethod
+    def files_read(cls, run_a: str, run_b: str, step: int, step_b: int = -1) -> list[Path]:
+        """For Sweep Grid, which names clips by what these files hold."""
+        return _listed(pair_of_files(_run(run_a), _run(run_b), step, step_b))
+
+    @classmethod
     def fingerprint_inputs(
         cls, run_a: str | None = None, run_b: str | None = None, step: int | None = None, step_b: int | None = -1
     ) -> object:
-        if (
-            run_a is None or run_b is None or step is None or step_b is None
-        ):  # it comes through a link, and is not known yet
-            return math.nan
-        return _identities(pair_of_files(_run(run_a), _run(run_b), step, step_b))
+        if run_a is None or run_b is None or step is None or step_b is None:
+            return math.nan  # it comes through a link, and is not known yet
+        return files_fingerprint(cls.files_read(run_a, run_b, step, step_b))
 
     @classmethod
     def execute(cls, run_a: str, run_b: str, step: int, step_b: int = -1) -> io.NodeOutput:
@@ -146,7 +150,7 @@ class CompareCheckpoints(io.ComfyNode):
     def fingerprint_inputs(cls, run_a: str | None = None, run_b: str | None = None) -> object:
         if run_a is None or run_b is None:
             return math.nan
-        return _identities(file for name in (run_a, run_b) for file in _run(name).all_files)
+        return files_fingerprint(_listed(file for name in (run_a, run_b) for file in _run(name).all_files))
 
     @classmethod
     def execute(cls, run_a: str, run_b: str) -> io.NodeOutput:

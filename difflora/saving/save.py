@@ -231,6 +231,31 @@ def _norm(factor: Tensor) -> float:
     return float(torch.linalg.vector_norm(factor, dtype=torch.float64))
 
 
+def lossless_dtype(lora: Lora, progress: Progress | None = None) -> torch.dtype:
+    """The smallest dtype that holds every factor of a LoRA as exactly as float32 does.
+
+    Files in half precision whose difference is taken with weights of ±1 stay in half precision.
+
+    progress   called with (done, total) modules; may raise to cancel
+    """
+    possible = [torch.bfloat16, torch.float16]
+    for done, (_, delta) in enumerate(lora.stream(lora.names)):
+        if progress:
+            progress(done, len(lora))
+        if isinstance(delta, LowRank):
+            parts: tuple[Tensor, ...] = _balanced(delta.up, delta.down)
+        elif isinstance(delta, Dense):
+            parts = (delta.dense(),)
+        else:
+            continue  # vectors are written in float32
+        possible = [
+            dtype for dtype in possible if all(torch.equal(part.to(dtype).float(), part.float()) for part in parts)
+        ]
+        if not possible:
+            return torch.float32
+    return possible[0]
+
+
 def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
     """The same product with factors of similar size, so that neither leaves the range of a small dtype.
 

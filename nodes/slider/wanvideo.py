@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import folder_paths
 from comfy_api.v0_0_2 import io
 
-from ...difflora import Lora, save
+from ...difflora import Lora
 from ...difflora.errors import InputError
 from ...difflora.lora.lora import label
 from ...difflora.sentence import Sentence
@@ -14,35 +13,8 @@ from ..common.progress import progress_bar
 from ..common.types import LoraDelta, WrapperLora, WrapperModel
 from .model_weights import Targets
 from .strength import checked_schedule, slider_ui, strength_input
+from .temp_files import TempFiles
 from .wrapper_wires import chained, check_unmerged, check_width, lora_entry
-
-
-class TempFiles:
-    """LoRAs in ComfyUI's temp folder, each named after what it was made of, so that none is ever written twice.
-
-    Nothing is deleted here: a cached value may name a file, and ComfyUI empties the folder when it starts. Should
-    somebody else delete one meanwhile, `losses` goes up, and what depends on it is to be made again.
-    """
-
-    def __init__(self) -> None:
-        self._handed_out: set[Path] = set()
-        self._losses = 0
-
-    def file_of(self, lora: Lora) -> Path:
-        path = Path(folder_paths.get_temp_directory()) / "differential-lora" / f"{lora.fingerprint[:32]}.safetensors"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save(lora, path, progress=progress_bar())
-        self._handed_out.add(path)
-        return path
-
-    @property
-    def losses(self) -> int:
-        gone = {path for path in self._handed_out if not path.exists()}
-        self._handed_out -= gone
-        self._losses += bool(gone)
-        return self._losses
-
 
 _files = TempFiles()
 
@@ -91,6 +63,11 @@ class SliderWanVideo(io.ComfyNode):
         )
 
     @classmethod
+    def files_read(cls, **_: Any) -> list[Path]:
+        """For Sweep Grid: what this gives depends on no file but the one that it writes itself."""
+        return []
+
+    @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> object:
         return _files.losses
 
@@ -118,7 +95,7 @@ class SliderWanVideo(io.ComfyNode):
             # Not the shapes: once it has sampled, the wrapper leaves other tensors in place of the weights.
             warnings = Targets(model, lora, check=False).warnings
             check_width(model.model.diffusion_model.dim, {name: lora.specs[name].shape for name in lora.matrices})
-        entry = lora_entry(str(_files.file_of(lora)), strength, label(lora), merge_loras, low_mem_load)
+        entry = lora_entry(_files.path_of(lora, progress_bar), strength, label(lora), merge_loras, low_mem_load)
         lines = [Sentence("{0} modules, rank {1}", len(lora.matrices), lora.rank_text)]
         if isinstance(strength, list):
             lines.append(Sentence("a strength for each of {0} steps, for WanVideo Set LoRAs only", len(strength)))

@@ -18,7 +18,7 @@ PAPER, INK, DIM, MARK = (18, 20, 25), (240, 242, 246), (150, 158, 172), (245, 16
 ARRANGEMENTS = ("grid", "row", "column")
 # What decoders in graphics cards take: the sides of H.264 level 5.1, and its area.
 SHEET_SIDE, SHEET_AREA = 4096, 4096 * 2304
-_LONGEST_TEXT = 4096  # characters; far more than fit on any label
+LONGEST_LABEL = 200  # characters; more than fit on any label
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,12 @@ class Cells:
             self.gap + column * (self.width + self.gap),
             self.gap + row * (self.height + self.head + self.gap) + self.head,
         )
+
+
+def label_text(text: str) -> str:
+    """As much of a text as a label can show: what is sent to the page and kept in the history has no use for more."""
+    text = text.strip()
+    return text if len(text) <= LONGEST_LABEL else text[: LONGEST_LABEL - 1] + "…"
 
 
 def signed(strength: float) -> str:
@@ -182,7 +188,7 @@ def _page(cells: Cells, labels: Sequence[Label], font_file: Path | None) -> Fram
 
 
 def _shortened(draw: ImageDraw.ImageDraw, text: str, font: _Font, space: float) -> str:
-    text = text[:_LONGEST_TEXT]
+    text = label_text(text)
     if draw.textlength(text, font) <= space:
         return text
     # A character may be wider or narrower than another, but more of them are never narrower.

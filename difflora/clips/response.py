@@ -32,12 +32,16 @@ _SAME_PICTURE = 1e-7
 
 @dataclass(frozen=True)
 class Sweep:
-    """Clips that differ in strength alone."""
+    """Clips that differ in strength alone.
+
+    broken      strengths whose pictures were not finite, or black alone: they have no clip
+    """
 
     strengths: tuple[float, ...]
     clips: tuple[StoredClip, ...]
     fps: float
     baseline: float
+    broken: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -239,6 +243,7 @@ class Response:
     values: dict[str, NDArray[np.float64]]
     baseline: float
     left_out: tuple[float, ...] = ()
+    broken: tuple[float, ...] = ()
 
     def mean(self, measure: str) -> NDArray[np.float64]:
         """One number for each strength, averaged over the clips."""
@@ -320,6 +325,11 @@ def measure_sweeps(sweeps: Sequence[Sweep], moments: int = 12, progress: Progres
     """
     baseline = sweeps[0].baseline
     common = sorted(set.intersection(*(set(sweep.strengths) for sweep in sweeps)))
+    if any(baseline in sweep.broken for sweep in sweeps):
+        raise UnsupportedError(
+            f"sweep: the pictures at the baseline {baseline:g} are broken, so there is nothing to compare with. Run the sweep "
+            "again when the cause is found."
+        )
     if baseline not in common:
         raise UnsupportedError(
             f"sweep: the baseline {baseline:g} is not among the strengths, so there is nothing to compare with. Switch "
@@ -346,7 +356,9 @@ def measure_sweeps(sweeps: Sequence[Sweep], moments: int = 12, progress: Progres
         rows.append(row)
     values = {name: np.array([[numbers[name] for numbers in row] for row in rows]) for name in MEASURES}
     everything = set().union(*(sweep.strengths for sweep in sweeps))
-    return Response(np.array(common), values, baseline, tuple(sorted(everything - set(common))))
+    broken = set().union(*(sweep.broken for sweep in sweeps))
+    left_out = everything - set(common) - broken
+    return Response(np.array(common), values, baseline, tuple(sorted(left_out)), tuple(sorted(broken)))
 
 
 def compared(numbers: ClipNumbers, base: ClipNumbers) -> dict[str, float]:

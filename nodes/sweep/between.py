@@ -8,22 +8,58 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import execution
 from comfy_execution.graph_utils import GraphBuilder, is_link
 
-from ...difflora.errors import UnsupportedError
-from ...difflora.version import __version__
+from ...difflora.errors import DiffLoraError, UnsupportedError
+from ...difflora.progress import Progress
+from ...difflora.storage.hashes import ContentHashes
 from .files import Facts, WatchedFiles, texts_of
+from .runtime import pack_facts, runtime_facts
 
 SWEEP, GRID = "DiffLoraStrengthSweep", "DiffLoraSweepGrid"
+# They send work to other machines and merge what comes back, or collect pictures over several prompts: what such a node
+# hands on at one strength may hold another strength's pictures.
+COLLECTORS = re.compile(
+    r"Distributed(?!Seed|Value|ModelName|EmptyImage)|RemoteQueue|FetchRemote|^ImageBatchDivider$|^VHS_BatchManager$"
+)
 
 Link = list[Any]
+Clones = dict[tuple[str, str], str]  # (id of the node, what stands for it) -> id of the clone
 Node = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The pictures of one strength: the key of their clip, and what stands for each node at this strength."""
+
+    key: str
+    strength: float
+    digests: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class NodeFiles:
+    """The files that a node reads.
+
+    told    as it says itself, where it is a node of this pack that can
+    named   those that its texts may mean
+    """
+
+    told: list[Path] | None
+    named: Mapping[str, list[Path]]
+
+    @property
+    def paths(self) -> list[Path]:
+        return list(dict.fromkeys([*(self.told or ()), *(path for paths in self.named.values() for path in paths)]))
 
 
 @dataclass(frozen=True)
@@ -42,7 +78,9 @@ class Between:
 
     @classmethod
     def find(cls, images: Link, node_of: Callable[[str], Node], files: WatchedFiles) -> Between:
-        """Raises UnsupportedError where the pictures depend on no sweep, on several, or on another grid of this one."""
+        """raises UnsupportedError where the pictures depend on no sweep, on several, on another grid of this one, or come
+        through a node that merges the pictures of several machines or prompts
+        """
         nodes = _in_order(images[0], node_of)
         sweeps = [name for name, node in nodes.items() if node["class_type"] == SWEEP]
         if len(sweeps) != 1:
@@ -61,66 +99,115 @@ class Between:
             raise UnsupportedError(
                 "images: these pictures are those of another Sweep Grid. Wire it to what that one takes."
             )
+        for name in varying:
+            if COLLECTORS.search(kind := nodes[name]["class_type"]):
+                raise UnsupportedError(
+                    f"images: {kind} lies between the sweep and the grid. It hands work to other machines or collects "
+                    "pictures of several prompts, so a strength would get the pictures of another one. Take it out."
+                )
+        files.wait()
         return cls(nodes, sweeps[0], frozenset(varying), images, files)
 
-    def keys(self, strengths: Iterable[float]) -> list[str]:
-        """A name for the pictures at each strength: the same exactly if all that they are made of is the same."""
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of nodes that depend on the sweep, in the order in which they run."""
+        return list(dict.fromkeys(self.nodes[name]["class_type"] for name in self.nodes if name in self.varying))
+
+    def wanted(
+        self, strengths: Iterable[float], hashes: ContentHashes, progress: Progress, version: int = 0
+    ) -> list[Wanted]:
+        """The pictures at each strength, with a name that is the same exactly if all that they are made of is the same.
+
+        It says the same on every machine: files count by name, size and content; versions and flags by what they are.
+
+        version     another number is another name, for whoever wants all clips rendered again
+        progress    called with (done, total) bytes of the files that have to be read; may raise to cancel
+        """
+        contents = self._contents(hashes, progress)
         fixed: dict[str, str] = {}
         once = uuid.uuid4().hex if self.restless else ""
         for name in self.nodes:
             if name not in self.varying and name != self.sweep:
-                fixed[name] = self._digest(name, fixed)
-        keys = []
+                fixed[name] = self._digest(name, fixed, contents)
+        around = [runtime_facts(), pack_facts(node["class_type"] for node in self.nodes.values()), version, once]
+        wanted = []
         for strength in strengths:
             digests = fixed | {self.sweep: f"strength {strength!r}"}
             for name in self.nodes:
                 if name in self.varying:
-                    digests[name] = self._digest(name, digests)
-            keys.append(_hash([__version__, digests[self.images[0]], self.images[1], once])[:32])
-        return keys
+                    digests[name] = self._digest(name, digests, contents)
+            key = _hash([around, digests[self.images[0]], self.images[1]])[:32]
+            wanted.append(Wanted(key, strength, digests))
+        return wanted
 
     @property
     def restless(self) -> list[str]:
         """Kinds of nodes that say of themselves that they give something else each time."""
         return sorted({node["class_type"] for node in self.nodes.values() if _never_same(node.get("is_changed"))})
 
-    def clone_fixed(self, graph: GraphBuilder) -> dict[str, str]:
+    def clone_fixed(self, graph: GraphBuilder, clones: Clones, digests: Mapping[str, str]) -> dict[str, str]:
         """Clone what reads a file that has changed, and what depends on it. Returns old id -> new id."""
-        clones: dict[str, str] = {}
+        made: dict[str, str] = {}
         for name, node in self.nodes.items():
             if name in self.varying or name == self.sweep:
                 continue
-            if self._changes(name) or any(source in clones for _, source in _links(node)):
-                clones[name] = self._clone(graph, "file", name, clones)
-        return clones
+            if self._changes(name) or any(source in made for _, source in _links(node)):
+                made[name] = self._clone(graph, "file", name, made, clones, digests[name])
+        return made
 
-    def clone(self, graph: GraphBuilder, prefix: str, fixed: Mapping[str, str], strength: Link) -> Link:
-        """Clone what depends on the sweep, with a link in place of the sweep's. Returns the link to the pictures."""
-        clones = {**fixed, self.sweep: strength[0]}
+    def clone(
+        self, graph: GraphBuilder, prefix: str, fixed: Mapping[str, str], gate: str, clones: Clones, wanted: Wanted
+    ) -> Link:
+        """Clone what depends on the sweep, with the gate in its place. Returns the link to the pictures.
+
+        clones      what this prompt has been given of the same already, by this grid or another: taken instead
+        """
+        made = {**fixed, self.sweep: gate}
         for name in self.nodes:
             if name in self.varying:
-                clones[name] = self._clone(graph, prefix, name, clones)
-        return [clones[self.images[0]], self.images[1]]
+                made[name] = self._clone(graph, prefix, name, made, clones, wanted.digests[name])
+        return [made[self.images[0]], self.images[1]]
 
-    def _clone(self, graph: GraphBuilder, prefix: str, name: str, clones: Mapping[str, str]) -> str:
+    def _clone(
+        self, graph: GraphBuilder, prefix: str, name: str, made: Mapping[str, str], clones: Clones, digest: str
+    ) -> str:
+        if there := clones.get((name, digest)):
+            return there
         node = self.nodes[name]
         clone = graph.node(node["class_type"], f"{prefix}.{self._age[name]}{name}")
         clone.set_override_display_id(name)
         for key, value in node["inputs"].items():
             # Not set_input, for which None means to delete.
-            clone.inputs[key] = [clones.get(value[0], value[0]), value[1]] if is_link(value) else value
+            clone.inputs[key] = [made.get(value[0], value[0]), value[1]] if is_link(value) else value
         if changes := self._changes(name):
             # No input that the node has: ComfyUI does not hand it on, but counts it in when it looks for cached results.
             clone.inputs["difflora_changed_files"] = str(changes)
+        clones[name, digest] = str(clone.id)
         return str(clone.id)
 
     @cached_property
-    def _facts(self) -> dict[str, list[tuple[str, Facts, bool]]]:
-        """The files of every node, looked up once: there are many folders to look in."""
-        return {
-            name: [facts for text in texts_of(node["inputs"]) for facts in self.files.facts(text)]
-            for name, node in self.nodes.items()
-        }
+    def _files(self) -> dict[str, NodeFiles]:
+        """The files of every node, looked up once."""
+        found = {name: NodeFiles(_files_read(node), self.files.paths_of(texts_of(node["inputs"])))
+                 for name, node in self.nodes.items()}  # fmt: skip
+        for files in found.values():
+            for path in files.paths:
+                self.files.look(path)
+        return found
+
+    def _contents(self, hashes: ContentHashes, progress: Progress) -> dict[Path, list[Any]]:
+        """Name, size and SHA-256 of every file."""
+        paths = list(dict.fromkeys(path for files in self._files.values() for path in files.paths))
+        sizes = {path: self.files.look(path)[0] for path in paths}
+        total, contents = sum(sizes.values()), {}
+        for number, path in enumerate(paths):
+            before = sum(sizes[earlier] for earlier in paths[:number])
+
+            def read(done: int, _: int, before: int = before) -> None:
+                progress(before + done, total)
+
+            contents[path] = [path.name, sizes[path], hashes.of(path, read)]
+        return contents
 
     @cached_property
     def _age(self) -> dict[str, str]:
@@ -135,16 +222,44 @@ class Between:
         return {name: f"{change[0]}." if change else "" for name, change in changes.items()}
 
     def _changes(self, name: str) -> list[Facts]:
-        return [facts for _, facts, changed in self._facts[name] if changed]
+        return [self.files.look(path) for path in self._files[name].paths if self.files.has_changed(path)]
 
-    def _digest(self, name: str, digests: Mapping[str, str]) -> str:
+    def _digest(self, name: str, digests: Mapping[str, str], contents: Mapping[Path, list[Any]]) -> str:
         node = self.nodes[name]
+        files = self._files[name]
         inputs = {
-            key: [digests[value[0]], value[1]] if is_link(value) else {"value": value}
+            key: [digests[value[0]], value[1]]
+            if is_link(value)
+            else {"value": _with_contents(value, files.named, contents)}
             for key, value in node["inputs"].items()
         }
-        files = [(file, facts) for file, facts, _ in self._facts[name]]
-        return _hash([node["class_type"], inputs, files, node.get("is_changed")])
+        if files.told is not None:
+            # The fingerprint is made of the times of these files, which are others on each machine.
+            return _hash([node["class_type"], inputs, [contents[path] for path in files.told]])
+        return _hash([node["class_type"], inputs, node.get("is_changed")])
+
+
+def _files_read(node: Node) -> list[Path] | None:
+    """The files that a node of this pack reads, by its own word; None for all others, whose texts may name files."""
+    reads = getattr(execution.nodes.NODE_CLASS_MAPPINGS.get(node["class_type"]), "files_read", None)
+    constants = {key: value for key, value in node["inputs"].items() if not is_link(value)}
+    if reads is None or len(constants) < len(node["inputs"]):
+        return None
+    try:
+        return list(reads(**constants))
+    except (DiffLoraError, TypeError):
+        return None  # The node will say what is wrong with its inputs when it runs.
+
+
+def _with_contents(value: Any, named: Mapping[str, list[Path]], contents: Mapping[Path, list[Any]]) -> Any:
+    """A constant, with the contents of a file in place of its name: another folder is no other picture."""
+    if isinstance(value, str) and value in named:
+        return {"files": sorted(contents[path] for path in named[value])}
+    if isinstance(value, Mapping):
+        return {key: _with_contents(part, named, contents) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_with_contents(part, named, contents) for part in value]
+    return value
 
 
 def _in_order(last: str, node_of: Callable[[str], Node]) -> dict[str, Node]:

@@ -9,14 +9,15 @@ import torch
 from comfy_api.v0_0_2 import io
 
 from ...difflora.clips.compare import MODES, compared, in_step
-from ...difflora.clips.mosaic import Label
+from ...difflora.clips.mosaic import Label, label_text
+from ...difflora.clips.store import is_black
 from ...difflora.progress import Progress
 from ...difflora.sentence import Sentence
 from ..common.fonts import font_for
 from ..common.inputs import one_of, within
 from ..common.messages import report
 from ..common.progress import progress_bar
-from .previews import embedded, pixels_of, player_of_sheet, reporting
+from .previews import PREVIEWS, dropped, embedded, is_finite, pixels_of, player_of_sheet, reporting
 
 
 class ABCompare(io.ComfyNode):
@@ -65,6 +66,10 @@ class ABCompare(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **_):
+        return PREVIEWS.losses
+
+    @classmethod
     def execute(
         cls, a: torch.Tensor, b: torch.Tensor, mode: str, amplify: float, fps: float, label_a: str, label_b: str
     ) -> io.NodeOutput:
@@ -72,7 +77,10 @@ class ABCompare(io.ComfyNode):
         within(1, 64, amplify=amplify)
         within(1, 120, fps=fps)
         progress = progress_bar()
-        one, other, notes = in_step(_pixels(a, progress), _pixels(b, progress))
+        label_a, label_b = label_text(label_a), label_text(label_b)
+        pixels = _pixels(a, progress), _pixels(b, progress)
+        one, other, notes = in_step(*pixels)
+        notes = [*notes, *_faults(a, b, *pixels)]
         labels = [Label(label_a), Label(label_b)]
         content = hashlib.sha256(repr(one.shape).encode())
         for frame in reporting((*one, *other), 2 * len(one), progress):
@@ -102,6 +110,22 @@ def _pixels(images: torch.Tensor, progress: Progress) -> np.ndarray:
     for number, image in enumerate(reporting(images, len(images), progress)):
         pixels[number] = pixels_of(image)
     return pixels
+
+
+def _faults(a: torch.Tensor, b: torch.Tensor, one: np.ndarray, other: np.ndarray) -> list[Sentence]:
+    """What makes the comparison say nothing about the two."""
+    notes = []
+    for name, images in (("A", a), ("B", b)):
+        broken = sum(not is_finite(image) for image in images)
+        if broken:
+            notes.append(
+                Sentence("{0}: {1} of {2} pictures are not finite (NaN or infinite)", name, broken, len(images))
+            )
+        notes += [Sentence("{0}: {1}", name, note) for note in dropped(images)]
+    black = [is_black(int(pixels.max(initial=0))) for pixels in (one, other)]
+    if black[0] != black[1]:
+        notes.append(Sentence("{0} is black where {1} is not", *(("A", "B") if black[0] else ("B", "A"))))
+    return notes
 
 
 NODES = [ABCompare]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -10,10 +13,15 @@ import folder_paths
 from comfy_execution.graph_utils import is_link
 
 from ...difflora.errors import DiffLoraError
+from ..common.fingerprints import fingerprint
 from ..common.inputs import found
 from ..common.paths import inside
 
 MAX_NAME = 400  # characters; longer constants are prompts, not names of files
+MOST_NAMES = 256  # of one prompt; every one is looked for in dozens of folders
+_MODEL_SUFFIXES = frozenset(
+    {".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".onnx", ".engine"}
+)
 
 Node = Mapping[str, Any]
 Facts = tuple[int, int]  # size, and time of the last change in ns
@@ -30,28 +38,62 @@ class WatchedFiles:
         self._first: dict[Path, Facts] = {}
         # For good: a file that is put back may have been read as the other one meanwhile.
         self._changed: set[Path] = set()
+        self._waiting: queue.Queue[list[str]] = queue.Queue()
+        self._watcher: threading.Thread | None = None
+        self._starting = threading.Lock()
 
-    def look(self, prompt: Mapping[str, Any]) -> None:
-        """Remember the files of a prompt: the first run may have no sweep in it, and leave loaders in the cache."""
-        for node in prompt.values():
-            for text in texts_of(node.get("inputs")):
-                self.facts(text)
+    def look_soon(self, prompt: object) -> None:
+        """Remember the models that a prompt names, from a thread: disks may be slow, and a server must not wait for one.
 
-    def facts(self, name: str) -> list[tuple[str, Facts, bool]]:
-        """Every file that a constant of a prompt may mean, and whether it is no longer what it was."""
-        return [(path.name, self._look(path), path in self._changed) for path in _files_of(name)]
+        The first run may have no sweep in it, and leave loaders in the cache.
+        """
+        with self._starting:
+            if self._watcher is None:
+                self._watcher = threading.Thread(target=self._watch, name="difflora-files", daemon=True)
+                self._watcher.start()
+        nodes = prompt.values() if isinstance(prompt, Mapping) else ()
+        texts = (text for node in nodes if isinstance(node, Mapping) for text in texts_of(node.get("inputs")))
+        if names := _names(texts, _MODEL_SUFFIXES):
+            self._waiting.put(names)
+
+    def wait(self) -> None:
+        """Until every prompt has been looked at that was handed over before."""
+        self._waiting.join()
+
+    def paths_of(self, texts: Iterable[str]) -> dict[str, list[Path]]:
+        """Which of these texts mean files, and which files."""
+        paths = {name: list(dict.fromkeys(_files_of(name))) for name in _names(texts)}
+        return {name: files for name, files in paths.items() if files}
+
+    def look(self, path: Path) -> Facts:
+        """How a file is now."""
+        facts = _facts(path)
+        if self._first.setdefault(path, facts) != facts:
+            self._changed.add(path)
+        return facts
+
+    def has_changed(self, path: Path) -> bool:
+        """Whether a file is no longer what it was when a prompt first named it."""
+        return path in self._changed
 
     @property
     def state(self) -> str:
         """Another text whenever a watched file is not as it was; empty as long as all are."""
         watched = list(self._first.items())  # while a prompt that arrives may add to it
-        return str(sorted((str(path), facts) for path, first in watched if (facts := _facts(path)) != first))
+        changed = sorted((str(path), facts) for path, first in watched if (facts := _facts(path)) != first)
+        return fingerprint(changed) if changed else ""
 
-    def _look(self, path: Path) -> Facts:
-        facts = _facts(path)
-        if self._first.setdefault(path, facts) != facts:
-            self._changed.add(path)
-        return facts
+    def _watch(self) -> None:
+        while True:
+            names = self._waiting.get()
+            try:
+                for name in names:
+                    for path in _models_of(name):
+                        self.look(path)
+            except Exception:  # the thread is needed for the next prompt
+                logging.exception("Differential LoRA: the files of a prompt could not be looked at")
+            finally:
+                self._waiting.task_done()
 
 
 def _facts(path: Path) -> Facts:
@@ -62,12 +104,22 @@ def _facts(path: Path) -> Facts:
     return (stat.st_size, stat.st_mtime_ns)
 
 
+def _names(texts: Iterable[str], suffixes: frozenset[str] | None = None) -> list[str]:
+    """Each text that may name a file, once. Of a prompt that has too many, the first ones."""
+    names: dict[str, None] = {}
+    for text in texts:
+        if len(text) > MAX_NAME or "\n" in text or "\0" in text:
+            continue
+        suffix = PurePath(text.split(" [")[0]).suffix.lower()
+        if suffix and (suffixes is None or suffix in suffixes):
+            names[text] = None
+        if len(names) >= MOST_NAMES:
+            break
+    return list(names)
+
+
 def _files_of(name: str) -> Iterator[Path]:
-    if len(name) > MAX_NAME or "\n" in name or not PurePath(name.split(" [")[0]).suffix:
-        return
-    for kind in folder_paths.folder_names_and_paths:
-        if path := found(kind, name):
-            yield path
+    yield from _models_of(name)
     plain, folder = folder_paths.annotated_filepath(name)
     try:
         path = inside(folder or folder_paths.get_input_directory(), plain)
@@ -77,13 +129,21 @@ def _files_of(name: str) -> Iterator[Path]:
         yield path
 
 
+def _models_of(name: str) -> Iterator[Path]:
+    suffix = PurePath(name).suffix.lower()
+    for kind, (_, suffixes) in list(folder_paths.folder_names_and_paths.items()):
+        if kind != "custom_nodes" and (not suffixes or suffix in suffixes) and (path := found(kind, name)):
+            yield path
+
+
 def texts_of(value: Any) -> Iterator[str]:
     """Every text in the inputs of a node, however deep."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from texts_of(part)
-    elif isinstance(value, list) and not is_link(value):
-        for part in value:
-            yield from texts_of(part)
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, Mapping):
+            waiting.extend(reversed(list(part.values())))
+        elif isinstance(part, list) and not is_link(part):
+            waiting.extend(reversed(part))

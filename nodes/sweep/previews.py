@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,10 +18,75 @@ from ...difflora.clips.mosaic import Label, sheet_frames, sheet_of
 from ...difflora.clips.store import StoredClip
 from ...difflora.clips.video import PREVIEW, Frame, at_rate, write_video
 from ...difflora.progress import Progress
+from ...difflora.sentence import Sentence
+from ...difflora.storage.writer import said_as_output_error
 
 T = TypeVar("T")
 
 SUBFOLDER = "differential-lora"
+
+
+class Previews:
+    """The videos in ComfyUI's temp folder that players show, as many as fit into a budget.
+
+    ComfyUI empties that folder only when it starts. What a cached node has told the page may name a video that is gone by
+    then: `losses` goes up with each, and such a node runs again.
+
+    budget      bytes
+    """
+
+    def __init__(self, budget: int = 2 << 30):
+        self.budget = budget
+        self._named: set[Path] = set()
+        self._losses = 0
+
+    def path(self, name: str) -> Path:
+        folder = Path(folder_paths.get_temp_directory()) / SUBFOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / name
+
+    @contextlib.contextmanager
+    def making(self, path: Path) -> Iterator[Path]:
+        """A file that becomes `path` when it is complete."""
+        making = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            with said_as_output_error(path):
+                yield making
+                making.replace(path)
+        finally:  # after a Cancel
+            making.unlink(missing_ok=True)
+
+    def use(self, paths: Iterable[Path]) -> None:
+        """These are shown now. The longest unused others go once all are more than the budget."""
+        shown = set(paths)
+        for path in shown:
+            with contextlib.suppress(OSError):
+                os.utime(path)
+        self._named |= shown
+        files = {}
+        for entry in os.scandir(self.path("x").parent):
+            if entry.name.startswith(("clip-", "clips-")) and entry.name.endswith(".mp4"):
+                with contextlib.suppress(OSError):
+                    files[Path(entry.path)] = entry.stat()
+        total = sum(status.st_size for status in files.values())
+        for path in sorted(files, key=lambda path: files[path].st_mtime_ns):
+            if total <= self.budget:
+                break
+            if path not in shown:
+                with contextlib.suppress(OSError):  # Windows: a page is reading it
+                    path.unlink()
+                    total -= files[path].st_size
+
+    @property
+    def losses(self) -> int:
+        """How often a video was found missing that something had named."""
+        gone = {path for path in self._named if not path.exists()}
+        self._named -= gone
+        self._losses += len(gone)
+        return self._losses
+
+
+PREVIEWS = Previews()
 
 
 def embedded(hidden: Any) -> dict[str, Any]:
@@ -48,14 +114,11 @@ def player_of_sheet(
     cells = sheet_of(len(clips), width, height)
     count = max(len(clip) for clip in clips)
     name = hashlib.sha256(json.dumps([key, fps, metadata], default=repr).encode()).hexdigest()[:24]
-    path = _folder() / f"clips-{name}.mp4"
+    path = PREVIEWS.path(f"clips-{name}.mp4")
     if not path.exists():
-        making = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
+        with PREVIEWS.making(path) as making:
             write_video(making, reporting(sheet_frames(cells, clips), count, progress), fps, metadata, **PREVIEW)
-            making.replace(path)
-        finally:  # after a Cancel
-            making.unlink(missing_ok=True)
+    PREVIEWS.use([path])
     boxes = [[*cells.corner(index), cells.width, cells.height] for index in range(len(clips))]
     return _player([path], [(0, box) for box in boxes], labels, fps, count)
 
@@ -66,11 +129,12 @@ def player_of_clips(
     """Clips that have a video each: those that are there while others are still being made."""
     paths = []
     for clip, key in zip(clips, keys, strict=True):
-        paths.append(_folder() / f"clip-{key}-{fps:g}.mp4")
-        if not paths[-1].exists():
-            making = paths[-1].with_suffix(f".{os.getpid()}.tmp")
-            at_rate(clip.video, making, fps)
-            making.replace(paths[-1])
+        path = PREVIEWS.path(f"clip-{key}-{fps:g}.mp4")
+        if not path.exists():
+            with PREVIEWS.making(path) as making:
+                at_rate(clip.video, making, fps)
+        paths.append(path)
+    PREVIEWS.use(paths)
     boxes = [(index, [0, 0, clip.about.width, clip.about.height]) for index, clip in enumerate(clips)]
     return _player(paths, boxes, labels, fps, max(clip.about.frames for clip in clips))
 
@@ -98,8 +162,31 @@ def _player(
 
 
 def pixels_of(image: torch.Tensor) -> Frame:
-    """One picture of an IMAGE, (height, width, 3 or more) in 0…1, as (height, width, 3) uint8."""
-    return image[..., :3].mul(255).round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()
+    """One picture of an IMAGE in 0…1 as (height, width, 3) uint8. Grey is taken for all three colours.
+
+    image   (height, width) or (height, width, channels)
+    """
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.shape[-1] < 3:
+        image = image[..., :1].expand(*image.shape[:2], 3)
+    return image[..., :3].float().nan_to_num(0.0).mul(255).round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()
+
+
+def is_finite(image: torch.Tensor) -> bool:
+    return bool(torch.isfinite(image).all())
+
+
+def dropped(images: torch.Tensor) -> list[Sentence]:
+    """What pixels_of leaves out."""
+    channels = images.shape[-1] if images.ndim == 4 else 1
+    if channels in (2, 4):
+        return [Sentence("the pictures have a transparency, which is dropped")]
+    return (
+        [Sentence("the pictures have {0} channels, of which the first three are taken", channels)]
+        if channels > 4
+        else []
+    )
 
 
 def reporting(frames: Iterable[T], count: int, progress: Progress) -> Iterator[T]:
@@ -107,9 +194,3 @@ def reporting(frames: Iterable[T], count: int, progress: Progress) -> Iterator[T
     for number, frame in enumerate(frames):
         progress(number, count)
         yield frame
-
-
-def _folder() -> Path:
-    folder = Path(folder_paths.get_temp_directory()) / SUBFOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -175,6 +175,10 @@ def _conclusions(
         lines.append(Sentence("recommended: {0}", range_text(*recommended)))
     else:
         warnings.append(Sentence("no strength stays within the limits; nothing is recommended"))
+    if response.broken:
+        warnings.append(
+            Sentence("left out, because the pictures are broken: {0}", ", ".join(map(signed, response.broken)))
+        )
     if response.left_out:
         warnings.append(Sentence("not in every sweep, so left out: {0}", ", ".join(map(signed, response.left_out))))
     return lines, warnings

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import statistics
 import uuid
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import folder_paths
+import torch
 from comfy_execution.graph_utils import GraphBuilder
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ...difflora.clips.mosaic import Label, signed
-from ...difflora.clips.store import ClipStore, StoredClip
+from ...difflora.clips.mosaic import Label, label_text, signed
+from ...difflora.clips.store import About, ClipStore, StoredClip, is_black
 from ...difflora.errors import InputError, UnsupportedError
 from ...difflora.sentence import Sentence
+from ...difflora.storage.hashes import ContentHashes
 from ..common.messages import report
-from .between import Between, Link
+from .between import Between, Clones, Link, Wanted
 from .files import WatchedFiles
-from .previews import player_of_clips
+from .let_go import let_go
+from .previews import PREVIEWS, player_of_clips
 
 _RUNS_KEPT = 256  # more than one prompt has grids
 _FINISHED_KEPT = 16
@@ -42,19 +48,13 @@ class _Latest(OrderedDict[str, _Value]):
             self.popitem(last=False)
 
 
-@dataclass(eq=False)
-class PromptCells:
-    """What the grids of one running prompt are already going to render: key -> the link of its grid's last cell."""
-
-    name: str = field(default_factory=lambda: uuid.uuid4().hex)
-    cells: dict[str, Link] = field(default_factory=dict)
-
-
 class Sweeps:
     """Everything that outlives a node's call."""
 
     def __init__(self) -> None:
         self.files = WatchedFiles()
+        self.hashes = ContentHashes(self._folder / "hashes.json")
+        self._store = ClipStore(self._folder / "sweeps")
         # By their name. Not in the prompt: anybody can put an inner node into one, and a cell deletes what its run calls
         # its own.
         self._runs: _Latest[SweepRun] = _Latest(_RUNS_KEPT)
@@ -65,8 +65,12 @@ class Sweeps:
 
     @property
     def store(self) -> ClipStore:
+        return self._store
+
+    @property
+    def _folder(self) -> Path:
         """ComfyUI empties its temp folder when it starts; its folder for what belongs to no user, it keeps."""
-        return ClipStore(Path(folder_paths.get_system_user_directory("differential_lora")) / "sweeps")
+        return Path(folder_paths.get_system_user_directory("differential_lora"))
 
     def cells_of(self, dynprompt: Any) -> PromptCells:
         """dynprompt: ComfyUI's object for a running prompt."""
@@ -82,39 +86,126 @@ class Sweeps:
             raise InputError("run is none that Sweep Grid has begun. It puts this node in by itself.")
         return run
 
-    def others_with(self, key: str, run: SweepRun) -> list[SweepRun]:
-        """Runs of the same prompt that show this clip, too."""
-        others = [other for other in self._runs.values() if other is not run and other.prompt == run.prompt]
-        return [other for other in others if key in other.keys]
+    def of_prompt(self, prompt: PromptCells) -> list[SweepRun]:
+        return [run for run in self._runs.values() if run.prompt is prompt]
 
     def end(self, run: SweepRun) -> None:
         """Keep a run that is complete, and make room in the store for the next ones."""
+        run.is_over = True
         self._finished[run.name] = run
-        needed = [*self._finished.values(), *(other for other in self._runs.values() if other.prompt == run.prompt)]
+        needed = [*self._finished.values(), *self.of_prompt(run.prompt)]
         self.store.prune(keep={key for other in needed for key in other.keys})
 
     def count_lost(self) -> int:
-        """How many finished sweeps have lost clips since: what ComfyUI still holds of them is of no use."""
+        """How many finished sweeps have lost clips since, or never had them all: what ComfyUI still holds is of no use."""
         for name in [name for name, run in self._finished.items() if not all(map(self.store.has, run.keys))]:
             del self._finished[name]
             self._lost += 1
-        return self._lost
+        return self._lost + PREVIEWS.losses
 
 
-SWEEPS = Sweeps()
+@dataclass(eq=False)
+class Step:
+    """One strength of one sweep being rendered, for every grid that wants it.
+
+    cells       key -> link of the cell that will keep this clip
+    """
+
+    sweep: str
+    strength: float
+    cells: dict[str, Link] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
+class PromptCells:
+    """What the grids of one running prompt render together: each strength once, and only one at a time.
+
+    clones      of the steps that are not done
+    users       id of a clone -> keys of the clips that are made from it
+    broken      key -> what is wrong with these pictures
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    done: set[str] = field(default_factory=set)
+    broken: dict[str, str] = field(default_factory=dict)
+    clones: Clones = field(default_factory=dict)
+    users: dict[str, set[str]] = field(default_factory=dict)
+    rendering: Step | None = None
+    is_over: bool = False
+    _pixels: dict[str, ReferenceType[torch.Tensor]] = field(default_factory=dict)
+    _watcher: asyncio.Task[None] | None = None
+
+    def cell_of(self, key: str) -> Link | None:
+        return next((step.cells[key] for step in self.steps if key in step.cells), None)
+
+    def step_of(self, sweep: str, strength: float) -> Step | None:
+        """The step of a strength that is not done."""
+        return next(
+            (
+                step
+                for step in self.steps
+                if (step.sweep, step.strength) == (sweep, strength) and not self._is_done(step)
+            ),
+            None,
+        )
+
+    def waited_for(self, step: Step) -> Link | None:
+        """A cell of an earlier step that is not done."""
+        for earlier in self.steps[: self.steps.index(step)]:
+            for key, link in earlier.cells.items():
+                if key not in self.done:
+                    return link
+        return None
+
+    def finish(self, key: str, source: str, pixels: torch.Tensor | None) -> None:
+        """A clip is kept, or given up. Its pictures are let go of when no other clip is made from them."""
+        self.done.add(key)
+        if pixels is not None:
+            self._pixels[source] = ref(pixels)
+            del pixels  # or this name would count as somebody who needs them
+        for clone in [clone for clone in self._pixels if self.users.get(clone, set()) <= self.done]:
+            let_go(self._pixels.pop(clone))
+        # A grid that comes later starts anew: what the done steps had made may be gone.
+        open_steps = {step.strength for step in self.steps if not self._is_done(step)}
+        if not open_steps:
+            self.clones.clear()
+
+    def watch_end(self) -> None:
+        """Say on the page what is missing when the prompt ends before its time. ComfyUI tells nobody: but it cancels what
+        still waits in the loop that a prompt runs in.
+        """
+        if self._watcher is None:
+            self._watcher = asyncio.get_running_loop().create_task(self._wait_for_end())
+
+    async def _wait_for_end(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.is_over = True
+            self.rendering = None
+            for run in SWEEPS.of_prompt(self):
+                if not run.is_over:
+                    run.is_over = True
+                    run.show_now()
+
+    def _is_done(self, step: Step) -> bool:
+        return step.cells.keys() <= self.done
+
+
+@dataclass(eq=False)
 class SweepRun:
     """One grid being rendered: all that the nodes of its expansion have to know.
 
-    prompt      the name of its prompt's cells
+    sources     key -> the clone that gives its pictures
+    kinds       the kinds of nodes between the sweep and the grid
     message     what the page has been told last. A list of ComfyUI's holds the same object, so that the history has the
                 latest, too
     """
 
+    sweep: str
     strengths: list[float]
     keys: list[str]
+    kinds: list[str]
     arrange: str
     cell_size: int
     fps: float
@@ -122,48 +213,94 @@ class SweepRun:
     text: str
     restless: list[str]
     grid: str
-    prompt: str
+    prompt: PromptCells
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
+    sources: dict[str, str] = field(default_factory=dict)
+    notes: list[Sentence] = field(default_factory=list)
+    is_over: bool = False
     message: dict[str, Any] = field(default_factory=dict)
 
-    def add_cells(self, graph: GraphBuilder, between: Between, ahead: PromptCells) -> dict[str, Any]:
+    def add_cells(self, graph: GraphBuilder, between: Between, wanted: Sequence[Wanted]) -> dict[str, Any]:
         """Put a gate, a clone and a cell into the graph for each clip that is missing. Returns the last cell's link.
 
-        What another grid of the prompt has begun to render is waited for.
+        What another grid of the prompt has begun to render is shared with it, and waited for.
         """
-        store = SWEEPS.store
-        missing = {key: strength for key, strength in zip(self.keys, self.strengths, strict=True) if not store.get(key)}
-        after: Link | None = None
-        for last in dict.fromkeys(tuple(ahead.cells[key]) for key in missing if key in ahead.cells):
-            # A gate that lets the end of one grid pass when another one has ended, too.
-            after = (
-                list(last)
-                if after is None
-                else graph.node("DiffLoraSweepGate", strength=after, run=self.name, after=list(last)).out(0)
-            )
-        missing = {key: strength for key, strength in missing.items() if key not in ahead.cells}
-        fixed = between.clone_fixed(graph) if missing else {}
-        for number, (key, strength) in enumerate(missing.items()):
-            # The run is among the inputs: what a clone leaves in ComfyUI's cache is never asked for again.
-            gate = graph.node(
-                "DiffLoraSweepGate", f"{number}.gate", strength=strength, run=self.name, **_waiting(after)
-            )
-            pictures = between.clone(graph, str(number), fixed, gate.out(0))
+        clips = self.clips()
+        for key in self.faults(clips):
+            SWEEPS.store.remove(key)
+            clips.pop(key, None)
+        missing = {each.key: each for each in wanted if each.key not in clips}
+        prompt, after = self.prompt, None
+        fixed = between.clone_fixed(graph, prompt.clones, wanted[0].digests) if missing else {}
+        for number, (key, each) in enumerate(missing.items()):
+            if theirs := prompt.cell_of(key):
+                after = theirs
+                continue
+            step = prompt.step_of(self.sweep, each.strength)
+            if step is None:
+                step = Step(self.sweep, each.strength)
+                previous = [link for earlier in prompt.steps[-1:] for link in earlier.cells.values()]
+                # The run is among the inputs: what a clone leaves in ComfyUI's cache is never asked for again.
+                gate = graph.node(
+                    "DiffLoraSweepGate", f"{number}.gate", strength=each.strength, run=self.name, **waiting(*previous)
+                )
+                gate.set_override_display_id(self.grid)
+                prompt.clones[self.sweep, each.digests[self.sweep]] = gate.id
+                prompt.steps.append(step)
+            gate_id = prompt.clones[self.sweep, each.digests[self.sweep]]
+            pictures = between.clone(graph, str(number), fixed, gate_id, prompt.clones, each)
             cell = graph.node("DiffLoraSweepCell", f"{number}.cell", images=pictures, key=key, run=self.name)
-            for node in (gate, cell):
-                node.set_override_display_id(self.grid)
-            after = cell.out(0)
-        if after:
-            ahead.cells |= dict.fromkeys(missing, after)
-        return _waiting(after)
+            cell.set_override_display_id(self.grid)
+            after = step.cells[key] = cell.out(0)
+            self.sources[key] = pictures[0]
+            for name in between.varying:
+                prompt.users.setdefault(prompt.clones[name, each.digests[name]], set()).add(key)
+        return waiting(after)
 
-    def clips(self) -> list[StoredClip]:
-        """All clips, in the order of the strengths."""
-        clips = [SWEEPS.store.get(key) for key in self.keys]
-        there = [clip for clip in clips if clip is not None]
-        if len(there) < len(clips):
-            raise UnsupportedError("A finished clip has been deleted while the sweep was running. Run it again.")
-        return there
+    def clips(self) -> dict[str, StoredClip]:
+        """The clips that are there, by key, in the order of the strengths."""
+        return {key: clip for key in self.keys if (clip := SWEEPS.store.get(key))}
+
+    def faults(self, clips: Mapping[str, StoredClip]) -> dict[str, str]:
+        """key -> what is wrong: pictures that are not finite, or black where the baseline's are not.
+
+        Without the baseline, and for the baseline itself, the median of the others counts.
+        """
+        faults = {key: fault for key, fault in self.prompt.broken.items() if key in self.keys}
+        bright = {key: clip.about.brightest for key, clip in clips.items() if key not in faults}
+        base = next((key for key, at in zip(self.keys, self.strengths, strict=True) if at == self.baseline), None)
+        for key in bright:
+            others = [value for other, value in bright.items() if other != key]
+            if clips[key].about.is_black and others:
+                middle = round(statistics.median(others))
+                reference = bright[base] if base in bright and base != key else middle
+                if not is_black(reference):
+                    faults[key] = BLACK
+        return faults
+
+    def check_shape(self, key: str, about: About) -> None:
+        """Raise UnsupportedError if this clip's length or size is not that of the other strengths' clips.
+
+        What the majority contradicts is not kept, so that the next run renders it again.
+        """
+        shapes = {other: clip.about.shape for other, clip in self.clips().items()} | {key: about.shape}
+        counted = Counter(shapes.values()).most_common()
+        if len(counted) == 1:
+            return
+        usual = counted[0][0] if 2 * counted[0][1] > len(shapes) else None
+        for other, shape in shapes.items():
+            if shape != usual:
+                SWEEPS.store.remove(other)
+        strengths = dict(zip(self.keys, self.strengths, strict=True))
+        each = "; ".join(
+            f"{', '.join(signed(strengths[other]) for other in shapes if shapes[other] == shape)}: "
+            f"{shape[0]} frames of {shape[1]}×{shape[2]}"
+            for shape, _ in counted
+        )
+        raise UnsupportedError(
+            f"images: the clips of this sweep are not alike ({each}), so one of them holds other pictures than its "
+            f"strength's. Look at the nodes in between: {', '.join(self.kinds)}."
+        )
 
     def labels(self) -> list[Label]:
         lines = self.text.splitlines() or [""]
@@ -172,19 +309,21 @@ class SweepRun:
                 f"text has {len(lines)} lines for {len(self.strengths)} clips. Write one line for all, or one for each."
             )
         return [
-            Label(signed(strength), lines[index % len(lines)].strip(), strength == self.baseline)
+            Label(signed(strength), label_text(lines[index % len(lines)]), strength == self.baseline)
             for index, strength in enumerate(self.strengths)
         ]
 
     def message_now(self) -> dict[str, Any]:
         """What is there and what is missing at this moment: a player for the one, a line for the other."""
-        found = {key: clip for key in self.keys if (clip := SWEEPS.store.get(key))}
-        there = [index for index, key in enumerate(self.keys) if key in found]
+        clips = self.clips()
+        for key in self.faults(clips):
+            clips.pop(key, None)
+        there = [index for index, key in enumerate(self.keys) if key in clips]
         message: dict[str, Any] = {}
         if there:
             labels = self.labels()
             message |= player_of_clips(
-                [found[self.keys[index]] for index in there],
+                [clips[self.keys[index]] for index in there],
                 [labels[index] for index in there],
                 [self.keys[index] for index in there],
                 self.fps,
@@ -192,21 +331,41 @@ class SweepRun:
         return self._say(message | self._state(there))
 
     def show_now(self) -> None:
-        """The same on the page, at once: the cell that has run is another grid's."""
+        """The same on the page, at once: what has run belongs to another grid."""
         context = get_executing_context()
         told = {"node": self.grid, "display_node": self.grid, "output": {"difflora": [self.message_now()]}}
         server = PromptServer.instance
         server.send_sync("executed", told | {"prompt_id": context.prompt_id if context else None}, server.client_id)
 
-    def finished(self, message: dict[str, Any]) -> dict[str, Any]:
-        return self._say(message | self._state(list(range(len(self.strengths)))))
+    def finished(self, message: dict[str, Any], there: Sequence[int], faults: Mapping[str, str]) -> dict[str, Any]:
+        return self._say(message | self._state(there, faults))
 
-    def _state(self, there: list[int]) -> dict[str, Any]:
-        missing = [signed(strength) for index, strength in enumerate(self.strengths) if index not in there]
-        lines = [Sentence("{0} of {1} strengths are there", len(there), len(self.strengths))]
-        if missing:
-            lines.append(Sentence("missing: {0}. The next run renders only these", ", ".join(missing)))
-        warnings = []
+    def _state(self, there: Sequence[int], faults: Mapping[str, str] | None = None) -> dict[str, Any]:
+        faults = self.faults(self.clips()) if faults is None else faults
+        broken = [index for index, key in enumerate(self.keys) if key in faults]
+        missing = [index for index in range(len(self.keys)) if index not in there and index not in broken]
+        count = len(self.strengths)
+        lines = [Sentence("{0} of {1} strengths are there", len(there), count)]
+        if missing and self.is_over:
+            lines.append(Sentence("missing: {0}. The next run renders only these", self._listed(missing)))
+        elif missing:
+            step = self.prompt.rendering
+            now = [
+                index
+                for index in missing
+                if step and (step.sweep, step.strength) == (self.sweep, self.strengths[index])
+            ]
+            if now:
+                number = count - len(missing) + 1
+                lines.append(Sentence("rendering {0} ({1} of {2})", signed(self.strengths[now[0]]), number, count))
+            if waiting_for := [index for index in missing if index not in now]:
+                lines.append(Sentence("still to come: {0}", self._listed(waiting_for)))
+        warnings = [
+            Sentence("{0}: {1}. It is left out, and the next run renders it again", signed(self.strengths[index]),
+                     _FAULTS[faults[self.keys[index]]])
+            for index in broken
+        ]  # fmt: skip
+        warnings += self.notes
         if self.restless:
             restless = ", ".join(self.restless)
             warnings.append(Sentence("{0}: other each time, so no strength can be kept for the next run", restless))
@@ -214,11 +373,26 @@ class SweepRun:
             warnings.append(Sentence("the baseline {0} is not among the strengths", signed(self.baseline)))
         return report(Sentence("Sweep"), lines, warnings)
 
+    def _listed(self, indices: Sequence[int]) -> str:
+        return ", ".join(signed(self.strengths[index]) for index in indices)
+
     def _say(self, message: dict[str, Any]) -> dict[str, Any]:
         self.message.clear()
         self.message.update(message)
         return self.message
 
 
-def _waiting(after: Link | None) -> dict[str, Link]:
-    return {"after": after} if after else {}
+NOT_FINITE, BLACK = "not finite", "black"
+_FAULTS = {
+    NOT_FINITE: Sentence("the pictures are not finite (NaN or infinite)"),
+    BLACK: Sentence("the pictures are black, where others are not"),
+}
+
+
+def waiting(*after: Link | None) -> dict[str, Link]:
+    """The inputs of an inner node that is to run after a cell."""
+    links = [link for link in after if link]
+    return {"after": links[-1]} if links else {}
+
+
+SWEEPS = Sweeps()

@@ -7,9 +7,8 @@ cell behind the one before, which has encoded and shrunk its clip by then.
 
 from __future__ import annotations
 
-import gc
 import json
-import types
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,18 +20,20 @@ from server import PromptServer
 
 from ...difflora.clips.mosaic import ARRANGEMENTS, grid_images, grid_of
 from ...difflora.clips.response import Sweep
-from ...difflora.clips.store import About
+from ...difflora.clips.store import About, StoredClip
 from ...difflora.clips.strengths import MOST, sweep_strengths
+from ...difflora.clips.video import Frame
 from ...difflora.errors import UnsupportedError
 from ..common.fonts import font_for
 from ..common.inputs import one_of, within
 from ..common.progress import progress_bar
 from ..common.types import SweepClips
 from .between import Between
-from .previews import embedded, pixels_of, player_of_sheet, reporting
-from .running import SWEEPS, SweepRun
+from .previews import dropped, embedded, is_finite, pixels_of, player_of_sheet, reporting
+from .running import NOT_FINITE, SWEEPS, SweepRun
 
 After = io.Custom("DIFFLORA_CELL")
+MOST_TIMES = 1_000_000
 
 
 class StrengthSweep(io.ComfyNode):
@@ -129,6 +130,14 @@ class SweepGrid(io.ComfyNode):
                     optional=True,
                     tooltip="A text on the labels: one line for all of them, or one line for each.",
                 ),
+                io.Int.Input(
+                    "render_again",
+                    default=0,
+                    min=0,
+                    max=MOST_TIMES,
+                    optional=True,
+                    tooltip="Another number renders every strength again. The clips of each number are kept.",
+                ),
             ],
             outputs=[
                 io.Image.Output(
@@ -151,21 +160,32 @@ class SweepGrid(io.ComfyNode):
 
     @classmethod
     async def execute(
-        cls, images: list[Any], arrange: str, cell_size: int, fps: float, baseline: float, text: str = ""
+        cls,
+        images: list[Any],
+        arrange: str,
+        cell_size: int,
+        fps: float,
+        baseline: float,
+        text: str = "",
+        render_again: int = 0,
     ) -> io.NodeOutput:
         one_of("arrange", arrange, ARRANGEMENTS)
         within(64, 2048, cell_size=cell_size)
         within(1, 120, fps=fps)
         within(-10, 10, baseline=baseline)
+        within(0, MOST_TIMES, render_again=render_again)
         dynprompt = cls.hidden.dynprompt
         graph = GraphBuilder()  # before anything is awaited: its names come from what ComfyUI is running
         between = Between.find(images, dynprompt.get_node, SWEEPS.files)
         await _fingerprint(between, dynprompt)
         strengths = _strengths(between)
-        ahead = SWEEPS.cells_of(dynprompt)
+        prompt = SWEEPS.cells_of(dynprompt)
+        wanted = between.wanted(strengths, SWEEPS.hashes, progress_bar(), render_again)
         run = SweepRun(
+            between.sweep,
             strengths,
-            between.keys(strengths),
+            [each.key for each in wanted],
+            between.kinds,
             arrange,
             cell_size,
             fps,
@@ -173,11 +193,14 @@ class SweepGrid(io.ComfyNode):
             text,
             between.restless,
             cls.hidden.unique_id,
-            ahead.name,
+            prompt,
         )
-        run.labels()  # what is wrong with the text is said now, not after the first clip
-        after = run.add_cells(graph, between, ahead)
+        # What is wrong with the text or the disk is said now, not after the first clip.
+        run.labels()
+        SWEEPS.store.check_writable()
         SWEEPS.begin(run)
+        after = run.add_cells(graph, between, wanted)
+        prompt.watch_end()
         layout = graph.node("DiffLoraSweepLayout", "layout", run=run.name, **after)
         layout.set_override_display_id(cls.hidden.unique_id)
         return io.NodeOutput(
@@ -222,11 +245,26 @@ class SweepGate(io.ComfyNode):
                 After.Input("after", optional=True, tooltip="The cell to wait for."),
             ],
             outputs=[io.Float.Output("passed", display_name="strength", tooltip="The strength.")],
+            enable_expand=True,
         )
 
     @classmethod
     def execute(cls, strength: float, run: str, after: Any = None) -> io.NodeOutput:
-        return io.NodeOutput(strength)
+        of = SWEEPS.run(run)
+        step = of.prompt.step_of(of.sweep, strength)
+        if step is None:
+            return io.NodeOutput(strength)
+        # A grid that has come later may still want the strength before this one.
+        if earlier := of.prompt.waited_for(step):
+            graph = GraphBuilder()
+            gate = graph.node("DiffLoraSweepGate", "gate", strength=strength, run=run, after=earlier)
+            gate.set_override_display_id(of.grid)
+            return io.NodeOutput(gate.out(0), expand=graph.finalize())
+        of.prompt.rendering = step
+        for other in SWEEPS.of_prompt(of.prompt):
+            if other is not of and not other.is_over and other.sweep == of.sweep:
+                other.show_now()
+        return io.NodeOutput(strength, ui={"difflora": [of.message_now()]})
 
 
 class SweepCell(io.ComfyNode):
@@ -253,50 +291,50 @@ class SweepCell(io.ComfyNode):
     def execute(cls, images: list[torch.Tensor], key: list[str], run: list[str]) -> io.NodeOutput:
         of = SWEEPS.run(run[0])
         one_of("key", key[0], of.keys)
-        sizes = sorted({(batch.shape[2], batch.shape[1]) for batch in images})
-        if len(sizes) > 1:
-            raise UnsupportedError(
-                f"images: pictures of {' and '.join(f'{width}×{height}' for width, height in sizes)} cannot be one clip. "
-                "Give them one size first."
+        about = _about(images)
+        of.check_shape(key[0], about)
+        notes = [note for batch in images for note in dropped(batch)]
+        of.notes += [note for note in dict.fromkeys(notes) if note not in of.notes]
+        try:
+            SWEEPS.store.add(
+                key[0], reporting(_frames(images), about.frames, progress_bar()), about, of.fps, of.cell_size
             )
-        about = About(sum(map(len, images)), *sizes[0])
-        frames = reporting((pixels_of(frame) for batch in images for frame in batch), about.frames, progress_bar())
-        SWEEPS.store.add(key[0], frames, about, of.fps, of.cell_size)
-        del frames  # It may still hold views of the pictures.
-        if len(images) == 1:
-            _let_go(images[0])
-        for other in SWEEPS.others_with(key[0], of):
-            other.show_now()
+            of.prompt.broken.pop(key[0], None)
+        except _NotFinite:
+            of.prompt.broken[key[0]] = NOT_FINITE
+        of.prompt.finish(key[0], of.sources[key[0]], images[0] if len(images) == 1 else None)
+        for other in SWEEPS.of_prompt(of.prompt):
+            if other is not of and key[0] in other.keys:
+                other.show_now()
         return io.NodeOutput(key[0], ui={"difflora": [of.message_now()]})
 
 
-def _let_go(images: torch.Tensor) -> None:
-    """Free the pixels of a finished clip if they are nobody else's.
+class _NotFinite(Exception):
+    """A picture holds NaN or infinite values."""
 
-    ComfyUI's classic cache keeps what each node gave until the next prompt: all clips of a sweep, one beside the other. No
-    prompt will ask for these again, because their signature has the gate's `run` in it. They are nobody else's if only one
-    cached list holds them (no other node handed the same pictures on, or keeps them), and no other tensor shares their
-    memory.
-    """
-    count = getattr(torch._C, "_storage_Use_Count", None)
-    if count is None:
-        return
-    # Not counted: the frames of this call, and the arguments that it was made with.
-    holders = [
-        holder
-        for holder in gc.get_referrers(images)
-        if not isinstance(holder, types.FrameType)
-        and not (isinstance(holder, dict) and {"images", "key", "run"} <= holder.keys())
-    ]
-    storage = images.untyped_storage()
-    # Two users of the memory: the tensor, and the name in the line above.
-    if (
-        all(type(holder) is list for holder in holders)
-        and len(holders) <= 1
-        and count(storage._cdata) <= 2
-        and storage.resizable()
-    ):
-        storage.resize_(0)
+
+def _frames(images: list[torch.Tensor]) -> Iterator[Frame]:
+    for batch in images:
+        for image in batch:
+            if not is_finite(image):
+                raise _NotFinite
+            yield pixels_of(image)
+
+
+def _about(images: list[torch.Tensor]) -> About:
+    """raises   UnsupportedError for what is no clip."""
+    for batch in images:
+        if batch.ndim not in (3, 4) or not batch.numel():
+            raise UnsupportedError(
+                f"images: a tensor of shape {tuple(batch.shape)} is no batch of pictures. Wire in decoded pictures."
+            )
+    sizes = sorted({(batch.shape[2], batch.shape[1]) for batch in images})
+    if len(sizes) > 1:
+        raise UnsupportedError(
+            f"images: pictures of {' and '.join(f'{width}×{height}' for width, height in sizes)} cannot be one clip. "
+            "Give them one size first."
+        )
+    return About(sum(map(len, images)), *sizes[0])
 
 
 class SweepLayout(io.ComfyNode):
@@ -319,29 +357,56 @@ class SweepLayout(io.ComfyNode):
                 SweepClips.Output("sweep", display_name="sweep", tooltip="The clips."),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            enable_expand=True,
         )
 
     @classmethod
     def execute(cls, run: str, after: Any = None) -> io.NodeOutput:
         of = SWEEPS.run(run)
-        clips, labels = of.clips(), of.labels()
+        for key in of.keys:
+            if key not in of.prompt.done and (cell := of.prompt.cell_of(key)):
+                graph = GraphBuilder()
+                layout = graph.node("DiffLoraSweepLayout", "layout", run=run, after=cell)
+                layout.set_override_display_id(of.grid)
+                return io.NodeOutput(layout.out(0), layout.out(1), expand=graph.finalize())
+        there, clips, faults = _complete(of)
+        labels, strengths = of.labels(), [of.strengths[index] for index in there]
+        labels = [labels[index] for index in there]
         cells = [clip.cells(of.cell_size, progress_bar()) for clip in clips]
         frames = [list(cell) for cell in cells]
-        key = json.dumps([of.keys, cells[0].shape])
+        key = json.dumps([[of.keys[index] for index in there], cells[0].shape])
         player = player_of_sheet(frames, labels, of.fps, key, embedded(cls.hidden), progress_bar())
         height, width = cells[0].shape[1:3]
         font = font_for(*(label.text for label in labels))
         picture = grid_images(grid_of(len(cells), width, height, of.arrange), frames, labels, font)
         SWEEPS.end(of)
-        result = Sweep(tuple(of.strengths), tuple(clips), of.fps, of.baseline)
-        return io.NodeOutput(picture, result, ui={"difflora": [of.finished(player)]})
+        left_out = tuple(strength for strength, key in zip(of.strengths, of.keys, strict=True) if key in faults)
+        result = Sweep(tuple(strengths), tuple(clips), of.fps, of.baseline, left_out)
+        return io.NodeOutput(picture, result, ui={"difflora": [of.finished(player, there, faults)]})
+
+
+def _complete(of: SweepRun) -> tuple[list[int], list[StoredClip], dict[str, str]]:
+    """The clips that are sound, with their places; and what is wrong with the others, which are not kept."""
+    clips = of.clips()
+    faults = of.faults(clips)
+    for key in faults:
+        SWEEPS.store.remove(key)
+    there = [index for index, key in enumerate(of.keys) if key in clips and key not in faults]
+    if any(key not in clips and key not in faults for key in of.keys):
+        raise UnsupportedError("A finished clip has been deleted while the sweep was running. Run it again.")
+    if not there:
+        raise UnsupportedError(
+            f"images: the pictures are {' or '.join(sorted(set(faults.values())))} at every strength. Look for the cause in "
+            f"the nodes in between: {', '.join(of.kinds)}."
+        )
+    return there, [clips[of.keys[index]] for index in there], faults
 
 
 def watch_prompts() -> None:
     """Have the files of every prompt that is queued remembered as they are then."""
 
     def look(request: dict[str, Any]) -> dict[str, Any]:
-        SWEEPS.files.look(request.get("prompt", {}))
+        SWEEPS.files.look_soon(request.get("prompt"))
         return request
 
     PromptServer.instance.add_on_prompt_handler(look)

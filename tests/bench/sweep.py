@@ -92,6 +92,7 @@ def expansion(nodes: int, strengths: int) -> float:
         module.__path__ = [str(folder)]
         sys.modules[name] = module
     from comfy_execution.graph_utils import GraphBuilder
+    from pack.difflora.storage.hashes import ContentHashes
     from pack.nodes.sweep.between import Between
     from pack.nodes.sweep.files import WatchedFiles
 
@@ -111,12 +112,12 @@ def expansion(nodes: int, strengths: int) -> float:
 
     def expand() -> None:
         between = Between.find([previous, 0], prompt.__getitem__, WatchedFiles())
-        between.keys([index / 2 for index in range(strengths)])
+        wanted = between.wanted([index / 2 for index in range(strengths)], ContentHashes(), lambda *_: None)
         graph = GraphBuilder("grid.0.0.")
-        between.clone_fixed(graph)
-        for index in range(strengths):
+        between.clone_fixed(graph, {}, wanted[0].digests)
+        for index, each in enumerate(wanted):
             gate = graph.node("Gate", f"{index}.gate")
-            between.clone(graph, str(index), {}, gate.out(0))
+            between.clone(graph, str(index), {}, gate.id, {}, each)
         assert len(graph.finalize()) == strengths * (nodes + 1)
 
     return statistics.median(seconds(expand) for _ in range(5))

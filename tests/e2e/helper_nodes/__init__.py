@@ -375,6 +375,55 @@ class TestBreak:
         return (images,)
 
 
+class TestSpoil:
+    """Hands pictures on, but at the number in output/spoil.txt spoils them: "nan 1.0", "black 1.0", "frames 1.0", "size 1.0".
+
+    as_it_is  "grey" for one channel and "alpha" for four, at every number
+    """
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {"images": ("IMAGE",), "number": ("FLOAT", {"default": 0.0, "min": -100, "max": 100})},
+            "optional": {"as_it_is": ("STRING", {"default": ""})},
+        }
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "hand_on"
+    CATEGORY = "test"
+
+    def hand_on(self, images, number, as_it_is=""):
+        file = Path(folder_paths.get_output_directory()) / "spoil.txt"
+        how, _, at = file.read_text().partition(" ") if file.exists() else ("", "", "nan")
+        if float(at) == number:
+            if how == "nan":
+                images = images.clone()
+                images[-1, 3, 5] = float("nan")
+            images = images * 0 if how == "black" else images
+            images = torch.cat([images, images]) if how == "frames" else images
+            images = images[:, ::2] if how == "size" else images
+        if as_it_is == "grey":
+            images = images[..., :1]
+        if as_it_is == "alpha":
+            images = torch.cat([images, torch.full_like(images[..., :1], 0.5)], -1)
+        return (images,)
+
+
+class DistributedCollector:
+    """Named like a node of ComfyUI-Distributed, which merges what other machines send."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"images": ("IMAGE",)}}
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "hand_on"
+    CATEGORY = "test"
+
+    def hand_on(self, images):
+        return (images,)
+
+
 class TestMood:
     """Hands pictures on, and says that it would give others whenever output/mood.txt is another text."""
 
@@ -435,6 +484,8 @@ class TestClip:
 
 
 NODE_CLASS_MAPPINGS = {
+    "DistributedCollector": DistributedCollector,
+    "TestSpoil": TestSpoil,
     "TestClip": TestClip,
     "TestBreak": TestBreak,
     "TestRecord": TestRecord,

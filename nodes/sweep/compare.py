@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ class ABCompare(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **_):
+    def fingerprint_inputs(cls, **_: Any) -> object:
         return PREVIEWS.losses
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
-from .algebra import analyze, extract, load_subtract, save, select_rerank
+from .algebra import analyze, calibrate, extract, load_subtract, purify, save, select_rerank
 from .demo import offer_demo_models
 from .slider import block_toggle, empty_text, native, wanvideo
 from .sweep import compare, response, sweep
@@ -12,6 +12,8 @@ FAMILIES: list[list[type[io.ComfyNode]]] = [
     load_subtract.NODES,
     select_rerank.NODES,
     analyze.NODES,
+    purify.NODES,
+    calibrate.NODES,
     save.NODES,
     native.NODES,
     wanvideo.NODES,

@@ -27,7 +27,9 @@ from ..lora.file import FileLora, load
 from ..lora.lora import CombinedLora, Lora, SelectedLora
 from ..lora.selection import stack_of, summary
 from ..rank.analysis import Analysis, ModuleNumbers, analyze_pair
+from ..rank.calibrate import calibrate_norm
 from ..rank.passing_stats import ComparedLora
+from ..rank.purify import purify
 from ..rank.rerank import RerankedLora, rerank
 from ..rank.rules import RULES, FixedRank, RankRule, rule_of
 from ..saving import recipes, wan22
@@ -235,6 +237,38 @@ def run_convert(given: argparse.Namespace) -> int:
     return finish(given, report, started)
 
 
+def run_purify(given: argparse.Namespace) -> int:
+    """``difflora purify``: a slider without the directions of other LoRAs."""
+    started = time.perf_counter()
+    slider, against = _load(given.file, given), [_load(path, given) for path in given.against]
+    output = _output(given, slider, *against)
+    pure = purify(slider, against, given.directions)
+    with bar("measuring") as progress:
+        pure.measure(progress)
+    report: Report = {"output": str(output), "notes": []}
+    _save(pure, output, given, report)
+    report |= {
+        "share_gone": pure.share,
+        "modules_gone": {name: removed.share for name, removed in pure.removed.items()},
+        "untouched": len(pure.matrices) - len(pure.touched),
+        "warnings": [*pure.warnings, *pure.conclusions],
+    }
+    return finish(given, report, started)
+
+
+def run_calibrate(given: argparse.Namespace) -> int:
+    """``difflora calibrate``: a slider whose strength 1 has a unit."""
+    started = time.perf_counter()
+    slider = _load(given.file, given)
+    output = _output(given, slider)
+    with bar("measuring") as progress:
+        made = calibrate_norm(slider, given.norm, progress)
+    report: Report = {"output": str(output), "notes": [], "scale": made.factor, "unit": made.unit}
+    _save(made, output, given, report)
+    report["warnings"] = list(made.warnings)
+    return finish(given, report, started)
+
+
 def run_rebuild(given: argparse.Namespace) -> int:
     """``difflora rebuild``: make a file again from its recipe."""
     started = time.perf_counter()
@@ -278,6 +312,7 @@ def run_inspect(given: argparse.Namespace) -> int:
         "vectors": len(vectors),
         "rank": file.rank_text,
         "scale": scales,
+        "unit": file.unit,
         "dtypes": dict(Counter(CODES[entry.dtype] for entry in entries)),
         "contents": summary(file),
         "recipe": None,
@@ -321,6 +356,7 @@ def run_inspect(given: argparse.Namespace) -> int:
                 if scales
                 else "-",
             ),
+            *([("strength 1 is", printable(file.unit))] if file.unit else []),
             ("dtypes", ", ".join(f"{code} ({count})" for code, count in report["dtypes"].items())),
             *((key, printable(file.metadata[key])) for key in shown_keys if key in file.metadata),
             *([("recipe", printable(report["recipe"], 400))] if report["recipe"] else []),
@@ -403,6 +439,8 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "extract": run_extract,
     "rerank": run_rerank,
     "convert": run_convert,
+    "purify": run_purify,
+    "calibrate": run_calibrate,
     "inspect": run_inspect,
     "analyze": run_analyze,
     "rebuild": run_rebuild,

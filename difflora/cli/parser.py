@@ -141,6 +141,41 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(command="convert")
 
     command = commands.add_parser(
+        "purify",
+        help="take the directions of other LoRAs out of a slider",
+        description="Writes SLIDER without the strongest output directions of other LoRAs, such as a colour cast or "
+        "another slider. Exact; the rank does not grow.",
+    )
+    command.add_argument("file", metavar="SLIDER", help="the slider")
+    command.add_argument(
+        "--against",
+        action="append",
+        required=True,
+        metavar="OTHER",
+        help="a LoRA of what is to go; may be given up to four times",
+    )
+    command.add_argument(
+        "--directions", type=int, default=2, metavar="N", help="how many of each, in every module (default 2)"
+    )
+    _add_output(command)
+    _add_ignore_unknown(command)
+    command.set_defaults(command="purify")
+
+    command = commands.add_parser(
+        "calibrate",
+        help="scale a slider so that strength 1 has a unit",
+        description="Writes FILE scaled so that its modules have a given mean norm at strength 1. Sliders of one norm are "
+        "closer to each other in effect. The unit is written into the metadata.",
+    )
+    command.add_argument("file", metavar="FILE", help="the slider")
+    command.add_argument(
+        "--norm", type=_finite, required=True, metavar="N", help="the mean Frobenius norm of a module at strength 1"
+    )
+    _add_output(command)
+    _add_ignore_unknown(command)
+    command.set_defaults(command="calibrate")
+
+    command = commands.add_parser(
         "inspect",
         help="say what is in a LoRA file",
         description="Says what is in a LoRA file; reads no weights except to hash them.",

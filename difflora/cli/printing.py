@@ -77,11 +77,15 @@ def print_report(report: Report) -> None:
         ("retained_energy", "retained energy", "{:.2%}"),
         ("cosine", "cosine of A and B", "{:.4f}"),
         ("cancelled", "cancelled", "{:.1%} of both sides' energy"),
+        ("share_gone", "taken out", "{:.1%} of the slider"),
+        ("unit", "strength 1 is", "{}"),
         ("by_qr", "slow path", "{} modules, by QR"),
         ("recipe", "recipe", "{}"),
     ):
         if report.get(key) is not None:
             rows.append((title, text.format(report[key])))
+    if report.get("untouched"):
+        rows.append(("left alone", f"{report['untouched']} modules that the others do not have"))
     if report.get("stored_in_full"):
         excess = report["stored_in_full"]
         rows.append(

@@ -379,6 +379,19 @@ def _size(numbers: ClipNumbers) -> str:
     return f"{2 * width}×{2 * height} at {moments} moments"
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What a measured response says of a slider.
+
+    target        the measure that the slider is meant to change
+    recommended   the strengths within all limits: low, high
+    """
+
+    response: Response
+    target: str
+    recommended: tuple[float, float]
+
+
 def range_text(low: float, high: float) -> str:
     """A range as Save LoRA takes it; empty where there is none."""
     return f"{low:g} to {high:g}" if low < high else ""

@@ -24,7 +24,7 @@ from ..errors import PairError, RankError
 from ..lora.algebra import same_content
 from ..lora.deltas import Delta, Dense, LowRank, Vector
 from ..lora.lora import Lora, Recipe, StoredLora, batches, label
-from ..progress import Progress
+from ..progress import Progress, part_of
 from ..sentence import Sentence
 from ..storage.reader import FileIdentity
 from .factorisation import factor, factorisation_of, in_parallel
@@ -206,7 +206,7 @@ def purify(lora: Lora, against: Sequence[Lora], directions: int = 2) -> Purified
     return PurifiedLora(lora, against, directions)
 
 
-def independent(loras: Sequence[Lora], directions: int = 2) -> list[Lora]:
+def independent(loras: Sequence[Lora], directions: int = 2, progress: Progress | None = None) -> list[Lora]:
     """Sliders that do not act in each other's strongest directions: each is purified of those before it, and scaled back
     to the norm that it had. The first stays as it is.
 
@@ -217,9 +217,9 @@ def independent(loras: Sequence[Lora], directions: int = 2) -> list[Lora]:
             f"There have to be 2 to {MOST_AGAINST} sliders to make independent, and there are {len(loras)}."
         )
     made: list[Lora] = [loras[0]]
-    for lora in loras[1:]:
+    for place, lora in enumerate(loras[1:]):
         purified = purify(lora, made, directions)
-        purified.measure()
+        purified.measure(part_of(progress, place, len(loras) - 1))
         before = math.fsum(one.before for one in purified.removed.values())
         gone = math.fsum(one.gone for one in purified.removed.values())
         made.append(purified.scaled(math.sqrt(before / (before - gone))) if before > gone else purified)

@@ -201,7 +201,40 @@ class Knee(ModuleRule):
         return int((below >= below.max() - TIE * spectrum[0]).int().argmax())
 
 
-RULES: Mapping[str, type[RankRule]] = {rule.word: rule for rule in (FixedRank, Energy, Ratio, Knee)}
+@dataclass(frozen=True)
+class Budget(RankRule):
+    """The numbers that this rank would take in every module, spent where each holds the most energy.
+
+    A rank of an (out, in) module costs ``out + in`` numbers. Each module keeps one; then the largest σ² / (out + in) of
+    all modules goes first, as long as it fits.
+    """
+
+    rank: int
+
+    kind, word, setting, whole = "budget", "budget", "rank", True
+    says, example = "the size of this rank everywhere, spent where the energy is", "4"
+
+    def __post_init__(self) -> None:
+        check_count("budget", self.rank)
+
+    def ranks(self, spectra: Mapping[str, Spectrum]) -> dict[str, int]:
+        modules = dict(spectra)
+        left = sum((min(self.rank, one.most) - 1) * sum(one.shape) for one in modules.values())
+        ranks = dict.fromkeys(modules, 1)
+        offers = [
+            (float(value) ** 2 / sum(one.shape), sum(one.shape), name)
+            for name, one in modules.items()
+            for value in one.values[1 : one.most].tolist()
+            if value > NOISE * float(one.values[0])
+        ]
+        # Ties go to the module that comes first: sorting keeps the order of equals.
+        for _, cost, name in sorted(offers, key=lambda offer: -offer[0]):
+            if cost <= left:
+                ranks[name], left = ranks[name] + 1, left - cost
+        return ranks
+
+
+RULES: Mapping[str, type[RankRule]] = {rule.word: rule for rule in (FixedRank, Energy, Ratio, Knee, Budget)}
 """Every rule, by its word, in the order in which people meet them."""
 
 

@@ -18,7 +18,7 @@ from ..errors import OutputError
 from ..lora.deltas import Delta, Dense, LowRank
 from ..lora.lora import UNIT_KEY, Lora
 from ..names.keys import KOHYA, NATIVE, OUTPUT_DIALECTS, is_outside_blocks, with_kernel, write_key
-from ..progress import Progress
+from ..progress import Progress, part_of
 from ..rank.rerank import RerankedLora, check_models_differ, check_something_left
 from ..storage.dtypes import OUTPUT_DTYPES
 from ..storage.reader import file_sha256
@@ -94,8 +94,8 @@ def drafted(
             try:
                 check_models_differ(lora, lambda: tick(0))
                 if isinstance(lora, RerankedLora) and not lora.prepared:
-                    lora.prepare(_part(progress, 0, 2))
-                    progress = _part(progress, 1, 2)
+                    lora.prepare(part_of(progress, 0, 2))
+                    progress = part_of(progress, 1, 2)
                 writer = _Writer(lora, torch_dtype, dialect)
                 placeholder = _metadata(lora, path.stem, torch_dtype, dialect, known=False) | dict(metadata or {})
                 draft = kept.enter_context(
@@ -122,13 +122,6 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     elif dtype in OUTPUT_DTYPES:
         return OUTPUT_DTYPES[dtype]
     raise OutputError(f"Cannot write {dtype}; choose one of {', '.join(OUTPUT_DTYPES)}.")
-
-
-def _part(progress: Progress | None, part: int, parts: int) -> Progress | None:
-    """The progress of one of several equal parts of the work, as progress of the whole."""
-    if progress is None:
-        return None
-    return lambda done, total: progress(part * total + done, parts * total)
 
 
 class _Writer:

@@ -42,6 +42,29 @@ const byKnee = (values) => {
 };
 
 /**
+ * The numbers that one rank would take everywhere, spent on the largest σ² / (out + in) of all modules; each keeps one.
+ * @param {Spectrum} spectrum @param {Rule} rule
+ */
+const byBudget = ({ values, shape }, rule) => {
+  const ranks = new Map(Object.keys(values).map((name) => [name, 1]));
+  let left = 0;
+  /** @type {{ worth: number, cost: number, name: string }[]} */
+  const offers = [];
+  for (const [name, list] of Object.entries(values)) {
+    const cost = shape[name][0] + shape[name][1];
+    const most = Math.min(list.length, rule.most > 0 ? rule.most : Infinity);
+    left += (Math.min(rule.rank, most) - 1) * cost;
+    for (const value of list.slice(1, most)) if (value > NOISE * list[0]) offers.push({ worth: value ** 2 / cost, cost, name });
+  }
+  for (const { cost, name } of offers.sort((one, other) => other.worth - one.worth)) {
+    if (cost > left) continue;
+    ranks.set(name, (ranks.get(name) ?? 1) + 1);
+    left -= cost;
+  }
+  return [...ranks];
+};
+
+/**
  * Every rule by its name in the node's list: the rank that it gives each module, before limits.
  * @type {Record<string, (spectrum: Spectrum, rule: Rule) => (string | number)[][]>}
  */
@@ -50,6 +73,7 @@ export const RULES = {
   energy: eachModule(byEnergy),
   ratio: eachModule(byRatio),
   knee: eachModule(byKnee),
+  budget: byBudget,
 };
 
 /**

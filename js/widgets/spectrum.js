@@ -94,6 +94,10 @@ export const spectrumChart = (host) => {
     draw(values, cut);
     const ranks = chosen || all.lowest === all.highest ? say("rank", chosen ? cut : all.lowest) : say("ranks", all.lowest, all.highest);
     headline.replaceChildren(el("b", { text: say("keeps", (100 * share).toFixed(share > 0.9995 ? 2 : 1)) }), ` · ${ranks}`);
+    if (rule.kind === "budget") {
+      const even = outcome(spectrum, { ...rule, kind: "rank" }).kept;
+      headline.append(` · ${say("budget", rule.rank, (100 * even).toFixed(1))}`);
+    }
     chart.setAttribute("aria-label", say("spectrum"));
     chart.setAttribute("aria-valuemin", "1");
     chart.setAttribute("aria-valuemax", String(across));

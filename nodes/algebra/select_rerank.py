@@ -80,7 +80,11 @@ class Rerank(io.ComfyNode):
                     tooltip=" ".join(f"{word}: {rule.says}." for word, rule in RULES.items()),
                 ),
                 io.Int.Input(
-                    "rank", default=4, min=1, max=4096, tooltip="For the rule rank. 4 is enough for most sliders."
+                    "rank",
+                    default=4,
+                    min=1,
+                    max=4096,
+                    tooltip="For the rules rank and budget. 4 is enough for most sliders.",
                 ),
                 io.Float.Input(
                     "energy",
@@ -103,7 +107,7 @@ class Rerank(io.ComfyNode):
                     default=64,
                     min=1,
                     max=4096,
-                    tooltip="An upper limit for the rules energy, ratio and knee.",
+                    tooltip="An upper limit for the rules energy, ratio, knee and budget.",
                 ),
             ],
             outputs=[

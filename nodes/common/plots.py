@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...difflora.lora.selection import stack_of
 from ...difflora.names.keys import natural_order, place
-from ...difflora.rank.analysis import Analysis, ModuleNumbers, average_spectrum
+from ...difflora.rank.analysis import Analysis, average_spectrum
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,16 +32,27 @@ INK, FAINT = "#1f2430", "#8a93a3"
 
 
 def heatmap(analysis: Analysis, quantity: str, rank: int) -> Tensor:
-    """Blocks × projections. What a LoRA lacks stays blank; modules outside the blocks are not drawn."""
+    """One number of every module of a pair."""
     title, value, colours = QUANTITIES[quantity]
-    rows, columns, cells = _grid(analysis.modules)
+    values = {name: value(numbers, rank) for name, numbers in analysis.modules.items()}
+    return module_map(values, title.format(rank=rank), (-1.0, 1.0) if colours == "RdBu" else (0.0, None), colours)
+
+
+def module_map(
+    values: Mapping[str, float], title: str, limits: tuple[float, float | None], colours: str = "viridis"
+) -> Tensor:
+    """Blocks × projections. What a LoRA lacks stays blank; modules outside the blocks are not drawn.
+
+    limits   of the colours; None for the largest value
+    """
+    rows, columns, cells = _grid(values)
     table = np.full((len(rows), len(columns)), np.nan)
     for name, (row, column) in cells.items():
-        table[row, column] = value(analysis.modules[name], rank)
+        table[row, column] = values[name]
     figure = new_figure(max(6.0, 1.1 + 0.62 * len(columns)), 1.8 + 0.23 * len(rows))
     axes = figure.add_subplot()
-    limits: dict[str, Any] = {"vmin": -1, "vmax": 1} if colours == "RdBu" else {"vmin": 0}
-    image = axes.imshow(table, aspect="auto", cmap=colours, interpolation="nearest", **limits)
+    low, high = limits
+    image = axes.imshow(table, aspect="auto", cmap=colours, interpolation="nearest", vmin=low, vmax=high)
     axes.set_facecolor("#eef0f3")
     axes.set_xticks(range(len(columns)), [label.replace("_attn.", "\n") for label in columns], fontsize=9)
     step = max(1, len(rows) // 20)
@@ -58,12 +69,12 @@ def heatmap(analysis: Analysis, quantity: str, rank: int) -> Tensor:
     bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, colors=INK)
-    figure.suptitle(title.format(rank=rank), fontsize=13, color=INK, x=0.02, ha="left", fontweight="bold")
+    figure.suptitle(title, fontsize=13, color=INK, x=0.02, ha="left", fontweight="bold")
     figure.tight_layout(rect=(0, 0, 1, 0.98))
     return to_image(figure)
 
 
-def _grid(modules: Mapping[str, ModuleNumbers]) -> tuple[list[str], list[str], dict[str, tuple[int, int]]]:
+def _grid(modules: Iterable[str]) -> tuple[list[str], list[str], dict[str, tuple[int, int]]]:
     """Row labels, column labels, and where each module goes; other models use their own block and module names."""
     at: dict[str, tuple[str, str]] = {}
     for name in modules:

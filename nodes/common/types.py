@@ -12,5 +12,8 @@ WrapperLora = io.Custom("WANVIDLORA")
 WrapperModel = io.Custom("WANVIDEOMODEL")
 WrapperText = io.Custom("WANVIDEOTEXTEMBEDS")
 
-# A difflora.response.Sweep: the clips of a Strength Sweep.
+# A difflora.clips.response.Sweep: the clips of a Strength Sweep.
 SweepClips = io.Custom("DIFFLORA_SWEEP")
+
+# A difflora.clips.response.Verdict: what Slider Response has measured.
+MeasuredResponse = io.Custom("DIFFLORA_RESPONSE")

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from comfy_api.v0_0_2 import io, ui
 
 from ...difflora.clips.mosaic import signed
-from ...difflora.clips.response import MEASURES, TARGETS, Response, Sweep, measure_sweeps, range_text
+from ...difflora.clips.response import MEASURES, TARGETS, Response, Sweep, Verdict, measure_sweeps, range_text
 from ...difflora.sentence import Sentence
 from ..common.inputs import one_of, within
 from ..common.messages import report
 from ..common.messages import ui as messages
 from ..common.progress import progress_bar
-from ..common.types import SweepClips
+from ..common.types import MeasuredResponse, SweepClips
 from .response_plot import response_plot
 
 MORE = ("sweep_2", "sweep_3", "sweep_4")
@@ -92,6 +92,9 @@ class SliderResponse(io.ComfyNode):
                     display_name="recommended",
                     tooltip="The range within all limits, such as -2.5 to 3, for Save LoRA's recommended_strength.",
                 ),
+                MeasuredResponse.Output(
+                    "response", display_name="response", tooltip="The measured curve, for Calibrate LoRA."
+                ),
             ],
             is_output_node=True,
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -127,6 +130,7 @@ class SliderResponse(io.ComfyNode):
             response.monotonicity(target),
             response.symmetry(target),
             range_text(*recommended),
+            Verdict(response, target, recommended),
             ui={**preview, **messages(report(Sentence("Response"), lines, warnings))},
         )
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import difflora
 from difflora import FixedRank
+from difflora.cli import main
 from difflora.errors import PairError
 from difflora.lora.lora import UNIT_KEY
 from difflora.rank.calibrate import (
@@ -121,3 +122,15 @@ def test_units_that_are_none(slider, number):
 def test_factors_that_are_a_mistake(slider, factor):
     with pytest.raises(PairError, match="Choose another unit"):
         calibrate(slider, factor, "nonsense")
+
+
+def test_the_command_line_writes_and_shows_the_unit(slider, tmp_path, capsys):
+    path = difflora.save(slider, tmp_path / "slider.safetensors")
+    out = tmp_path / "unit.safetensors"
+    assert main(["calibrate", str(path), "--norm", "0.5", "-o", str(out)]) == 0
+    assert "strength 1 is" in capsys.readouterr().out
+    assert dense_mean_norm(difflora.load(out)) == pytest.approx(0.5, rel=1e-6)
+    assert main(["inspect", str(out)]) == 0
+    assert "a mean norm of 0.5 a module" in capsys.readouterr().out
+    assert main(["calibrate", str(path), "--norm", "0", "-o", str(tmp_path / "x.safetensors")]) == 2
+    assert "above zero" in capsys.readouterr().err

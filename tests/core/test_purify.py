@@ -1,5 +1,7 @@
 """Purified and independent sliders, against dense float64 projections worked out another way."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 import difflora
 from difflora import FixedRank
+from difflora.cli import main
 from difflora.errors import PairError, RankError
 from difflora.rank.purify import independent, purify
 from difflora.saving.recipes import SavedRecipe, find_in, from_recipe, told
@@ -181,3 +184,18 @@ def test_independent_sliders_keep_their_norm_and_leave_each_others_directions(tm
                 assert np.abs(strongest.T @ full(one, name)).max() < 1e-5 * np.abs(full(one, name)).max()
     with pytest.raises(PairError, match="2 to 4 sliders"):
         independent(sliders[:1])
+
+
+def test_the_command_line_writes_the_same_and_reports_what_went(tmp_path, capsys):
+    slider, other = lora(tmp_path / "s.safetensors", 0), lora(tmp_path / "o.safetensors", 9, modules={Q: SHAPES[Q]})
+    out = tmp_path / "pure.safetensors"
+    words = ["purify", str(slider.path), "--against", str(other.path), "--directions", "1", "-o", str(out), "--json"]
+    assert main(words) == 0
+    report = json.loads(capsys.readouterr().out)
+    pure = purify(slider, [other], 1)
+    assert report["share_gone"] == pytest.approx(pure.share) and report["untouched"] == 2
+    assert torch.equal(difflora.load(out)[Q].up, pure[Q].up)
+    assert main(words[:-1]) == 2 and "--overwrite" in capsys.readouterr().err
+    assert main(["purify", str(slider.path), "--against", str(slider.path), "-o", str(tmp_path / "x.safetensors")]) == 2
+    assert "cannot be taken out of itself" in capsys.readouterr().err
+    assert not (tmp_path / "x.safetensors").exists()

@@ -62,6 +62,7 @@ export const ENGLISH = {
   rank: "Rank {0}",
   ranks: "Ranks {0} to {1}",
   keeps: "{0} % kept",
+  budget: "the size of rank {0} everywhere, which would keep {1} %",
   noSpectrum: "Run once to see the singular values",
   dragCut: "Drag, or use the arrow keys, to move the rank",
   copy: "Copy",

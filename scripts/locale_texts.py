@@ -1,6 +1,6 @@
 """The English texts of all nodes, in the shape of `locales/en/nodeDefs.json`, from what ComfyUI says about them.
 
-python -m scripts.locale_texts URL     writes that file anew from a running ComfyUI (`python -m tests.comfy_server`)
+python -m scripts.locale_texts URL     writes that file from a running ComfyUI (`python -m tests.comfy_server`)
 """
 
 from __future__ import annotations

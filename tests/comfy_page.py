@@ -214,7 +214,7 @@ class ComfyPage:
     # Running
 
     def queue(self, timeout: float = 300) -> Finished:
-        """Press Run, as it were, and wait until the prompt is done. Raises what ComfyServer.wait raises."""
+        """Do what the Run button does, and wait until the prompt is done. Raises what ComfyServer.wait raises."""
         before = set(self.server.get("/history"))
         accepted = self.run("async () => await app.queuePrompt(0, 1)")
         for _ in range(20):  # The page refuses while it still finishes the run before.

@@ -1,7 +1,7 @@
-"""What tests share: a real ComfyUI, a real browser, and the rule on missing parts.
+"""Shared fixtures: a real ComfyUI and a real browser, and what happens where one is missing.
 
 A missing part (ComfyUI, chromium) is a skip with its reason; with DIFFLORA_REQUIRE_ALL set, as in CI, it is a failure.
-The real WanVideoWrapper is the exception: it is on no package index, so its tests always skip where there is none.
+WanVideoWrapper is the exception: it is on no package index, so its tests always skip if there is none.
 
 COMFYUI_DIR          a ComfyUI (`python bootstrap.py test` sets it to the one it keeps in the cache)
 COMFYUI_PYTHON       the Python to run that ComfyUI with, if it needs other packages than the tests' own
@@ -53,10 +53,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
-    """A test that uses a fixture needs what the fixture needs: `-m "not browser"` and so on just work.
+    """Mark tests by the fixtures they use, so that `-m "not browser"` and the like work.
 
-    pytest-randomly shuffles within the `yield`. Tests on a server stay in the order of their file: they come last, one
-    worker of pytest-xdist has a file of them (and one has the browser), and only they get a second chance.
+    pytest-randomly shuffles during the `yield`. Tests that share a server keep the order of their file and run last. Each file of them
+    stays on one worker of pytest-xdist, and all browser tests stay on one. Only these tests get a second chance.
     """
     needs = {"start_comfy": "comfy", "comfy": "comfy", "open_page": "browser", "wrapper": "wrapper"}
     for item in items:
@@ -139,7 +139,8 @@ def start_comfy(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Itera
 
 @pytest.fixture(scope="session")
 def comfy(start_comfy: Callable[..., object]) -> object:
-    """The ComfyUI (a ComfyServer) that tests share. Its caches are warm with what earlier tests ran."""
+    """The ComfyUI (a ComfyServer) that tests share. Its caches hold what earlier tests ran: a test that
+    needs them empty calls `comfy.forget()`, and one that changes the server for good starts its own with `start_comfy`."""
     return start_comfy()
 
 

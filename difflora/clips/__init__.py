@@ -1,1 +1,1 @@
-"""Pictures and clips: decoded, kept, laid out side by side, compared, measured."""
+"""Pictures and clips: reading, storing, laying out side by side, comparing and measuring them."""

@@ -18,7 +18,7 @@ Clip = NDArray[np.uint8]
 
 
 def in_step(a: Clip, b: Clip) -> tuple[Clip, Clip, list[Sentence]]:
-    """Both clips, (frames, height, width, 3), in A's size and with as many frames; and what had to be done, in words."""
+    """Both clips as (frames, height, width, 3), in A's size and of equal length, and notes on what was changed."""
     notes = []
     if not len(a) or not len(b):
         raise UnsupportedError(f"{'a' if not len(a) else 'b'}: there are no pictures in this batch.")
@@ -43,7 +43,7 @@ def compared(a: Clip, b: Clip, mode: str, amplify: float, names: tuple[str, str]
 
 
 def difference(a: NDArray[np.uint8], b: NDArray[np.uint8], amplify: float) -> NDArray[np.uint8]:
-    """B − A around middle grey, enlarged: grey where both are equal, brighter where B is."""
+    """B − A around middle grey, amplified: grey where both are equal, brighter where B is."""
     change = (b.astype(np.float32) - a) * amplify
     whole: NDArray[np.uint8] = np.clip(128 + change, 0, 255).round().astype(np.uint8)
     return whole
@@ -59,7 +59,7 @@ def wiped(a: NDArray[np.uint8], b: NDArray[np.uint8], position: float) -> NDArra
 
 
 def wipe_position(number: int, frames: int) -> float:
-    """The line stands in the middle of a single picture, and swings across a clip and back, once."""
+    """The line is in the middle of a single picture. In a clip it moves across and back once."""
     return 0.5 if frames == 1 else 0.5 + 0.4 * float(np.sin(2 * np.pi * number / (frames - 1)))
 
 

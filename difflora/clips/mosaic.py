@@ -1,4 +1,4 @@
-"""Several clips in one picture, frame by frame and in step: the labelled grid, and the plain sheet for the player."""
+"""Several clips in one picture, frame by frame and in sync: the labelled grid, and the plain sheet for the player."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .video import Frame
 
 PAPER, INK, DIM, MARK = (18, 20, 25), (240, 242, 246), (150, 158, 172), (245, 166, 35)
 ARRANGEMENTS = ("grid", "row", "column")
-# What decoders in graphics cards take: the sides of H.264 level 5.1, and its area.
+# What hardware decoders accept: the side lengths and the area of H.264 level 5.1.
 SHEET_SIDE, SHEET_AREA = 4096, 4096 * 2304
 LONGEST_LABEL = 200  # characters; more than fit on any label
 
 
 @dataclass(frozen=True)
 class Label:
-    """What stands above a clip: its strength, a text that may be empty, and whether all others are compared with it."""
+    """The label above a clip: its strength, an optional text, and whether it is the baseline."""
 
     strength: str
     text: str = ""
@@ -47,7 +47,7 @@ class Cells:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the whole, both even."""
+        """Width and height of the whole picture, both even."""
         width = self.columns * (self.width + self.gap) + self.gap
         height = self.rows * (self.height + self.head + self.gap) + self.gap
         return width + width % 2, height + height % 2
@@ -68,7 +68,7 @@ def label_text(text: str) -> str:
 
 
 def signed(strength: float) -> str:
-    """A strength as it is written on labels: +2, 0, −1.5."""
+    """A strength as labels show it: +2, 0, −1.5."""
     return "0" if strength == 0 else f"{strength:+.6g}".replace("-", "−")
 
 
@@ -79,7 +79,7 @@ def fitting(width: int, height: int, longest: int) -> tuple[int, int]:
 
 
 def columns_for(count: int, width: int, height: int, arrangement: str) -> int:
-    """How many clips stand side by side. A grid comes near to 16:9 and leaves few places empty."""
+    """The number of clips per row. A grid is close to 16:9 and has few empty places."""
     if arrangement != "grid":
         return count if arrangement == "row" else 1
 
@@ -98,7 +98,7 @@ def grid_of(count: int, width: int, height: int, arrangement: str) -> Cells:
 
 
 def sheet_of(count: int, width: int, height: int) -> Cells:
-    """Cells for the player: nothing between them, shrunk only as far as video decoders demand."""
+    """Cells for the player: without gaps, and shrunk only as far as video decoders require."""
     columns = columns_for(count, width, height, "grid")
     rows = -(-count // columns)
     factor = min(
@@ -115,7 +115,7 @@ def grid_frames(
 ) -> Iterator[Frame]:
     """Every frame of the labelled grid. A clip that ends earlier holds its last frame.
 
-    font    a TrueType file; None for Pillow's own, which knows few characters
+    font    a TrueType file; None for Pillow's own, which has few characters
     """
     page = _page(cells, labels, font)
     for number in range(max(len(clip) for clip in clips)):
@@ -152,7 +152,7 @@ def _paste(frame: Frame, cells: Cells, clips: Sequence[Sequence[Frame]], number:
 
 
 def fitted(picture: Frame, width: int, height: int) -> Frame:
-    """The whole picture in a given size, with black edges where its shape differs."""
+    """The whole picture in a given size, with black bars if its shape differs."""
     if picture.shape[:2] == (height, width):
         return picture
     factor = min(width / picture.shape[1], height / picture.shape[0])
@@ -191,7 +191,7 @@ def _shortened(draw: ImageDraw.ImageDraw, text: str, font: _Font, space: float) 
     text = label_text(text)
     if draw.textlength(text, font) <= space:
         return text
-    # A character may be wider or narrower than another, but more of them are never narrower.
+    # Characters differ in width, but a longer text is never narrower.
     text = text[
         : bisect_left(range(1, len(text)), True, key=lambda end: draw.textlength(f"{text[:end]}…", font) > space)
     ]

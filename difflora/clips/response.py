@@ -1,4 +1,4 @@
-"""What a slider does to pictures, in numbers: measured on the clips of a sweep.
+"""What a slider does to pictures, measured on the clips of a sweep.
 
 Frames go in as (n, 3, height, width) float32, sRGB, 0…1. Luma is Rec. 709 of the sRGB values. kornia and scipy come with
 ComfyUI; they are imported when something is measured.
@@ -46,7 +46,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Measure:
-    """How a measure is written: title, unit, and digits behind the point."""
+    """How to print a measure: title, unit, and number of decimals."""
 
     title: str
     unit: str
@@ -86,7 +86,7 @@ def edge_density(grey: Tensor) -> float:
 
 
 def local_entropy(grey: Tensor) -> float:
-    """Shannon entropy of 16 grey levels in windows of 9 × 9 pixels, averaged: 0 bits where nothing is, 4 at most."""
+    """Shannon entropy of 16 grey levels in windows of 9 × 9 pixels, averaged: 0 bits for a flat picture, 4 at most."""
     level = (grey * _LEVELS).long().clamp_(0, _LEVELS - 1)
     total = torch.zeros(())
     for index in range(_LEVELS):
@@ -102,7 +102,7 @@ def sharpness(grey: Tensor) -> float:
 
 
 def motion(before: Tensor, after: Tensor) -> float:
-    """Mean length of the optical flow, in pixels of the picture given, where there is something to follow.
+    """Mean length of the optical flow, in pixels of the given picture, where there is enough texture to track.
 
     Lucas and Kanade (1981) on an image pyramid, from luma at most 320 pixels wide: right to a few percent up to about 30
     pixels of the original at 640.
@@ -116,7 +116,7 @@ def motion(before: Tensor, after: Tensor) -> float:
 
 
 def optical_flow(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each pixel goes, (n, 2, height, width) as x and y in pixels, and 1 where that can be told, else 0."""
+    """Where each pixel moves, (n, 2, height, width) as x and y in pixels, and 1 where that can be determined, else 0."""
     pyramid = [(before, after)]
     while len(pyramid) < _FLOW_LEVELS and min(pyramid[-1][0].shape[-2:]) >= 32:
         pyramid.append((F.avg_pool2d(pyramid[-1][0], 2), F.avg_pool2d(pyramid[-1][1], 2)))
@@ -174,13 +174,13 @@ class ClipNumbers:
 
 
 def moments_of(frames: int, wanted: int) -> list[int]:
-    """Frame numbers spread evenly over a clip, each with a frame behind it where the clip has more than one."""
+    """Frame numbers spread evenly over a clip, none of them the last frame unless the clip has only one."""
     last = max(0, frames - 2)
     return sorted({round(last * index / max(1, wanted - 1)) for index in range(wanted)})
 
 
 def measure_clip(clip: StoredClip, moments: int, tick: Callable[[], None] = lambda: None) -> ClipNumbers:
-    """Measure a clip at some moments, spread evenly. Motion is that from each to the next frame.
+    """Measure a clip at some evenly spread moments. Motion is measured from each frame to the next.
 
     tick    called between the steps of this; may raise to cancel
     """
@@ -199,7 +199,7 @@ def measure_clip(clip: StoredClip, moments: int, tick: Callable[[], None] = lamb
 def measure_frames(
     frames: Tensor, following: Tensor | None = None, tick: Callable[[], None] = lambda: None
 ) -> ClipNumbers:
-    """All measures of some frames. following: for each, the one behind it; without them, nothing moves."""
+    """All measures of some frames. following: the frame after each; without them, motion is 0."""
     grey = luma(frames)
     colours = cielab(frames)
     mean = colours.mean((0, 2, 3))
@@ -300,7 +300,7 @@ class Response:
         reaches = [self.reach(measure, limit) for measure, limit in limits.items()]
         low = max([low for low, _ in reaches], default=float(self.strengths[0]))
         high = min([high for _, high in reaches], default=float(self.strengths[-1]))
-        # A hair's breadth is added, so that 2.5 itself does not become 2.4.
+        # A tiny amount is added, so that 2.5 itself does not become 2.4.
         return math.ceil(round(low * 10, 6)) / 10 + 0.0, math.floor(round(high * 10, 6)) / 10 + 0.0
 
     def csv(self) -> str:
@@ -318,10 +318,10 @@ class Response:
 
 
 def measure_sweeps(sweeps: Sequence[Sweep], moments: int = 12, progress: Progress | None = None) -> Response:
-    """Measure all clips of one or several sweeps. What not every sweep has is left out.
+    """Measure all clips of one or several sweeps. Strengths that not every sweep has are left out.
 
     moments     of each clip, spread evenly over it
-    raises      UnsupportedError where a sweep lacks the baseline, or only that is common to all
+    raises      UnsupportedError if a sweep lacks the baseline, or the baseline is all they have in common
     """
     baseline = sweeps[0].baseline
     common = sorted(set.intersection(*(set(sweep.strengths) for sweep in sweeps)))
@@ -393,5 +393,5 @@ class Verdict:
 
 
 def range_text(low: float, high: float) -> str:
-    """A range as Save LoRA takes it; empty where there is none."""
+    """A range in the form that Save LoRA takes; empty if there is none."""
     return f"{low:g} to {high:g}" if low < high else ""

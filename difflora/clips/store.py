@@ -1,7 +1,7 @@
-"""Finished clips on disk, each under a key that says what it was made of. They outlive a failure, a Cancel and a restart.
+"""Finished clips on disk, each under a key that says what it was made of. They survive an error, a Cancel and a restart.
 
 A clip is a folder: `clip.mp4` at full size, `cells <width>x<height>.npy` with its shrunken frames, and `about.json`. The
-folder appears under its key in one step, when everything is in it.
+folder gets its name in one step, when it is complete.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..storage.writer import why_not_written
 from .mosaic import fitting
 from .video import Frame, plays, read_video, size_of, write_video
 
-# Unfinished folders of a process that was killed are this old, in seconds, when they go.
+# Age in seconds at which unfinished folders of a killed process are deleted.
 _ABANDONED = 3600
 # No pixel of a clip that counts as black is brighter, of 255.
 _BLACK = 4
@@ -85,7 +85,7 @@ class StoredClip:
         return self.folder / "clip.mp4"
 
     def frames(self, only: Iterable[int] | None = None) -> Iterable[Frame]:
-        """The frames at full size, as the encoder has left them."""
+        """The frames at full size, as decoded from the encoded clip."""
         return read_video(self.video, None if only is None else set(only), (self.about.width, self.about.height))
 
     def cells(self, longest: int, progress: Progress | None = None) -> NDArray[np.uint8]:
@@ -110,7 +110,7 @@ class StoredClip:
 
 
 class ClipStore:
-    """All clips below one folder, the longest unused going first once they are too many.
+    """All clips in one folder. When they exceed the budget, the least recently used are deleted first.
 
     budget      bytes that all clips together may take
     """
@@ -237,7 +237,7 @@ class ClipStore:
         return self.folder / key
 
     def prune(self, keep: Iterable[str]) -> None:
-        """Delete the longest unused clips until the rest is within the budget; never those whose keys are given."""
+        """Delete the least recently used clips until the rest is within the budget, but never those whose keys are given."""
         kept = set(keep)
         folders = [entry for entry in self.folder.iterdir() if entry.is_dir()] if self.folder.is_dir() else []
         used = {folder: folder.stat().st_mtime for folder in folders}
@@ -257,7 +257,7 @@ def is_black(brightest: int) -> bool:
 
 
 def is_key(key: object) -> bool:
-    """A key becomes the name of a folder that is replaced: nothing in it may lead elsewhere."""
+    """A key becomes the name of a folder that may be replaced, so it must not contain a path."""
     return isinstance(key, str) and bool(re.fullmatch(r"[0-9a-z]{1,64}", key))
 
 
@@ -268,7 +268,7 @@ def _cells_name(width: int, height: int) -> str:
 def _save(
     path: Path, frames: Iterable[Frame], width: int, height: int, about: About, progress: Progress | None
 ) -> None:
-    """Frames at another size than the one kept at first, from the encoded clip."""
+    """Frames at another size than the stored one, from the encoded clip."""
     import torch
 
     small = []

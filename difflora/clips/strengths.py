@@ -17,14 +17,14 @@ def sweep_strengths(start: float, stop: float, count: int, typed: str = "", incl
 
     typed           numbers with commas, spaces or line breaks between them. They stand in for the even spacing, in the
                     order typed, repeated ones too
-    include_zero    put 0 where it belongs if it is not among them: in the order of size, or first if there is no order
+    include_zero    insert 0 if it is missing: at its place in sorted strengths, otherwise first
     """
     if typed.strip():
         strengths = [_number(word) for word in re.split(r"[\s,;]+", typed.strip()) if word]
     elif count == 1:
         strengths = [start]
     else:
-        # Rounded: 0.30000000000000004 on a label, or in the name of a clip, helps nobody.
+        # Rounded, so that no label and no clip name reads 0.30000000000000004.
         strengths = [round(start + (stop - start) * index / (count - 1), 6) for index in range(count)]
     for strength in strengths:
         if not abs(strength) <= LIMIT:

@@ -1,4 +1,4 @@
-"""Clips as H.264 files, read and written frame by frame: no more than one clip's pixels is ever held.
+"""Clips as H.264 files, read and written frame by frame, so that at most one clip's pixels are in memory.
 
 Frames are (height, width, 3) uint8, sRGB. PyAV comes with ComfyUI; it is imported when a clip is read or written.
 """
@@ -19,11 +19,11 @@ from ..errors import FileError, OutputError
 
 Frame: TypeAlias = NDArray[np.uint8]
 
-# H.264's own numbers: a browser that is not told takes small videos for BT.601, and then shows other colours.
+# H.264's codes. Without them a browser assumes BT.601 for small videos and shows other colours.
 _BT709, _LIMITED_RANGE = 1, 1
-# A picture that needs no other one, every so many frames: so that a player can jump.
+# A keyframe every so many frames, so that a player can seek.
 KEY_EVERY = 8
-# How a video is encoded that only the page's player will see.
+# Encoder settings of videos for the page's player only.
 PREVIEW: Mapping[str, Any] = {"crf": 18, "preset": "superfast"}
 
 

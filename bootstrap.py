@@ -136,9 +136,8 @@ def checked_and_tested(*options: str, environment: dict[str, str]) -> int:
     failed = [name for name, (command, folder) in checks().items() if not passes(name, command, folder)]
     if failed:
         print(f"Failed: {', '.join(failed)}. The tests follow; the run counts as failed.")
-    # Two workers with one thread each: two with two would wait for each other. What shares a server or a browser stays
-    # on one worker (tests/conftest.py).
-    parallel = ("-n", "2", "--dist", "loadgroup")
+    # Two workers with one thread each: two with two would wait for each other. tests/conftest.py shares the tests out.
+    parallel = ("-n", "2")
     environment = {"OMP_NUM_THREADS": "1", **environment}
     # Last, because what a reader of the log looks for is pytest's summary at its end.
     code = run(PYTHON, "-m", "pytest", *parallel, *options, quiet=False, environment=environment)

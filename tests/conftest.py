@@ -55,8 +55,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
     """Mark tests by the fixtures they use, so that `-m "not browser"` and the like work.
 
-    pytest-randomly shuffles during the `yield`. Tests that share a server keep the order of their file and run last. Each file of them
-    stays on one worker of pytest-xdist, and all browser tests stay on one. Only these tests get a second chance.
+    pytest-randomly shuffles during the `yield`. Tests that share a server keep the order of their file and run last, and
+    only they get a second chance.
     """
     needs = {"start_comfy": "comfy", "comfy": "comfy", "open_page": "browser", "wrapper": "wrapper"}
     for item in items:
@@ -65,12 +65,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(needs[fixture])
     real = [item for item in items if any(item.get_closest_marker(mark) for mark in ("comfy", "browser", "wrapper"))]
     for item in real:
-        item.add_marker(pytest.mark.xdist_group("browser" if item.get_closest_marker("browser") else item.path.stem))
         if config.getoption("second_chance"):
             item.add_marker(pytest.mark.flaky(reruns=1))
     yield
     last = {item: number for number, item in enumerate(real)}
     items.sort(key=lambda item: last.get(item, -1))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """With several workers: all of tests/browser on one of them, each file of tests/e2e on one, all other tests anywhere.
+
+    (`--dist loadgroup` would do, but pytest-xdist 3.8 changes test ids in a way that pytest 9.2 does not notice.)
+    """
+    from xdist.scheduler.loadscope import LoadScopeScheduling
+
+    class ByServer(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            folder = file.rpartition("/")[0]
+            return {"tests/browser": folder, "tests/e2e": file}.get(folder, nodeid)
+
+    return ByServer(config, log)
 
 
 def absent(reason: str) -> NoReturn:

@@ -32,7 +32,7 @@ _SAME_PICTURE = 1e-7
 
 @dataclass(frozen=True)
 class Sweep:
-    """Clips that differ in strength alone.
+    """Clips that differ only in strength.
 
     broken      strengths whose pictures were not finite, or black alone: they have no clip
     """

@@ -78,7 +78,7 @@ def main() -> None:
             page = browser.open(settings=settings, viewport={"width": WIDTH, "height": HEIGHT})
             page.load(json.loads(DEMO.path.read_text("utf-8")))
             page.page.add_style_tag(content=HIDDEN)
-            page.queue(timeout=600)
+            page.queue(timeout=3600)
             page.page.wait_for_timeout(6000)  # what tells of the finished job goes away
             close = page.page.get_by_role("button", name="Close")
             if close.count():

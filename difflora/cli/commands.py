@@ -149,7 +149,7 @@ class _Subtraction:
         measured = self.result
         result: Lora = measured
         cut = old_script.Cut(given.magnitude_threshold, given.auto_threshold_percentile)
-        targeted = [name for name in chosen.matrices if _weight(chosen, name) != 0]
+        targeted = [name for name in chosen.matrices if chosen.weight_of(name) != 0]
         small: list[str] = []
         numbers: Analysis | None = None
         if (cut or self.normalise or given.analyze_blocks) and targeted:
@@ -571,10 +571,6 @@ def _answers(given: argparse.Namespace) -> list[str]:
             "the full matrices, so it is used."
         )
     return notes
-
-
-def _weight(lora: Lora, name: str) -> float:
-    return lora.weights.get(name, 0.0) if isinstance(lora, SelectedLora) else 1.0
 
 
 def _energy(lora: Lora, written: Iterable[str]) -> float | None:

@@ -18,8 +18,10 @@ from typing import Any
 
 from ..errors import PairError
 from ..names.keys import FileKeys, base_model, model_order
+from ..progress import Progress
 from ..sentence import Sentence, printable
 from ..storage.reader import FileIdentity, file_sha256
+from . import cache
 from .deltas import Delta, Spec, add, sum_shape, zero
 from .selection import Selection
 
@@ -68,6 +70,75 @@ class Lora(Mapping[str, Delta], ABC):
     @abstractmethod
     def parents(self) -> tuple[Lora, ...]:
         """What this was made of."""
+
+    @property
+    def origin(self) -> Lora:
+        """What this was made of, up to the first that was made of several, or of none."""
+        return self.parents[0].origin if len(self.parents) == 1 else self
+
+    @property
+    def parts(self) -> tuple[tuple[float, Lora], ...]:
+        """(weight, LoRA) of a sum; empty if this is none."""
+        return ()
+
+    @property
+    def difference(self) -> CombinedLora | None:
+        """The subtraction of two LoRAs that this was selected from or re-ranked, if it was."""
+        return None
+
+    @property
+    def before_cut(self) -> Lora:
+        """The same at its full rank."""
+        return self
+
+    def weight_of(self, module: str) -> float:
+        """What a selection multiplies a module by; 0 where it writes zeros."""
+        return 1.0
+
+    @property
+    def unzeroed(self) -> tuple[str, ...]:
+        """The modules that no selection on the way from `origin` has written as zeros."""
+        if len(self.parents) != 1:
+            return self.names
+        left = set(self.parents[0].unzeroed)
+        return tuple(name for name in self if name in left)
+
+    def differ_in(self, module: str) -> bool:
+        """Whether the sides of a difference differ in a module, as far as a look at the weights can tell."""
+        return True
+
+    @property
+    def prepared(self) -> bool:
+        """Whether all is known that the ranks depend on."""
+        return True
+
+    def prepare(self, progress: Progress | None = None) -> None:
+        """Do now, once, what has to be known before the first module can be read on the way to a file.
+
+        raises  PairError if the sides of a difference are alike where they were chosen, before minutes are spent on zeros
+        """
+        if self._worthwhile:
+            return
+        origin = self.origin
+        for name in self.unzeroed:
+            if origin.differ_in(name):
+                self._worthwhile = True
+                return
+            if progress:
+                progress(0, len(self.matrices))
+        raise PairError(
+            f"{label(origin)} hold the same weights, at least where they were chosen: their difference is zero. Choose a "
+            "fine-tuned model and the one that it was made from."
+        )
+
+    _worthwhile = False
+
+    @property
+    def retained_energy(self) -> float | None:
+        """Share of the energy that a cut of the rank has left; None if there was none."""
+        return None
+
+    is_cut = False  # whether `retained_energy` is a number, which may take work to know
 
     def __getitem__(self, module: str) -> Delta:
         if module not in self.specs:
@@ -209,7 +280,7 @@ class CombinedLora(Lora):
         for weight, _ in parts:
             if not math.isfinite(weight):
                 raise PairError(f"A weight is {weight}; it must be a finite number.")
-        self.parts = tuple((float(weight), lora) for weight, lora in parts)
+        self._parts = tuple((float(weight), lora) for weight, lora in parts)
         self.unmatched = unmatched
         loras = [lora for _, lora in parts]
         self.warnings = tuple(dict.fromkeys(line for lora in loras for line in lora.warnings))
@@ -256,6 +327,14 @@ class CombinedLora(Lora):
         return Spec(sum_shape(spec.shape for spec in specs), ranks, any(spec.dense for spec in specs))
 
     @property
+    def parts(self) -> tuple[tuple[float, Lora], ...]:
+        return self._parts
+
+    @property
+    def difference(self) -> CombinedLora | None:
+        return self if len(self.parts) == 2 else None
+
+    @property
     def parents(self) -> tuple[Lora, ...]:
         return tuple(lora for _, lora in self.parts)
 
@@ -267,7 +346,10 @@ class CombinedLora(Lora):
         }
 
     def read(self, modules: Sequence[str]) -> dict[str, Delta]:
-        read = [(weight, lora.read([name for name in modules if name in lora])) for weight, lora in self.parts]
+        read = [
+            (weight, cache.read(lora, [name for name in modules if name in lora], lora.read))
+            for weight, lora in self.parts
+        ]
         return {name: add([part[name].scaled(weight) for weight, part in read if name in part]) for name in modules}
 
 
@@ -287,6 +369,17 @@ class SelectedLora(Lora):
     def parents(self) -> tuple[Lora, ...]:
         return (self.of,)
 
+    @property
+    def difference(self) -> CombinedLora | None:
+        return self.of.difference
+
+    def weight_of(self, module: str) -> float:
+        return self.weights.get(module, 0.0) * self.of.weight_of(module)
+
+    @property
+    def unzeroed(self) -> tuple[str, ...]:
+        return tuple(name for name in super().unzeroed if name in self.weights)
+
     def describe(self, sha256: Callable[[FileIdentity], str]) -> Recipe:
         return {
             "op": "select",
@@ -296,7 +389,7 @@ class SelectedLora(Lora):
         }
 
     def read(self, modules: Sequence[str]) -> dict[str, Delta]:
-        read = self.of.read([name for name in modules if name in self.weights])
+        read = cache.read(self.of, [name for name in modules if name in self.weights], self.of.read)
         return {
             name: read[name].scaled(self.weights[name]) if name in read else zero(self.specs[name]) for name in modules
         }

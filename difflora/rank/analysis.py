@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from ..lora.algebra import subtract
-from ..lora.lora import CombinedLora, Lora, SelectedLora, label
+from ..lora.lora import CombinedLora, Lora, label
 from ..progress import Progress
 from ..sentence import Sentence, printable
 from .factorisation import Factorisation, factorisation_of
 from .krylov import Approximation
-from .rerank import RerankedLora
 from .rules import FixedRank
 
 DENSE_VALUES = 16  # singular values that are worked out of a module stored in full
@@ -184,10 +183,10 @@ def analyze(
 
 def analyze_pair(lora: Lora, progress: Progress | None = None) -> Analysis:
     """The same for a difference that exists already, also one that was selected from or re-ranked."""
-    pair = pair_of(lora)
+    pair = lora.difference
     if pair is None:
         raise ValueError("not a difference of two LoRAs")
-    measured = lora.of if isinstance(lora, RerankedLora) else lora
+    measured = lora.before_cut
     factorisation = factorisation_of(measured)
     progress = progress or (lambda done, total: None)
     total = len(measured.matrices)
@@ -242,13 +241,6 @@ _SETTINGS = {
 }
 
 
-def pair_of(lora: Lora) -> CombinedLora | None:
-    """The subtraction of two LoRAs that this comes from, if it comes from one."""
-    while isinstance(lora, (SelectedLora, RerankedLora)):
-        lora = lora.of
-    return lora if isinstance(lora, CombinedLora) and len(lora.parts) == 2 else None
-
-
 def _numbers(lora: Lora, pair: CombinedLora, factorisation: Factorisation) -> Iterator[tuple[str, ModuleNumbers]]:
     (weight_a, a), (weight_b, b) = pair.parts
     for name in lora.factored:
@@ -256,7 +248,7 @@ def _numbers(lora: Lora, pair: CombinedLora, factorisation: Factorisation) -> It
         terms_a = len(a.specs[name].ranks) if name in a else 0
         terms_b = len(b.specs[name].ranks) if name in b else 0
         products = known.products
-        scale = selection_weight(lora, name)
+        scale = lora.weight_of(name)
         if products.shape[0] != terms_a + terms_b:  # left out by nullify: zeros stand in its place
             continue
         inside = products[:terms_a, :terms_a].sum(), products[terms_a:, terms_a:].sum()
@@ -301,15 +293,6 @@ def cancelled_share(a: float, product: float, b: float, weight_a: float, weight_
     a, product, b   ‖A‖², ⟨A, B⟩ and ‖B‖², without the weights
     """
     return _divided(2 * weight_a * weight_b * product, weight_a**2 * a + weight_b**2 * b)
-
-
-def selection_weight(lora: Lora, name: str) -> float:
-    """What selections on the way from the difference to `lora` multiply a module by."""
-    weight = 1.0
-    while isinstance(lora, SelectedLora):
-        weight *= lora.weights.get(name, 0.0)
-        lora = lora.of
-    return weight
 
 
 def _divided(numerator: float, denominator: float) -> float:

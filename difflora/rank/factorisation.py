@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from ..errors import TensorError
+from ..lora import cache
 from ..lora.deltas import LowRank, Spec, Term
 from ..lora.lora import Lora, batches
 from ..progress import Progress
@@ -273,7 +274,7 @@ class Factorisation:
     def _stack(self, group: Sequence[str], workspace: _Workspace) -> tuple[Tensor, Tensor, Tensor]:
         """Read modules of one shape and stack their factors as stored: up (n, out, k), down (n, k, in), scales (n, k)."""
         spec = self.lora.specs[group[0]]
-        deltas = self.lora.read(group)
+        deltas = cache.read(self.lora, group, self.lora.read)
         terms = [deltas.pop(name).terms for name in group]  # type: ignore[union-attr]
         up = workspace.take(0, (len(group), spec.out_features, spec.rank))
         down = workspace.take(1, (len(group), spec.rank, spec.in_features))

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..lora.deltas import Delta, LowRank, Term
 from ..lora.lora import CombinedLora, Lora, Recipe
 from ..storage.reader import FileIdentity
-from .analysis import cancelled_share, selection_weight
+from .analysis import cancelled_share
 
 
 class ComparedLora(Lora):
@@ -43,7 +43,7 @@ class ComparedLora(Lora):
     def _products(self, name: str, terms: tuple[Term, ...]) -> tuple[float, float, float]:
         """(‖A‖², ⟨A, B⟩, ‖B‖²) of one module, A and B as they are, without any weight of the difference."""
         (weight_a, a), (weight_b, _) = self.pair.parts
-        weight = selection_weight(self.of, name)
+        weight = self.of.weight_of(name)
         count = len(a.specs[name].ranks) if name in a else 0
         one, other = _stacked(terms[:count], weight * weight_a), _stacked(terms[count:], weight * weight_b)
         return _inner(one, one), _inner(one, other), _inner(other, other)

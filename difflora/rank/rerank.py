@@ -11,13 +11,12 @@ from torch import Tensor
 
 from ..errors import PairError
 from ..lora.deltas import Delta, Spec
-from ..lora.extract import CheckpointDifference
-from ..lora.lora import CombinedLora, Lora, Recipe, SelectedLora, label
+from ..lora.lora import CombinedLora, Lora, Recipe, label
 from ..progress import Progress
 from ..storage.reader import FileIdentity
 from .factorisation import Factorisation, factorisation_of
 from .krylov import Approximation
-from .rules import FixedRank, RankRule, Spectrum, check_count, ranks_of
+from .rules import RankRule, Spectrum, check_count, ranks_of
 
 # Energy that rounding leaves of equal products of different float32 factors, as a share of what was added up.
 ROUNDING = (4 * torch.finfo(torch.float32).eps) ** 2
@@ -83,6 +82,14 @@ class RerankedLora(Lora):
         return (self.of,)
 
     @property
+    def difference(self) -> CombinedLora | None:
+        return self.of.difference
+
+    @property
+    def before_cut(self) -> Lora:
+        return self.of
+
+    @property
     def unit(self) -> str | None:
         return self.of.unit
 
@@ -91,15 +98,20 @@ class RerankedLora(Lora):
 
     @property
     def prepared(self) -> bool:
-        return isinstance(self.rule, FixedRank) or self._specs is not None
+        return self._specs is not None or not self.rule.reads_spectra
 
     def prepare(self, progress: Progress | None = None) -> None:
-        """Do now what the ranks depend on.
+        super().prepare(progress)
+        if not self.prepared:
+            self.measure(progress)
+
+    def measure(self, progress: Progress | None = None) -> None:
+        """Work out all spectra now, and with them ranks and energy.
 
         raises  PairError if it turns out that nothing is left, see `check_something_left`
         """
+        super().prepare(progress)
         total = len(self.matrices)
-        check_models_differ(self, _tick(progress, 0, total))
         self.factorisation.run(progress=progress and (lambda done, _: progress(done, total)))
         for done, name in enumerate(self.dense, total - len(self.dense)):
             self._approximation(name, _tick(progress, done, total))
@@ -154,6 +166,8 @@ class RerankedLora(Lora):
     def _kept(self, module: str) -> float:
         return float(self.spectrum(module).square()[: self.specs[module].rank].sum())
 
+    is_cut = True
+
     @property
     def retained_energy(self) -> float:
         """Share of the whole energy, over all matrices, that is retained: Σ kept σ² / Σ σ²."""
@@ -189,56 +203,32 @@ def check_something_left(lora: Lora) -> None:
 
     Modules are looked at until one is not zero, which as a rule is the first. A LoRA that is no sum may be zero.
     """
-    made = _made_of(lora)
-    total = made[-1]
-    if not isinstance(total, CombinedLora):
+    total = lora.origin
+    if not total.parts or lora.__dict__.get("_something_left"):
         return
-    known = [one.factorisation for one in made if isinstance(one, RerankedLora)]
-    factorisation = known[-1] if known else factorisation_of(total)
-    left = _left(made)
+    factorisation = _factorisation(lora)
     # Whole matrices last: only they take time.
-    if all(_is_nothing(total, name, factorisation) for name in sorted(left, key=lambda name: total.specs[name].dense)):
-        raise PairError(
-            f"{label(total)}: the result is zero in every module, but for rounding. Choose the two sides of a "
-            "pair, modules in which they differ, or weights other than zero."
-        )
-
-
-def check_models_differ(lora: Lora, tick: Callable[[], None] = lambda: None) -> None:
-    """Raise PairError if what is left of two checkpoints is alike in both, before minutes are spent on zeros.
-
-    Weights are read until one differs, which as a rule is the first.
-    tick    called after each; may raise to cancel
-    """
-    made = _made_of(lora)
-    models = made[-1]
-    if not isinstance(models, CheckpointDifference):
-        return
-    for name in _left(made):
-        if models.differ_in(name):
+    for name in sorted(lora.unzeroed, key=lambda name: total.specs[name].dense):
+        if not _is_nothing(total, name, factorisation):
+            lora.__dict__["_something_left"] = True
             return
-        tick()
     raise PairError(
-        f"{label(models)} hold the same weights, at least where they were chosen: their difference is zero. Choose a "
-        "fine-tuned model and the one that it was made from."
+        f"{label(total)}: the result is zero in every module, but for rounding. Choose the two sides of a "
+        "pair, modules in which they differ, or weights other than zero."
     )
 
 
-def _made_of(lora: Lora) -> list[Lora]:
-    """What was made of what, up to the first that was made of several, or of none."""
-    made = [lora]
-    while len(made[-1].parents) == 1:
-        made.append(made[-1].parents[0])
-    return made
+def _factorisation(lora: Lora) -> Factorisation:
+    """The one that is there already, nearest to the origin of a LoRA; else a new one of the origin."""
+    one, found = lora, None
+    while True:
+        found = one.__dict__.get("_factorisation", found)
+        if len(one.parents) != 1:
+            return found or factorisation_of(one)
+        one = one.parents[0]
 
 
-def _left(made: Sequence[Lora]) -> list[str]:
-    """The modules of the first that no selection on the way has written as zeros."""
-    selected = [one.weights for one in made if isinstance(one, SelectedLora)]
-    return [name for name in made[0] if all(name in weights for weights in selected)]
-
-
-def _is_nothing(total: CombinedLora, name: str, factorisation: Factorisation) -> bool:
+def _is_nothing(total: Lora, name: str, factorisation: Factorisation) -> bool:
     spec = total.specs[name]
     if not (spec.is_vector or spec.dense):
         known = factorisation[name]
@@ -267,5 +257,5 @@ def rerank(lora: Lora, rule: RankRule, max_rank: int | None = None, progress: Pr
         raise PairError("There is no weight matrix to re-rank: only biases, norms or modulation change.")
     result = RerankedLora(lora, rule, max_rank)
     if progress:
-        result.prepare(progress)
+        result.measure(progress)
     return result

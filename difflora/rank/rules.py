@@ -53,6 +53,7 @@ class RankRule(ABC):
     says     what it keeps, in a few words; `example` of its number
     looks_at how many singular values of a module stored in full are worked out for it, where `max_rank` sets no limit;
              None if it says itself when it has seen enough
+    reads_spectra  whether ranks depend on the spectra at all
     """
 
     kind: ClassVar[str]
@@ -62,6 +63,7 @@ class RankRule(ABC):
     says: ClassVar[str]
     example: ClassVar[str] = ""
     looks_at: ClassVar[int | None] = 256
+    reads_spectra: ClassVar[bool] = True
 
     @abstractmethod
     def ranks(self, spectra: Mapping[str, Spectrum]) -> dict[str, int]:
@@ -104,6 +106,7 @@ class FixedRank(ModuleRule):
     kind, word, setting, whole = "fixed", "rank", "rank", True
     says, example = "the same rank everywhere", "4"
     looks_at = None
+    reads_spectra = False
 
     def __post_init__(self) -> None:
         check_count("rank", self.rank)

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from ..errors import OutputError
+from ..lora import cache
 from ..lora.deltas import Delta, Dense, LowRank
 from ..lora.lora import UNIT_KEY, Lora
 from ..names.keys import KOHYA, NATIVE, OUTPUT_DIALECTS, is_outside_blocks, with_kernel, write_key
 from ..progress import Progress, part_of
-from ..rank.rerank import RerankedLora, check_models_differ, check_something_left
+from ..rank.rerank import check_something_left
 from ..storage.dtypes import OUTPUT_DTYPES
 from ..storage.reader import file_sha256
 from ..storage.writer import Draft, Layout, NotFiniteError, check_target, draft_file, now, publish
@@ -92,10 +93,10 @@ def drafted(
                 return _metadata(lora, path.stem, torch_dtype, dialect) | dict(metadata or {})
 
             try:
-                check_models_differ(lora, lambda: tick(0))
-                if isinstance(lora, RerankedLora) and not lora.prepared:
-                    lora.prepare(part_of(progress, 0, 2))
-                    progress = part_of(progress, 1, 2)
+                before, progress = (
+                    (progress, progress) if lora.prepared else (part_of(progress, 0, 2), part_of(progress, 1, 2))
+                )
+                lora.prepare(before)
                 writer = _Writer(lora, torch_dtype, dialect)
                 placeholder = _metadata(lora, path.stem, torch_dtype, dialect, known=False) | dict(metadata or {})
                 draft = kept.enter_context(
@@ -169,7 +170,7 @@ class _Writer:
     def tensors(self, progress: Progress | None) -> Generator[tuple[str, Tensor], None, None]:
         order = list(dict.fromkeys(module for module, part in self.module_of.values() if part != "alpha"))
         done = 0
-        deltas = self.lora.stream(order, lambda: progress(done, len(order)) if progress else None)
+        deltas = cache.stream(self.lora, order, lambda: progress(done, len(order)) if progress else None)
         ready: dict[tuple[str, str], Tensor] = {}  # a module's bias may come between its two factors
         for key, _, shape in self.plan.tensors:
             module, part = self.module_of[key]
@@ -287,7 +288,7 @@ def _metadata(lora: Lora, title: str, dtype: torch.dtype, dialect: str, known: b
         "modelspec.merged_from": ", ".join(name.removesuffix(".safetensors") for name in lora.made_from),
         RECIPE_KEY: json.dumps(recipe, sort_keys=True),
     }
-    if isinstance(lora, RerankedLora):
+    if lora.is_cut:
         entries[ENERGY_KEY] = f"{lora.retained_energy if known else 0:.6f}"
     if lora.unit:
         entries[UNIT_KEY] = lora.unit

@@ -5,11 +5,11 @@ from __future__ import annotations
 from comfy_api.v0_0_2 import io
 
 from ...difflora import Lora, rerank
-from ...difflora.rank.analysis import analyze_pair, pair_of
-from ...difflora.rank.rerank import check_models_differ, check_something_left
+from ...difflora.lora.cache import deltas_of
+from ...difflora.rank.analysis import analyze_pair
+from ...difflora.rank.rerank import check_something_left
 from ...difflora.rank.rules import RULES, rule_of
 from ...difflora.sentence import Sentence
-from ..common.factors import factors_of
 from ..common.inputs import one_of
 from ..common.messages import lora_modules, report, reranked_modules, ui
 from ..common.progress import progress_bar
@@ -127,15 +127,15 @@ class Rerank(io.ComfyNode):
         small = rerank(lora, chosen, None if rule == "rank" else max_rank)
         bar = progress_bar()
         if rule == "rank" and rank <= KEPT_RANK and not small.factorisation.complete:
-            check_models_differ(small, lambda: bar(0, len(small)))
-            factors_of(small)  # what a slider needs comes with the spectra, in one pass through the files
-        else:
             small.prepare(bar)
-        check_something_left(small)
+            deltas_of(small, bar)  # what a slider needs comes with the spectra, in one pass through the files
+            check_something_left(small)
+        else:
+            small.measure(bar)
         kept = f"{small.retained_energy:.1%}"
         lines = [Sentence("rank {0} → {1}, {2} of the energy kept", lora.rank_text, small.rank_text, kept)]
         warnings = list(lora.warnings)
-        if pair_of(lora):
+        if lora.difference:
             numbers = analyze_pair(lora)
             cosine, cancelled = f"{numbers.cosine:.3f}", f"{numbers.cancelled:.0%}"
             lines.append(Sentence("cosine of A and B {0}, {1} cancelled", cosine, cancelled))

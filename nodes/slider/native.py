@@ -12,10 +12,11 @@ from comfy_api.v0_0_2 import io
 from torch import nn
 
 from ...difflora import Lora
+from ...difflora.lora.cache import deltas_of
 from ...difflora.lora.deltas import Delta, LowRank
 from ...difflora.sentence import Sentence
-from ..common.factors import factors_of
 from ..common.inputs import one_of
+from ..common.progress import progress_bar
 from ..common.types import LoraDelta
 from .bypass import put_beside
 from .model_weights import Targets
@@ -78,7 +79,7 @@ class SliderModel(io.ComfyNode):
 def applied(model: Any, lora: Lora, targets: Targets, strength: float, bypass: bool) -> Any:
     """A clone of the model with the LoRA on it: beside the weights, as an object of its own, or patched in."""
     model = model.clone()
-    deltas = factors_of(lora)
+    deltas = deltas_of(lora, progress_bar())
     beside: dict[str, LowRank] = {}
     patches: list[dict[str, Any]] = [{} for _ in range(max(len(spec.ranks) or 1 for spec in lora.specs.values()))]
     for name, key in targets.keys.items():

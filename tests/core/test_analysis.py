@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 import difflora
 from difflora.errors import PairError
 from difflora.lora.lora import Lora
-from difflora.rank.analysis import Analysis, ModuleNumbers, analyze_pair, average_spectrum, pair_of, selection_weight
+from difflora.rank.analysis import Analysis, ModuleNumbers, analyze_pair, average_spectrum
 from difflora.rank.passing_stats import ComparedLora
 from tests.lora_files import FFN, K, Q, dense, factors, write, write_pair
 
@@ -107,8 +107,8 @@ def test_selected_and_reranked_differences_tell_the_same_of_a_and_b(pair: tuple[
                 (plain.modules[name].norm_a, plain.modules[name].norm_b, plain.modules[name].cosine)
             )
             assert one.norm == pytest.approx(0.5 * plain.modules[name].norm)
-    assert selection_weight(chosen.select("blocks 0=-4"), Q) == -2.0
-    assert selection_weight(chosen, FFN) == 0.0
+    assert chosen.select("blocks 0=-4").weight_of(Q) == -2.0
+    assert chosen.weight_of(FFN) == 0.0
 
 
 def test_zeroed_modules_add_nothing(pair: tuple[Lora, Lora]) -> None:
@@ -143,8 +143,8 @@ def test_pairs_that_make_no_sense_are_errors(pair: tuple[Lora, Lora], tmp_path: 
         difflora.analyze(pair[0], pair[0])
     with pytest.raises(ValueError, match="not a difference"):
         analyze_pair(pair[0])
-    assert pair_of(pair[0]) is None
-    assert pair_of(difflora.subtract(*pair).select("all")) is not None
+    assert pair[0].difference is None
+    assert difflora.subtract(*pair).select("all").difference is not None
 
 
 def test_what_looks_wrong_is_said(tmp_path: Path) -> None:

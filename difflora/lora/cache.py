@@ -1,0 +1,69 @@
+"""The deltas of LoRAs in use, kept in memory: another strength reads no file and repeats no SVD.
+
+Re-ranking at a small rank and the sliders fill it; selections, sliders and saving read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+from ..progress import Progress
+from .deltas import Delta, is_finite
+
+
+class Source(Protocol):
+    """What deltas can be kept of: a `Lora`."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def stream(self, modules: Sequence[str], tick: Callable[[], None]) -> Iterator[tuple[str, Delta]]: ...
+
+    def check_finite(self, module: str) -> None: ...
+
+
+_kept: WeakKeyDictionary[Source, Mapping[str, Delta]] = WeakKeyDictionary()
+
+
+def kept(lora: Source) -> Mapping[str, Delta] | None:
+    """All deltas of a LoRA, if they are in memory."""
+    return _kept.get(lora)
+
+
+def deltas_of(lora: Source, progress: Progress | None = None) -> Mapping[str, Delta]:
+    """All deltas of a LoRA, read if need be, and kept for as long as it lives.
+
+    progress  called with (done, total) modules; may raise to cancel, and nothing is kept then
+    raises    TensorError where a value is NaN or infinite
+    """
+    if lora not in _kept:
+        deltas: dict[str, Delta] = {}
+        total = len(lora.names)
+
+        def tick() -> None:
+            if progress:
+                progress(len(deltas), total)
+
+        for name, delta in lora.stream(lora.names, tick):
+            if not is_finite(delta):
+                lora.check_finite(name)
+            deltas[name] = delta
+            tick()
+        _kept[lora] = deltas
+    return _kept[lora]
+
+
+def stream(lora: Source, modules: Sequence[str], tick: Callable[[], None]) -> Iterator[tuple[str, Delta]]:
+    """The deltas of these modules in this order: from memory if they are there, and else as `Lora.stream` reads them."""
+    known = kept(lora)
+    return lora.stream(modules, tick) if known is None else ((name, known[name]) for name in modules)
+
+
+def read(
+    lora: Source, modules: Sequence[str], from_files: Callable[[Sequence[str]], dict[str, Delta]]
+) -> dict[str, Delta]:
+    """The same all at once, with `from_files` where they are not in memory."""
+    known = kept(lora)
+    return from_files(modules) if known is None else {name: known[name] for name in modules}

@@ -164,7 +164,7 @@ class FileLora(StoredLora):
                 ignored += keys
                 continue
             raise UnsupportedError(
-                f"{self.name}: {printable(keys[0])} and {len(keys) - 1} more keys: {reason}."
+                f"{self.name}: {printable(keys[0])} (keys of this kind: {len(keys)}): {reason}."
                 + " ignore_unknown (--ignore-unknown) goes on without them." * beside
             )
         for part, reason in _NOT_LINEAR.items():
@@ -177,7 +177,7 @@ class FileLora(StoredLora):
             )
         if found.unknown and not ignore_unknown:
             raise UnsupportedError(
-                f"{self.name}: {len(found.unknown)} keys are not understood, the first is {printable(found.unknown[0])}. "
+                f"{self.name}: keys that are not understood: {len(found.unknown)}, the first is {printable(found.unknown[0])}. "
                 "Nothing was left out in silence; ignore_unknown (--ignore-unknown) goes on without them."
             )
         if ignored:

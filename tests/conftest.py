@@ -82,11 +82,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
     class ByServer(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            folder = file.rpartition("/")[0]
-            return {"tests/browser": folder, "tests/e2e": file}.get(folder, nodeid)
+            return scope_of(nodeid)
 
     return ByServer(config, log)
+
+
+def scope_of(nodeid: str) -> str:
+    """Tests of one scope run on one worker."""
+    file = nodeid.partition("::")[0]
+    folder = file.rpartition("/")[0]
+    return {"tests/browser": folder, "tests/e2e": file}.get(folder, nodeid)
 
 
 def absent(reason: str) -> NoReturn:

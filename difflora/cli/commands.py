@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import itertools
 import os
 import signal
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from ..errors import DiffLoraError, ExistsError, OutputError, PairError, RecipeError
+from ..errors import DiffLoraError, ExistsError, FileError, OutputError, PairError, RecipeError
 from ..lora.algebra import subtract
 from ..lora.extract import extract
 from ..lora.file import FileLora, load
@@ -41,7 +42,18 @@ from ..storage.writer import Draft, check_target, publish
 from ..training import musubi
 from . import old_script
 from .parser import DEFAULT_RANK, EXTRACT_RANK, OLD_FLAGS, UsageError, parser, words_of
-from .printing import Report, bar, finish, finish_twins, print_groups, print_json, print_table, size_text, warn
+from .printing import (
+    Report,
+    bar,
+    finish,
+    finish_twins,
+    print_groups,
+    print_json,
+    print_table,
+    rank_words,
+    size_text,
+    warn,
+)
 
 Settings = TypeVar("Settings", musubi.Training, musubi.Machine)
 
@@ -53,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     with _terminated_like_interrupted():
         try:
-            given = parser().parse_args(words_of(sys.argv[1:] if arguments is None else arguments))
+            given = _at_home(parser().parse_args(words_of(sys.argv[1:] if arguments is None else arguments)))
             code = COMMANDS[given.command](given)
             sys.stdout.flush()
             return code
@@ -69,6 +81,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             sys.stderr.write("difflora: interrupted; nothing was written.\n")
             return 2
+
+
+_PATHS = ("file", "a", "b", "pair", "high", "low", "lora_a", "lora_b", "base", "tuned", "output", "inputs", "dataset")
+
+
+def _at_home(given: argparse.Namespace) -> argparse.Namespace:
+    """~ in paths is the user's folder; a shell leaves it as it is behind = and between quotes."""
+    for name in _PATHS:
+        value = getattr(given, name, None)
+        if isinstance(value, list):
+            setattr(given, name, [os.path.expanduser(path) for path in value])
+        elif value is not None:
+            setattr(given, name, type(value)(os.path.expanduser(value)))
+    return given
 
 
 def _complain(message: str) -> int:
@@ -99,7 +125,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
 def run_subtract(given: argparse.Namespace) -> int:
     """``difflora subtract``: difference, selection, rank, file; for Wan2.2 twice, and both files or none."""
     started = time.perf_counter()
-    pairs = {noise: (_load(a, given), _load(b, given)) for noise, (a, b) in _paths(given).items()}
+    pairs = {noise: (_load(a, given, noise), _load(b, given, noise)) for noise, (a, b) in _paths(given).items()}
     inputs = list(itertools.chain.from_iterable(pairs.values()))
     made = {}
     for noise, (a, b) in pairs.items():
@@ -195,6 +221,8 @@ class _Subtraction:
 
 def run_extract(given: argparse.Namespace) -> int:
     """``difflora extract``: a LoRA from two checkpoints."""
+    for path in (given.base, given.tuned):
+        _check_there(Path(path))
     return _run_at_rank(time.perf_counter(), extract(given.base, given.tuned), given, EXTRACT_RANK)
 
 
@@ -310,7 +338,7 @@ def run_inspect(given: argparse.Namespace) -> int:
         "base_model": file.base_model,
         "matrices": len(file.matrices),
         "vectors": len(vectors),
-        "rank": file.rank_text,
+        "rank": _ranks(file),
         "scale": scales,
         "unit": file.unit,
         "dtypes": dict(Counter(CODES[entry.dtype] for entry in entries)),
@@ -346,7 +374,7 @@ def run_inspect(given: argparse.Namespace) -> int:
             ("base model", report["base_model"] or "not recognised"),
             (
                 "modules",
-                f"{report['matrices']} matrices at rank {report['rank']}"
+                f"{report['matrices']} matrices at rank {rank_words(report['rank'])}"
                 + (f", {report['vectors']} biases, norms or tables" if vectors else ""),
             ),
             ("", printable(report["contents"], 400)),
@@ -374,6 +402,9 @@ def run_inspect(given: argparse.Namespace) -> int:
 def run_analyze(given: argparse.Namespace) -> int:
     """``difflora analyze``: two LoRAs compared."""
     started = time.perf_counter()
+    if given.csv and given.json:
+        raise UsageError("--csv and --json are two ways to print the same; give one")
+    _check_select(given.select)
     difference = subtract(_load(given.a, given), _load(given.b, given), given.weight_a, given.weight_b)
     chosen: Lora = difference.select(given.select) if given.select else difference
     if not chosen.matrices:
@@ -451,8 +482,36 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
 # What the commands share
 
 
-def _load(path: str, given: argparse.Namespace) -> FileLora:
-    return load(path, given.ignore_unknown)
+def _load(path: str, given: argparse.Namespace, noise: str = "") -> FileLora:
+    return load(_lora_at(path), given.ignore_unknown, noise=given.noise or noise or None)
+
+
+def _lora_at(path: str) -> Path:
+    """The file, or the only one in a folder."""
+    there = Path(path)
+    if not there.is_dir():
+        _check_there(there)
+        return there
+    files = sorted(there.glob("*.safetensors"))
+    if len(files) != 1:
+        found = f"{len(files)} .safetensors files in it, such as {printable(files[0].name)}" if files else "none in it"
+        raise FileError(f"{printable(path)}: this is a folder, with {found}. Name the .safetensors file.")
+    return files[0]
+
+
+def _check_there(path: Path) -> None:
+    """Say what was most likely meant, where a file is not there."""
+    if os.path.lexists(path):
+        return
+    try:
+        stems = {file.name.removesuffix(".safetensors"): file.name for file in path.parent.glob("*.safetensors")}
+    except OSError:
+        stems = {}
+    close = difflib.get_close_matches(path.name.partition(".safe")[0], stems, n=1) or difflib.get_close_matches(
+        path.name.partition(".safe")[0].casefold(), stems, n=1
+    )
+    if close:
+        raise FileError(f"{printable(path)}: no such file; did you mean {printable(stems[close[0]])}?")
 
 
 def _paths(given: argparse.Namespace) -> dict[str, tuple[str, str]]:
@@ -518,6 +577,7 @@ def _expression(given: argparse.Namespace) -> str | None:
     if given.select is not None and (given.target_blocks or given.target_indices):
         raise UsageError("--select and --target-blocks or --target-indices say the same thing twice; give one")
     if given.select is not None:
+        _check_select(given.select)
         return str(given.select)
     return old_script.selection(given.target_blocks or (), given.target_indices or ())
 
@@ -538,7 +598,13 @@ def _scale(given: argparse.Namespace) -> float | None:
     return scale
 
 
+def _check_select(expression: str | None) -> None:
+    if expression is not None and not expression.strip():
+        raise UsageError("--select is empty, which selects nothing; everything is selected with no --select")
+
+
 def _chosen(file: Lora, given: argparse.Namespace) -> Lora:
+    _check_select(given.select)
     chosen = file if given.select is None else file.select(given.select, given.nullify)
     scale = _scale(given)
     return chosen if scale is None else chosen.scaled(scale)
@@ -618,10 +684,16 @@ def _draft(
         "dialect": given.dialect,
         "matrices": matrices,
         "vectors": len(lora) - matrices,
-        "rank": lora.rank_text,
+        "rank": _ranks(lora),
         "sshs_model_hash": read_header(draft.temporary).metadata["sshs_model_hash"],
     }
     return draft
+
+
+def _ranks(lora: Lora) -> int | list[int] | None:
+    """The rank of the matrices; the lowest and the highest if they differ; None without matrices."""
+    ranks = {lora.specs[name].rank for name in lora.matrices}
+    return None if not ranks else ranks.pop() if len(ranks) == 1 else [min(ranks), max(ranks)]
 
 
 def _one_sided(difference: CombinedLora) -> list[dict[str, Any]]:

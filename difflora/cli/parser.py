@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import math
 import re
 from collections.abc import Sequence
@@ -63,7 +64,31 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
+        raise UsageError(f"{message}{self._meant(message)} (see {self.prog} --help)")
+
+    def _meant(self, message: str) -> str:
+        """A guess at what was to be written, for a word that is none of those there are."""
+        if wrong := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            return did_you_mean(wrong[1], re.findall(r"[\w.-]+", wrong[2]))
+        if message.startswith("unrecognized arguments: "):
+            for word in message.split()[2:]:
+                if word.startswith("-") and (guess := did_you_mean(word.partition("=")[0], self._flags())):
+                    return guess
+        return ""
+
+    def _flags(self) -> list[str]:
+        """Every flag of this parser and of its commands."""
+        flags = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                flags += [flag for command in action.choices.values() for flag in command._option_string_actions]
+        return flags
+
+
+def did_you_mean(word: str, there: Sequence[str]) -> str:
+    """``; did you mean subtract?``, or nothing if no word is much like it."""
+    close = difflib.get_close_matches(word.casefold(), there, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -234,6 +259,16 @@ def _finite(text: str) -> float:
     return number
 
 
+SHORT_DTYPES = {"fp32": "float32", "f32": "float32", "fp16": "float16", "f16": "float16", "half": "float16"}
+SHORT_DTYPES |= {"bf16": "bfloat16", "float": "float32", "fp8": "float8_e4m3fn", "fp8_e4m3fn": "float8_e4m3fn"}
+SHORT_DTYPES |= {"fp8_e5m2": "float8_e5m2", "e4m3fn": "float8_e4m3fn", "e5m2": "float8_e5m2"}
+
+
+def _dtype(text: str) -> str:
+    word = text.casefold().removeprefix("torch.")
+    return SHORT_DTYPES.get(word, word)
+
+
 def _add_rank_rules(command: argparse.ArgumentParser, default: int = DEFAULT_RANK) -> None:
     rule = command.add_argument_group("how much to keep").add_mutually_exclusive_group()
     for word, one in RULES.items():
@@ -256,7 +291,13 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--dtype", choices=tuple(OUTPUT_DTYPES), default=None, help="of the weights (default float32)")
+    command.add_argument(
+        "--dtype",
+        type=_dtype,
+        choices=tuple(OUTPUT_DTYPES),
+        default=None,
+        help="of the weights (default float32); fp16, bf16 and fp32 will do",
+    )
     command.add_argument(
         "--dialect",
         choices=OUTPUT_DIALECTS,
@@ -274,6 +315,12 @@ def _add_place(command: argparse.ArgumentParser) -> None:
 
 def _add_ignore_unknown(command: argparse.ArgumentParser) -> None:
     command.add_argument("--ignore-unknown", action="store_true", help="go on if keys of a file are not understood")
+    command.add_argument(
+        "--noise",
+        choices=wan22.NOISES,
+        default=None,
+        help="of a file that holds the LoRAs of Wan2.2's two models: which one",
+    )
 
 
 def _add_json(command: argparse.ArgumentParser) -> None:

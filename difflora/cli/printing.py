@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,9 +22,10 @@ Report = dict[str, Any]
 
 @contextlib.contextmanager
 def bar(what: str) -> Iterator[Progress | None]:
-    """A progress bar on stderr if that is a terminal."""
+    """A progress bar on stderr; where no terminal is, a line every ten seconds, so that logs show that it goes on."""
     if not sys.stderr.isatty():
-        yield None
+        with _lines(what) as progress:
+            yield progress
         return
     from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -34,6 +36,33 @@ def bar(what: str) -> Iterator[Progress | None]:
             bar.update(done - bar.n)
 
         yield show
+
+
+EVERY = 10.0  # seconds between two lines
+
+
+@contextlib.contextmanager
+def _lines(what: str) -> Iterator[Progress]:
+    """Tell on stderr how far the work is. A thread does it: one large module can take minutes."""
+    started, ended = time.monotonic(), threading.Event()
+    so_far: list[int] = []
+
+    def tell() -> None:
+        while not ended.wait(EVERY):
+            done = f"{so_far[0]} of {so_far[1]} modules, " if so_far else ""
+            sys.stderr.write(f"difflora: {what}: {done}{time.monotonic() - started:.0f} s\n")
+            sys.stderr.flush()
+
+    def show(done: int, total: int) -> None:
+        so_far[:] = done, total
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield show
+    finally:
+        ended.set()
+        teller.join()
 
 
 def finish(given: argparse.Namespace, report: Report, started: float) -> int:
@@ -64,7 +93,9 @@ def print_report(report: Report) -> None:
     sys.stdout.write(
         f"wrote {printable(report['output'], 400)}  ({size_text(report['bytes'])}, {report['seconds']:.1f} s)\n"
     )
-    written = f"{report['matrices']} at rank {report['rank']}, {report['dtype']}, {report['dialect']} key names"
+    written = (
+        f"{report['matrices']} at rank {rank_words(report['rank'])}, {report['dtype']}, {report['dialect']} key names"
+    )
     if report["vectors"]:
         written += f"; {report['vectors']} biases, norms or tables"
     rows = [("modules", written)]
@@ -137,6 +168,11 @@ def listed(modules: Sequence[str], most: int = 3) -> str:
     if len(modules) <= most:
         return ", ".join(printable(name) for name in modules)
     return f"{len(modules)} modules ({', '.join(printable(name) for name in modules[:most])}, …)"
+
+
+def rank_words(rank: int | Sequence[int] | None) -> str:
+    """A rank of a report, or the lowest and the highest."""
+    return "-" if rank is None else str(rank) if isinstance(rank, int) else " to ".join(map(str, rank))
 
 
 def size_text(size: int) -> str:

@@ -46,6 +46,12 @@ class Checkpoint:
     def __init__(self, files: Sequence[Path], name: str):
         self.name = name
         self.headers: list[Header] = [read_header(file) for file in files]
+        for header in self.headers:
+            if _is_lora(header):
+                raise FileError(
+                    f"{header.path.name}: this is a LoRA, not a checkpoint. For the difference of two LoRAs use subtract "
+                    "(Subtract LoRAs)."
+                )
         self._header_of: dict[str, Header] = {}
         for header in self.headers:
             for key, entry in header.entries.items():
@@ -115,6 +121,19 @@ class Checkpoint:
     @property
     def files(self) -> list[FileIdentity]:
         return [header.identity for header in self.headers]
+
+
+_OF_A_LORA = {"down", "up", "hada_w1_a", "lokr_w1", "lokr_w1_a", "lokr_w2", "diff", "dora_scale"}
+
+
+def _is_lora(header: Header) -> bool:
+    """Whether most of a file's keys are parts of adapters, and no whole weights."""
+    try:
+        modules = read_keys(header.entries, header.metadata, noise="high").modules
+    except FileError:  # two keys that mean the same part: only adapters have parts
+        return True
+    parts = sum(len(_OF_A_LORA & parts.keys()) for parts in modules.values())
+    return 2 * parts > sum(key.endswith(".weight") for key in header.entries)
 
 
 def _shards(folder: Path) -> set[str]:

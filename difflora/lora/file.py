@@ -41,13 +41,24 @@ _NUMBERS = ("alpha", "scalar", "scaling", "use_rslora_flag", "use_dora_flag")
 
 
 class FileLora(StoredLora):
-    """One safetensors file, in any dialect."""
+    """One safetensors file, in any dialect.
 
-    def __init__(self, header: Header, ignore_unknown: bool = False, adapter_config: Mapping[str, Any] | None = None):
+    noise   which of Wan2.2's two models this is the LoRA of, if the file holds both
+    """
+
+    noise: str | None = None
+
+    def __init__(
+        self,
+        header: Header,
+        ignore_unknown: bool = False,
+        adapter_config: Mapping[str, Any] | None = None,
+        noise: str | None = None,
+    ):
         self.header = header
         self.metadata = MappingProxyType(dict(header.metadata))
         try:
-            self.keys_found = read_keys(header.entries, header.metadata)
+            self.keys_found = read_keys(header.entries, header.metadata, noise)
         except FileError as error:
             raise FileError(f"{self.name}: {error}") from error
         self.dialect = self.keys_found.dialect
@@ -68,6 +79,16 @@ class FileLora(StoredLora):
                     adapter.rivals,
                 ),
             )
+        if other := self.keys_found.other_noise:
+            self.noise = noise
+            self.warnings += (
+                Sentence(
+                    "{0}: {1} keys of the model for {2} noise were left out.",
+                    self.name,
+                    len(other),
+                    "low" if noise == "high" else "high",
+                ),
+            )
         if missing := self.keys_found.not_wan:
             self.warnings += (
                 Sentence(
@@ -83,6 +104,8 @@ class FileLora(StoredLora):
         for module, parts in self.keys_found.modules.items():
             for name, source in self._module_sources(module, parts, numbers, adapter):
                 self._sources[name] = source
+        if hint := self._strength_hint(numbers):
+            self.warnings += (hint,)
         for module, source in self._sources.items():
             sizes = [math.prod(header.entries[key].shape) for key in source.keys]
             if not all(sizes):
@@ -140,6 +163,8 @@ class FileLora(StoredLora):
 
     def describe(self, sha256: Callable[[FileIdentity], str]) -> Recipe:
         recipe = {"op": "load", "file": self.name, "sha256": sha256(self.header.identity)}
+        if self.noise:
+            recipe["noise"] = self.noise
         # A configuration beside the file is part of the content, but not of the hash.
         return recipe | ({"adapter_config": self._adapter.config} if self._adapter.beside else {})
 
@@ -163,6 +188,11 @@ class FileLora(StoredLora):
             if beside and ignore_unknown:
                 ignored += keys
                 continue
+            if reason == WHOLE_WEIGHTS and not found.modules:
+                raise UnsupportedError(
+                    f"{self.name}: {printable(keys[0])} and {len(keys) - 1} more keys: {reason}. For the difference of two "
+                    "checkpoints use extract (Extract LoRA)."
+                )
             raise UnsupportedError(
                 f"{self.name}: {printable(keys[0])} (keys of this kind: {len(keys)}): {reason}."
                 + " ignore_unknown (--ignore-unknown) goes on without them." * beside
@@ -218,6 +248,26 @@ class FileLora(StoredLora):
                         f"{self.name}: {printable(key)}: {_NOT_LINEAR['dora_scale']} Train plain LoRAs for a slider."
                     )
         return numbers
+
+    def _strength_hint(self, numbers: Mapping[str, float]) -> Sentence | None:
+        """What to say of LoKrs stored in full whose alpha is not the dim that they were trained with."""
+        try:
+            dim = float(self.metadata.get("ss_network_dim", ""))
+        except ValueError:
+            return None
+        full = {"lokr_w1", "lokr_w2", "alpha"}
+        alphas = {numbers[parts["alpha"]] for parts in self.keys_found.modules.values() if full <= parts.keys()}
+        other = next((alpha for alpha in alphas if math.isfinite(alpha) and alpha not in (dim, 0.0)), None)
+        if other is None or not (math.isfinite(dim) and dim > 0):
+            return None
+        return Sentence(
+            "{0}: alpha is {1} and ss_network_dim {2}. LoKr in full is read at scale 1, as everywhere; if its trainer "
+            "multiplied by alpha / dim, the right strength is {3}.",
+            self.name,
+            f"{other:g}",
+            f"{dim:g}",
+            f"{other / dim:.4g}",
+        )
 
     def _scale(
         self, module: str, parts: Mapping[str, str], rank: int, numbers: Mapping[str, float], adapter: AdapterConfig
@@ -427,11 +477,15 @@ class _FormSource(_Source):
 
 
 def load(
-    path: str | os.PathLike[str], ignore_unknown: bool = False, adapter_config: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str],
+    ignore_unknown: bool = False,
+    adapter_config: Mapping[str, Any] | None = None,
+    noise: str | None = None,
 ) -> FileLora:
     """Open a LoRA file. Reads its header and scales; tensors are read when a module is asked for.
 
     adapter_config  the PEFT configuration that goes with it; None looks for `adapter_config.json` beside the file
+    noise           "high" or "low": whose LoRA to take from a file that holds those of Wan2.2's two models
     raises  FileError, UnsupportedError or TensorError if the file cannot be taken as a linear change of weights
     """
-    return FileLora(read_header(path), ignore_unknown, adapter_config)
+    return FileLora(read_header(path), ignore_unknown, adapter_config, noise)

@@ -26,6 +26,7 @@ from .deltas import Delta, Spec, add, sum_shape, zero
 from .selection import Selection
 
 Recipe = dict[str, Any]
+LARGEST_FACTOR = 1e30  # beyond it, float32 cannot hold the change of the weights
 BATCH_BUDGET = 11_000_000  # bytes of float64 factors worked on at once: what stays in the processor's cache
 
 UNIT_KEY = "difflora.unit"  # of a file's metadata: what strength 1 means
@@ -280,6 +281,10 @@ class CombinedLora(Lora):
         for weight, _ in parts:
             if not math.isfinite(weight):
                 raise PairError(f"A weight is {weight}; it must be a finite number.")
+            if abs(weight) > LARGEST_FACTOR:
+                raise PairError(
+                    f"A weight is {weight:g}, and its product with the values overflows. Use a smaller one."
+                )
         self._parts = tuple((float(weight), lora) for weight, lora in parts)
         self.unmatched = unmatched
         loras = [lora for _, lora in parts]

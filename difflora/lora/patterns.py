@@ -10,6 +10,7 @@ Known: literals, ``.``, ``[a-z]``, ``[^…]``, ``\d \w \s`` and their capitals, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 MAX_LENGTH = 300
@@ -182,6 +183,22 @@ class _Reader:
         return self.escape(here) if character == "\\" else ((ord(character), ord(character)),)
 
 
+class Work:
+    """How much may still be done for one question: states of patterns entered, weighed by their size."""
+
+    def __init__(self) -> None:
+        self.left = math.inf
+
+    def spend(self, units: int) -> None:
+        self.left -= units
+        if self.left < 0:
+            raise WorkError
+
+
+class WorkError(Exception):
+    """The patterns would take too long on these texts."""
+
+
 # One state of the machine: ("set", ranges, next), ("at", sign, next), ("fork", next, other) or ("end",).
 _State = tuple[str, _Ranges, str, int, int]
 
@@ -200,6 +217,8 @@ class Pattern:
         self._states: list[_State] = [("end", (), "", 0, 0)]
         self._start = self._build(tree, 0)
         self.size = len(self._states)
+        # A set of many ranges takes as long as several states.
+        self._costs = [1 + len(ranges) // 8 for _, ranges, *_ in self._states]
 
     def _add(self, kind: str, then: int, other: int = 0, *, ranges: _Ranges = (), sign: str = "") -> int:
         if len(self._states) >= MAX_STATES:
@@ -236,12 +255,14 @@ class Pattern:
             then = first
         return then
 
-    def found_in(self, text: str) -> bool:
-        """Tell whether the pattern matches anywhere in `text`."""
+    def found_in(self, text: str, work: Work | None = None) -> bool:
+        """Tell whether the pattern matches anywhere in `text`; raises WorkError if that takes more than `work` has left."""
         active: set[int] = set()
         for position in range(len(text) + 1):
             active.add(self._start)
             reached = self._reach(active, text, position)
+            if work:
+                work.spend(sum(self._costs[index] for index in reached))
             if 0 in reached:
                 return True
             if position == len(text):

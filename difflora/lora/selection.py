@@ -6,18 +6,23 @@ both read it, so the server and the block grid mean the same.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ..errors import SelectionError
-from .patterns import Pattern, PatternError
+from .patterns import Pattern, PatternError, Work, WorkError
 
 MAX_TEXT = 100_000
 MAX_PATTERNS = 20
+MAX_WORK = 5_000_000  # terms times names, and as many states of patterns: some seconds
+LONG_NAME = 200  # characters; a longer name counts as several
 
-_SPACE = re.compile(r"[ \t\r\n]*")
+_SPACE = re.compile(r"[ \t\r\n\u00a0\u3000]*")
+# How the signs are typed on Chinese and Japanese keyboards.
+_SIGNS = {",": ",，、", "&": "&＆", "!": "!！", "=": "=＝", "|": "|｜"}
 _WORD = re.compile(r"[A-Za-z_*?][A-Za-z0-9_.*?\-]*")
 _RANGE = re.compile(r"([0-9]+)(?:([-–])([0-9]+)?)?(?![A-Za-z0-9_.*?\-])")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?(?![A-Za-z0-9_.*?])")
@@ -52,16 +57,20 @@ class Selection:
 
     text: str
     _items: tuple[_Item, ...] = field(compare=False, repr=False)
+    _terms: int = field(compare=False, repr=False)
+    _work: Work = field(compare=False, repr=False)
 
     @classmethod
     def parse(cls, text: str) -> Selection:
         """Read a selection; raises SelectionError that points at the first thing it cannot read."""
-        return cls(text, tuple(_Parser(text).items()))
+        parser = _Parser(text)
+        return cls(text, tuple(parser.items()), parser.terms, parser.work)
 
     def weights(self, names: Iterable[str]) -> dict[str, float]:
         """Selected module -> weight, in the order of `names`. Raises SelectionError if nothing is selected."""
         names = list(names)
-        chosen = {name: weight for name in names if (weight := self._weight(name)) != 0}
+        with self._bounded(names):
+            chosen = {name: weight for name in names if (weight := self._weight(name)) != 0}
         if not chosen:
             raise SelectionError(f"Selection {_quoted(self.text)} selects nothing. There is: {summary(names)}.")
         return chosen
@@ -69,7 +78,22 @@ class Selection:
     def unmatched(self, names: Iterable[str]) -> list[str]:
         """The entries of the text that fit no name at all, as they were written: most likely typing errors."""
         names = list(names)
-        return [item.text for item in self._items if not item.is_none and not any(map(item.holds, names))]
+        with self._bounded(names):
+            return [item.text for item in self._items if not item.is_none and not any(map(item.holds, names))]
+
+    @contextlib.contextmanager
+    def _bounded(self, names: list[str]) -> Iterator[None]:
+        """Raise SelectionError where the answer for all `names` would take too long."""
+        self._work.left = MAX_WORK
+        try:
+            self._work.spend(self._terms * sum(1 if len(name) <= LONG_NAME else len(name) // 4 for name in names))
+            self._work.left = MAX_WORK
+            yield
+        except WorkError:
+            raise SelectionError(
+                f"Selection {_quoted(self.text)}: {self._terms} terms on {len(names)} modules take too long. Use ranges, "
+                "and fewer or simpler patterns."
+            ) from None
 
     def _weight(self, name: str) -> float:
         weight = 1.0 if self._items and self._items[0].removes else 0.0
@@ -132,6 +156,8 @@ class _Parser:
         self.text = text
         self.at = 0
         self.patterns = 0
+        self.terms = 0  # ranges of numbers counted each
+        self.work = Work()
         if len(text) > MAX_TEXT:
             raise SelectionError(f"Selection: the text is longer than {MAX_TEXT} characters. Use ranges or a pattern.")
 
@@ -143,8 +169,8 @@ class _Parser:
         """Skip white space, then `sign` if it is next; tell whether it was."""
         found = _SPACE.match(self.text, self.at)
         self.at = found.end() if found else self.at
-        if sign and self.text.startswith(sign, self.at):
-            self.at += len(sign)
+        if sign and self.text[self.at : self.at + 1] and self.text[self.at] in _SIGNS[sign]:
+            self.at += 1
             return True
         return False
 
@@ -163,7 +189,7 @@ class _Parser:
                 return
             yield self.item()
             self.skip()
-            if self.at < len(self.text) and self.text[self.at] != ",":
+            if self.at < len(self.text) and self.text[self.at] not in _SIGNS[","]:
                 raise self.error(
                     f'found {self.found()} where "," (and also), "&" (only where) or "=" (weight) can stand'
                 )
@@ -183,13 +209,13 @@ class _Parser:
         text = self.text[start : self.at].strip()
         # One test runs in a plain loop: all() over a generator costs more than the tests themselves.
         holds = factors[0] if len(factors) == 1 else _every(factors)
-        return _Item(text, removes, weight, holds, is_none=text.lstrip("! ") == "none")
+        return _Item(text, removes, weight, holds, is_none=text.lstrip("!！ \u3000").lower() == "none")
 
     def factor(self) -> _Test:
         terms = [self.term()]
         while self.skip("|"):
             terms.append(self.term())
-        return terms[0] if len(terms) == 1 else _some(terms)
+        return _some_of(terms)
 
     def number(self) -> float:
         self.skip()
@@ -203,12 +229,13 @@ class _Parser:
 
     def term(self) -> _Test:
         self.skip()
+        self.terms += 1
         start = self.at
         if self.text.startswith("/", start):
             found = self.read(_PATTERN)
             if not found:
                 raise self.error('the pattern that starts here has no closing "/"')
-            return self.pattern(found[1], start + 1).found_in
+            return self.pattern(found[1], start + 1)
         if self.text.startswith('"', start):
             exact = self.read(_EXACT)
             if not exact:
@@ -218,7 +245,7 @@ class _Parser:
         if not word:
             if self.text[start : start + 1].isdigit():
                 raise self.error('a number needs its blocks in front, as in "blocks 0-10,20-29"')
-            if self.text.startswith("!", start):
+            if self.text[start : start + 1] in ("!", "！"):
                 raise self.error('one "!" is enough, and it stands before the first term or after "&"')
             raise self.error(
                 f'found {self.found()} where a term belongs, such as attn, ffn.0, "blocks 0-10" or /pattern/'
@@ -226,26 +253,18 @@ class _Parser:
         ranges = self.ranges()
         if ranges:
             return self.in_stack(word[0], ranges, start)
-        if word[0] == "all":
-            return _all
-        if word[0] == "none":
-            return _none
-        if word[0] == "attn":
-            return _is_attention
-        if word[0] == "ffn":
-            return _is_feed_forward
-        return self.word(word[0], start)
+        return _KEYWORDS.get(word[0].lower()) or self.word(word[0], start)
 
     def word(self, word: str, at: int) -> _Test:
         if "*" in word or "?" in word:
             glob = re.sub(r"[.\-]", r"\\\g<0>", word).replace("?", ".").replace("*", ".*")
-            return self.pattern(f"^{glob}$", at).found_in
-        return _has_segments(f".{_stack_word(word)}.")
+            return self.pattern(f"^{glob}$", at)
+        return _some_of([_has_segments(f".{spelling}.") for spelling in _spellings(word)])
 
     def in_stack(self, word: str, ranges: _Ranges, at: int) -> _Test:
         if "*" in word or "?" in word:
             return _after_glob(self.word(word, at), ranges)
-        return _after_segments(f".{_stack_word(word)}.", ranges)
+        return _some_of([_after_segments(f".{spelling}.", ranges) for spelling in _spellings(word)])
 
     def ranges(self) -> _Ranges:
         """Numbers after a word: ``0-10,20-29`` or ``0 1 2``. A comma followed by a number belongs to them."""
@@ -263,13 +282,15 @@ class _Parser:
             if end < start:
                 raise self.error(f"the range {found[0]} runs backwards; write {found[3]}-{found[1]}", found.start())
             ranges.append((start, end))
+            self.terms += 1
 
-    def pattern(self, source: str, at: int) -> Pattern:
+    def pattern(self, source: str, at: int) -> _Test:
         self.patterns += 1
         if self.patterns > MAX_PATTERNS:
             raise self.error(f"more than {MAX_PATTERNS} patterns and globs; join them with | inside one pattern", at)
         try:
-            return Pattern(source)
+            pattern = Pattern(source)
+            return lambda name: pattern.found_in(name, self.work)
         except PatternError as error:
             raise self.error(str(error), at + error.at) from None
 
@@ -307,12 +328,17 @@ def _every(tests: list[_Test]) -> _Test:
     return lambda name: all(test(name) for test in tests)
 
 
-def _some(tests: list[_Test]) -> _Test:
-    return lambda name: any(test(name) for test in tests)
+def _some_of(tests: list[_Test]) -> _Test:
+    return tests[0] if len(tests) == 1 else lambda name: any(test(name) for test in tests)
 
 
-def _stack_word(word: str) -> str:
-    return "blocks" if word == "block" else word
+def _spellings(word: str) -> list[str]:
+    """A word as it is typed, and as names spell it: ``Self-Attn`` is ``self_attn``, and ``block`` is ``blocks``."""
+    plain = word.lower().replace("-", "_")
+    return ["blocks"] if plain == "block" else list(dict.fromkeys((word, plain)))
+
+
+_KEYWORDS: dict[str, _Test] = {"all": _all, "none": _none, "attn": _is_attention, "ffn": _is_feed_forward}
 
 
 def _after_segments(run: str, ranges: _Ranges) -> _Test:

@@ -132,10 +132,14 @@ _FLAT_BLOCK = re.compile(r"(vace_blocks|blocks)_(0|[1-9][0-9]{0,3})_(.+)", re.DO
 _WRAPPER = "_?(?:orig_mod|fpw_module|forward_module|[a-z]+_wrapped_module)"
 _WRAPPED = re.compile(rf"^(?:{_WRAPPER}[._])+|(?P<before>[._])(?:{_WRAPPER}(?P<behind>[._]|$))+")
 _DOTTED = (
-    r"(?:(?:base_model\.model|diffusion_model|model|transformer_2|transformer|unet|pipe|dit|net|_?module"
+    r"(?:(?:base_model\.model|diffusion_model|model|transformer_2|transformer|unet|pipe|dit2?|net|_?module"
+    r"|(?:high|low)_noise_model"
     r"|generator(?:_ema)?|(?:model_)?ema(?:_model)?)\.)"
 )
 _DOTTED_PREFIX = re.compile(f"{_DOTTED}+")
+# Which of Wan2.2's two models a prefix names, in files that hold LoRAs of both.
+_EXPERTS = {"transformer": "high", "dit": "high", "high_noise_model": "high"}
+_EXPERTS |= {"transformer_2": "low", "dit2": "low", "low_noise_model": "low"}
 _FLAT_PREFIX = re.compile(r"lora_unet__?(?:diffusion_model[._])?|lycoris_|lora_transformer_|lora_prior_unet_")
 # The same words in a flat name, where some are the beginning of other models' names: only before a name that is known.
 _FLAT_FRONT = re.compile(r"_*(?:(?:base_model_model|diffusion_model|generator(?:_ema)?|model|module|net|dit|pipe)_)+")
@@ -234,6 +238,8 @@ class FileKeys:
     """Keys that say something of the file and hold nothing."""
     flags: dict[str, str]
     """Part -> key, of flags that hold for the whole file."""
+    other_noise: list[str]
+    """Keys of Wan2.2's other model, in a file that holds LoRAs of both."""
     not_wan: list[str]
     """Modules that Wan does not have, in a file that is otherwise Wan's."""
 
@@ -247,13 +253,20 @@ class _Name:
     """How the file spells a module that may belong to another model."""
     flat_prefix: str = ""
     """What a flat name starts with, other forms of ``lora_unet_`` counted as that."""
+    noise: str = ""
+    """ "high" or "low", where the prefix names one of Wan2.2's two models."""
 
 
-def read_keys(keys: Iterable[str], metadata: Mapping[str, str] = {}) -> FileKeys:  # noqa: B006 (a Mapping, never changed)
+def read_keys(
+    keys: Iterable[str],
+    metadata: Mapping[str, str] = {},  # noqa: B006 (a Mapping, never changed)
+    noise: str | None = None,
+) -> FileKeys:
     """Sort the keys of a file by module and part. The order of the keys does not matter.
 
     metadata    of the file; its architecture decides where module names fit several models
-    raises      FileError if two keys mean the same part of the same module
+    noise       "high" or "low": which of Wan2.2's two models counts, in a file that holds LoRAs of both
+    raises      FileError if two keys mean the same part of the same module, or the file is of two models and `noise` is None
     """
     text_encoder: list[str] = []
     unknown: list[str] = []
@@ -282,6 +295,7 @@ def read_keys(keys: Iterable[str], metadata: Mapping[str, str] = {}) -> FileKeys
             flags[part] = key
         else:
             unknown.append(key)
+    found, other_noise = _of_one_model(found, noise)
     whole = set(foreign.get(WHOLE_WEIGHTS, ()))
     weight_scales = [key for key in unknown if _factor_scale(key) and f"{key.rpartition('.')[0]}.weight" in whole]
     if weight_scales:
@@ -315,8 +329,25 @@ def read_keys(keys: Iterable[str], metadata: Mapping[str, str] = {}) -> FileKeys
         changing=sorted(changing),
         markers=sorted(markers),
         flags=flags,
+        other_noise=sorted(other_noise),
         not_wan=_not_wan([name for name, _, _ in found]) if is_wan else [],
     )
+
+
+def _of_one_model(
+    found: list[tuple[_Name, str, str]], noise: str | None
+) -> tuple[list[tuple[_Name, str, str]], list[str]]:
+    """What counts of a file's keys, and those of Wan2.2's other model."""
+    first = {name.noise: key for name, _, key in reversed(found)}
+    if not (first.keys() >= {"high", "low"}):
+        return found, []
+    if noise is None:
+        raise FileError(
+            f"{first['high']} and {first['low']}: this file holds the LoRAs of Wan2.2's two models, for high and for low "
+            "noise. Choose one, and write it to a file of its own: difflora convert FILE --noise high -o OUT"
+        )
+    other = {"high": "low", "low": "high"}[noise]
+    return [one for one in found if one[0].noise != other], [key for name, _, key in found if name.noise == other]
 
 
 def unwrapped(key: str) -> str:
@@ -522,16 +553,18 @@ def _name(stem: str) -> _Name | None:
             flat = plain
     dialect = _dialect(prefix, start, name, known is not None and known[1])
     flat_prefix = "lora_unet_" if start.startswith("lora_unet_") else start if start != "lora_prior_unet_" else ""
+    noise = next((_EXPERTS[word] for word in prefix.split(".") if word in _EXPERTS), "")
     if known:
-        return _Name(known[0], dialect, flat not in _SHARED, name if flat in _SHARED else "", flat_prefix)
+        return _Name(known[0], dialect, flat not in _SHARED, name if flat in _SHARED else "", flat_prefix, noise)
     if start:
         understood = (flat_names.dotted(flat) or flat_names.dotted(plain)) if flat_prefix else None
-        return _Name(understood or (name if flat_prefix == "lora_unet_" else body), dialect, False, "", flat_prefix)
+        module = understood or (name if flat_prefix == "lora_unet_" else body)
+        return _Name(module, dialect, False, "", flat_prefix, noise)
     name = _FUSED.sub(r"\1\2.\3", name)
     if ".processor." in name:
         name = name.replace(".processor.", ".")
         name += ".0" if name.endswith(".to_out") else ""
-    return _Name(name, dialect, False)
+    return _Name(name, dialect, False, noise=noise)
 
 
 def _wan_name(flat: str) -> tuple[str, bool] | None:

@@ -94,6 +94,7 @@ def from_recipe(recipe: Recipe, find: Find) -> Lora:
                     find(_text(node["file"]), _text(node["sha256"])),
                     ignore_unknown=True,
                     adapter_config=node.get("adapter_config", {}),
+                    noise=node.get("noise"),
                 )
             case "combine":
                 parts = [(float(term["weight"]), make(term["of"])) for term in node["terms"]]

@@ -29,6 +29,7 @@ from ..version import __version__
 _WITH_ALPHA = (NATIVE, KOHYA)  # diffusers and PEFT have no such tensor in their own files
 # The largest error that rounding to a one-byte dtype may cause, as a share of the whole. It is 4 to 8 % if the values fit.
 LARGEST_LOSS = 0.2
+LONGEST_COPIED = 1000  # characters of a metadata value taken over from an input
 RECIPE_KEY = "difflora.recipe"
 ENERGY_KEY = "difflora.retained_energy"
 STRENGTH_KEY = "difflora.recommended_strength"
@@ -290,13 +291,14 @@ def _metadata(lora: Lora, title: str, dtype: torch.dtype, dialect: str, known: b
     }
     if lora.is_cut:
         entries[ENERGY_KEY] = f"{lora.retained_energy if known else 0:.6f}"
-    if lora.unit:
+    if lora.unit and len(lora.unit) <= LONGEST_COPIED:
         entries[UNIT_KEY] = lora.unit
 
     return entries
 
 
 def _agreed(lora: Lora, key: str) -> str | None:
-    """A metadata value that all input files share."""
+    """A metadata value that all input files share. One too long to be a name is somebody's mistake, and is left behind."""
     values = {file.metadata.get(key) for file in lora.files}
-    return values.pop() if len(values) == 1 else None
+    value = values.pop() if len(values) == 1 else None
+    return value if value and len(value) <= LONGEST_COPIED else None

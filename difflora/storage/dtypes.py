@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 METADATA_KEY = "__metadata__"
 
 # In the order in which the safetensors library lays tensors out: last first.

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import struct
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,9 +27,9 @@ from torch import Tensor
 
 from ..errors import FileError, TensorError, UnsupportedError
 from ..sentence import printable
-from .dtypes import DTYPES, METADATA_KEY, is_finite
+from .dtypes import DTYPES, MAX_HEADER, METADATA_KEY, is_finite
 
-MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+MAX_TENSORS = 100_000  # in one file; models have some thousands
 MAX_DIMENSIONS = 32  # the product of a hundred thousand sides takes minutes
 
 
@@ -82,12 +83,9 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         prefix = file.read(8)
         (length,) = struct.unpack("<Q", prefix) if len(prefix) == 8 else (0,)
         if len(prefix) < 8 or length > MAX_HEADER or 8 + length > identity.size:
-            # Only now, because the length of a valid header may begin with the same bytes as a pickle.
-            if prefix[:4] == b"PK\x03\x04" or prefix[:1] == b"\x80" or path.suffix in {".pt", ".pth", ".ckpt", ".bin"}:
-                raise UnsupportedError(
-                    f"{path.name}: this is a pickled file, and reading one can run any code that its maker put in. "
-                    "Convert it to .safetensors with a tool you trust."
-                )
+            # Only now: the length of a sound header may begin with the same bytes as a pickle.
+            if error := _what_else(path, prefix + file.read(2000), identity.size):
+                raise error
             if len(prefix) < 8:
                 raise FileError(f"{path.name}: {identity.size} bytes are too few for a safetensors file.")
             raise FileError(
@@ -100,6 +98,64 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     return Header(identity, *_parse_header(path.name, raw, identity.size - 8 - length, 8 + length))
 
 
+_OTHER_FILES = (
+    (b"GGUF", "a GGUF file, which holds quantised weights of a model", "Use a .safetensors file."),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file it stands for", 'Fetch it with "git lfs pull".'),
+    (b"\x1f\x8b", "a gzip archive", "Unpack it first."),
+    (b"7z\xbc\xaf", "a 7z archive", "Unpack it first."),
+    (b"Rar!", "a RAR archive", "Unpack it first."),
+    (b"%PDF", "a PDF document", "Download the LoRA again."),
+    (b"\x89PNG", "a picture", "Download the LoRA again."),
+    (b"\xff\xd8\xff", "a picture", "Download the LoRA again."),
+)
+# What torch puts first into the zip archive in which it keeps a pickle.
+_TORCH_ENTRY = re.compile(rb"[^/]*/?(?:data\.pkl|version|byteorder|constants\.pkl|\.\w+|data/.*)|")
+
+
+def _what_else(path: Path, head: bytes, size: int) -> FileError | UnsupportedError | None:
+    """What a file is that cannot be a safetensors file, by its first bytes; None if they say nothing."""
+    name = path.name
+    is_zip = head.startswith(b"PK\x03\x04")
+    entry = head[30 : 30 + int.from_bytes(head[26:28], "little")] if is_zip else b""
+    if is_zip and path.suffix not in _PICKLES and not _TORCH_ENTRY.fullmatch(entry):
+        return FileError(f"{name}: this is a zip archive, not a LoRA. Unpack it first.")
+    if is_zip or head.startswith(b"\x80") or path.suffix in _PICKLES:
+        return UnsupportedError(
+            f"{name}: this is a pickled file, and reading one can run any code that its maker put in. "
+            "Convert it to .safetensors with a tool you trust."
+        )
+    for magic, what, advice in _OTHER_FILES:
+        if head.startswith(magic):
+            return FileError(f"{name}: this is {what}, not a LoRA. {advice}")
+    if size < 8:
+        return None
+    text = head.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="ignore").strip()
+    if text.startswith("<"):
+        return FileError(f"{name}: this is a web page, not a LoRA: the download failed. Download it again.")
+    is_text = all(char.isprintable() or char.isspace() for char in text) and len(text.encode()) >= len(head.strip()) - 8
+    if text and is_text:
+        what = "JSON" if text.startswith(("{", "[")) else "text"
+        return FileError(
+            f"{name}: this is {what}, not a LoRA. It begins with {printable(' '.join(text.split()), 80)}. If that is an "
+            "error message, the download failed: download it again."
+        )
+    return None
+
+
+_PICKLES = {".pt", ".pth", ".ckpt", ".bin"}
+
+
+def _check_structure(name: str, raw: bytes) -> None:
+    """Refuse a header of more parts than any model's has, before the time and memory are spent that reading it takes."""
+    plain = raw.replace(b"\\\\", b"").replace(b'\\"', b"")  # what is left of quotes stands around texts
+    many_texts = plain.count(b'"') > 12 * MAX_TENSORS
+    outside = b"" if many_texts else b"".join(plain.split(b'"')[::2])
+    if many_texts or max(outside.count(b"{"), outside.count(b"[") // 2, outside.count(b",") // 40) > MAX_TENSORS:
+        raise FileError(
+            f"{name}: the header lists more than {MAX_TENSORS:,} parts, which no model has: the file is damaged."
+        )
+
+
 def _parse_header(name: str, raw: bytes, data_size: int, data_start: int) -> tuple[dict[str, Entry], dict[str, str]]:
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
@@ -109,6 +165,7 @@ def _parse_header(name: str, raw: bytes, data_size: int, data_start: int) -> tup
             raise FileError(f"{name}: the header has the key {printable(twice)} twice, so the file is damaged.")
         return table
 
+    _check_structure(name, raw)
     try:
         table = json.loads(raw.decode("utf-8"), object_pairs_hook=no_duplicates)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:

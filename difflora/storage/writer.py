@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ExistsError, OutputError
-from .dtypes import CODES, DTYPES, METADATA_KEY, is_finite
+from .dtypes import CODES, DTYPES, MAX_HEADER, METADATA_KEY, is_finite
 
 if sys.platform != "win32":
     import fcntl
@@ -116,6 +116,11 @@ def draft_file(
     _remove_abandoned(path)  # before the free space is looked at
     check_target(path, overwrite, plan.data_size)
     head = plan.header({**placeholder, "sshs_model_hash": "0" * 64})
+    if len(head) > MAX_HEADER:
+        raise OutputError(
+            f"{path.name}: names and metadata would take {len(head):,} bytes, and no reader takes more than "
+            f"{MAX_HEADER:,}. Shorten the selection, or save fewer modules."
+        )
     with said_as_output_error(path):
         temporary, file = _open_temporary(path)
     try:

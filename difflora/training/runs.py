@@ -7,13 +7,14 @@ the end of the training ``name.safetensors``.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import FileError, PairError
-from ..lora.algebra import subtract
+from ..lora.algebra import same_content, subtract
 from ..lora.lora import Lora
 from ..progress import Progress
 from ..rank.analysis import analyze, analyze_pair
@@ -123,6 +124,8 @@ class Moment:
     direction       cosine between this difference and that of the moment before: near 1, the difference only grows;
                     None for the first moment
     energy          share of the difference that rank 4 keeps
+    repeats         the number of the moment before, if both files hold its very weights: trainers write their last
+                    checkpoint once more as the end
     """
 
     number: int
@@ -132,6 +135,7 @@ class Moment:
     cosine: float
     direction: float | None
     energy: float
+    repeats: int | None = None
 
 
 def compare_runs(a: Run, b: Run, read: Callable[[str], Lora], progress: Progress | None = None) -> list[Moment]:
@@ -143,10 +147,18 @@ def compare_runs(a: Run, b: Run, read: Callable[[str], Lora], progress: Progress
     numbers = common_numbers(a, b)
     moments: list[Moment] = []
     before: Lora | None = None
+    sides_before: tuple[Lora, Lora] | None = None
     for position, number in enumerate(numbers):
-        difference = subtract(read(a.file(number)), read(b.file(number)))
+        sides = read(a.file(number)), read(b.file(number))
+        if number == 0 and sides_before and all(map(same_content, sides, sides_before)):
+            moments.append(dataclasses.replace(moments[-1], number=0, direction=None, repeats=moments[-1].number))
+            if progress:
+                progress(position + 1, len(numbers))
+            continue
+        difference = subtract(*sides)
+        sides_before = sides
         pair = analyze_pair(difference)
-        # The sum, not the difference: the end of a training is often its last checkpoint once more.
+        # The sum, not the difference: that of two equal moments would be an error.
         direction = analyze(before, difference, 1.0, -1.0).cosine if before is not None else None
         moments.append(Moment(number, pair.norm_a, pair.norm_b, pair.norm, pair.cosine, direction, pair.energy(4)))
         before = difference
@@ -180,6 +192,7 @@ def to_text(moments: Iterable[Moment], unit: str) -> str:
     ]
     for moment in moments:
         direction = "" if moment.direction is None else f"{moment.direction:.4f}"
+        direction = direction if moment.repeats is None else f"as {moment.repeats}"
         lines.append(
             f"{moment.number or 'end':>8} {moment.norm_a:>9.4g} {moment.norm_b:>9.4g} {moment.norm:>9.4g} "
             f"{moment.cosine:>8.4f} {direction:>10} {moment.energy:>13.1%}"

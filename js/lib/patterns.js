@@ -189,6 +189,20 @@ class Reader {
   }
 }
 
+/** The patterns would take too long on these texts. */
+export class WorkError extends Error {}
+
+/** How much may still be done for one question: states of patterns entered, weighed by their size. */
+export class Work {
+  left = Infinity;
+
+  /** @param {number} units */
+  spend(units) {
+    this.left -= units;
+    if (this.left < 0) throw new WorkError();
+  }
+}
+
 /** A compiled pattern. */
 export class Pattern {
   /** @param {string} source */
@@ -202,6 +216,8 @@ export class Pattern {
     /** @type {State[]} */
     this.states = [{ kind: "end", ranges: [], sign: "", then: 0, other: 0 }];
     this.start = this.build(tree, 0);
+    // A set of many ranges takes as long as several states.
+    this.costs = this.states.map(({ ranges }) => 1 + Math.floor(ranges.length / 8));
   }
 
   /** @param {State["kind"]} kind @param {number} then @param {number} other @param {Ranges} ranges @param {string} sign */
@@ -242,13 +258,18 @@ export class Pattern {
     return then;
   }
 
-  /** Tells whether the pattern matches anywhere in `text`. @param {string} text */
-  foundIn(text) {
+  /** Tells whether the pattern matches anywhere in `text`; a WorkError if `work` does not suffice. @param {string} text @param {Work} [work] */
+  foundIn(text, work) {
     const codes = [...text].map(codeOf);
     let active = [];
     for (let position = 0; position <= codes.length; position++) {
       active.push(this.start);
       const reached = this.reach(active, codes, position);
+      if (work) {
+        let units = 0;
+        for (const index of reached) units += this.costs[index];
+        work.spend(units);
+      }
       if (reached.has(0)) return true;
       if (position === codes.length) break;
       active = [];

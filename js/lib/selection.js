@@ -3,12 +3,18 @@
  * The selection language, as in `difflora/selection.py`: the same texts, the same answers, the same error messages.
  * Grammar and worked cases: `tests/data/selection.json`.
  */
-import { Pattern, PatternError } from "./patterns.js";
+import { Pattern, PatternError, Work, WorkError } from "./patterns.js";
 
 export const MAX_TEXT = 100_000;
 export const MAX_PATTERNS = 20;
+/** Terms times names, and as many states of patterns. */
+export const MAX_WORK = 5_000_000;
+/** Characters; a longer name counts as several. */
+const LONG_NAME = 200;
 
-const SPACE = /[ \t\r\n]*/y;
+const SPACE = /[ \t\r\n\u00a0\u3000]*/y;
+/** How the signs are typed on Chinese and Japanese keyboards. @type {Record<string, string>} */
+const SIGNS = { ",": ",，、", "&": "&＆", "!": "!！", "=": "=＝", "|": "|｜" };
 const WORD = /[A-Za-z_*?][A-Za-z0-9_.*?-]*/y;
 const RANGE = /([0-9]+)(?:([-–])([0-9]+)?)?(?![A-Za-z0-9_.*?-])/y;
 const NUMBER = /[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?(?![A-Za-z0-9_.*?])/y;
@@ -35,29 +41,52 @@ export class SelectionError extends Error {
 }
 
 export class Selection {
-  /** @param {string} text @param {Item[]} items */
-  constructor(text, items) {
+  /** @param {string} text @param {Item[]} items @param {number} terms @param {Work} work */
+  constructor(text, items, terms, work) {
     this.text = text;
     this.items = items;
+    this.terms = terms;
+    this.work = work;
   }
 
   /** Reads a selection; throws a SelectionError that points at the first thing it cannot read. @param {string} text */
   static parse(text) {
-    return new Selection(text, new Parser(text).items());
+    const parser = new Parser(text);
+    const items = parser.items();
+    return new Selection(text, items, parser.terms, parser.work);
   }
 
   /**
    * The weight of every selected module, in the order of `names`; empty if nothing is selected.
-   * @param {Iterable<string>} names
+   * @param {string[]} names
    * @returns {Map<string, number>}
    */
   chosen(names) {
-    const weights = new Map();
-    for (const name of names) {
-      const weight = this.weightOf(name);
-      if (weight !== 0) weights.set(name, weight);
+    return this.bounded(names, () => {
+      const weights = new Map();
+      for (const name of names) {
+        const weight = this.weightOf(name);
+        if (weight !== 0) weights.set(name, weight);
+      }
+      return weights;
+    });
+  }
+
+  /** What `answer` gives; a SelectionError where that would take too long for all `names`. @template T @param {string[]} names @param {() => T} answer */
+  bounded(names, answer) {
+    this.work.left = MAX_WORK;
+    try {
+      this.work.spend(this.terms * names.reduce((sum, name) => sum + (name.length <= LONG_NAME ? 1 : Math.floor(name.length / 4)), 0));
+      this.work.left = MAX_WORK;
+      return answer();
+    } catch (error) {
+      if (!(error instanceof WorkError)) throw error;
+      throw new SelectionError(
+        `Selection ${quoted(this.text)}: ${this.terms} terms on ${names.length} modules take too long. Use ranges, and fewer or simpler patterns.`,
+      );
+    } finally {
+      this.work.left = Infinity;
     }
-    return weights;
   }
 
   /** As `chosen`, but to select nothing is an error, as it is on the server. @param {string[]} names */
@@ -71,9 +100,8 @@ export class Selection {
 
   /** The entries that fit no name at all, as they were written. @param {string[]} names */
   unmatched(names) {
-    return this.items
-      .filter((item) => item.text.replace(/^[! ]+/, "") !== "none" && !names.some(item.holds))
-      .map((item) => item.text);
+    const fitsNone = (/** @type {Item} */ item) => item.text.replace(/^[!！ \u3000]+/, "").toLowerCase() !== "none" && !names.some(item.holds);
+    return this.bounded(names, () => this.items.filter(fitsNone).map((item) => item.text));
   }
 
   /** @param {string} name */
@@ -158,6 +186,9 @@ class Parser {
     this.text = text;
     this.at = 0;
     this.patterns = 0;
+    /** Ranges of numbers are counted each. */
+    this.terms = 0;
+    this.work = new Work();
   }
 
   /** @param {string} message @param {number} at */
@@ -170,8 +201,9 @@ class Parser {
   skip(sign = "") {
     SPACE.lastIndex = this.at;
     this.at += SPACE.exec(this.text)?.[0].length ?? 0;
-    if (!sign || !this.text.startsWith(sign, this.at)) return false;
-    this.at += sign.length;
+    const next = this.text[this.at];
+    if (!sign || !next || !SIGNS[sign].includes(next)) return false;
+    this.at += 1;
     return true;
   }
 
@@ -191,7 +223,7 @@ class Parser {
       if (this.at >= this.text.length) return items;
       items.push(this.item());
       this.skip();
-      if (this.at < this.text.length && this.text[this.at] !== ",") {
+      if (this.at < this.text.length && !SIGNS[","].includes(this.text[this.at])) {
         throw this.error(`found ${this.found()} where "," (and also), "&" (only where) or "=" (weight) can stand`);
       }
     }
@@ -235,6 +267,7 @@ class Parser {
   /** @returns {Test} */
   term() {
     this.skip();
+    this.terms += 1;
     const start = this.at;
     if (this.text[start] === "/") {
       const found = this.read(PATTERN);
@@ -251,14 +284,14 @@ class Parser {
       if (/[0-9]/.test(this.text[start] ?? "")) {
         throw this.error('a number needs its blocks in front, as in "blocks 0-10,20-29"');
       }
-      if (this.text[start] === "!") {
+      if (SIGNS["!"].includes(this.text[start] ?? " ")) {
         throw this.error('one "!" is enough, and it stands before the first term or after "&"');
       }
       throw this.error(`found ${this.found()} where a term belongs, such as attn, ffn.0, "blocks 0-10" or /pattern/`);
     }
     const ranges = this.ranges();
     if (ranges.length) return this.inStack(word, ranges, start);
-    return KEYWORDS.get(word) ?? this.word(word, start);
+    return KEYWORDS.get(word.toLowerCase()) ?? this.word(word, start);
   }
 
   /** @param {string} word @param {number} at @returns {Test} */
@@ -267,8 +300,8 @@ class Parser {
       const glob = word.replace(/[.-]/g, "\\$&").replaceAll("?", ".").replaceAll("*", ".*");
       return this.pattern(`^${glob}$`, at);
     }
-    const run = `.${stackWord(word)}.`;
-    return (name) => `.${name}.`.includes(run);
+    const runs = spellings(word).map((spelling) => `.${spelling}.`);
+    return (name) => runs.some((run) => `.${name}.`.includes(run));
   }
 
   /** @param {string} word @param {[number, number][]} ranges @param {number} at @returns {Test} */
@@ -277,8 +310,8 @@ class Parser {
       const glob = this.word(word, at);
       return afterWhat(ranges, (before) => glob(before.slice(before.lastIndexOf(".") + 1)));
     }
-    const [whole, end] = [stackWord(word), `.${stackWord(word)}`];
-    return afterWhat(ranges, (before) => before === whole || before.endsWith(end));
+    const wholes = spellings(word);
+    return afterWhat(ranges, (before) => wholes.some((whole) => before === whole || before.endsWith(`.${whole}`)));
   }
 
   /** Numbers after a word: `0-10,20-29` or `0 1 2`. A comma followed by a number belongs to them. */
@@ -300,6 +333,7 @@ class Parser {
         throw this.error(`the range ${found[0]} runs backwards; write ${found[3]}-${found[1]}`, at);
       }
       ranges.push([low, high]);
+      this.terms += 1;
     }
   }
 
@@ -311,7 +345,7 @@ class Parser {
     }
     try {
       const pattern = new Pattern(source);
-      return (name) => pattern.foundIn(name);
+      return (name) => pattern.foundIn(name, this.work);
     } catch (error) {
       if (!(error instanceof PatternError)) throw error;
       throw this.error(error.message, at + [...source].slice(0, error.at).join("").length);
@@ -334,8 +368,11 @@ const WORDS_OF_THEIR_OWN = [
 ];
 const KEYWORDS = new Map(WORDS_OF_THEIR_OWN);
 
-/** @param {string} word */
-const stackWord = (word) => (word === "block" ? "blocks" : word);
+/** A word as it is typed, and as names spell it: `Self-Attn` is `self_attn`, and `block` is `blocks`. @param {string} word */
+const spellings = (word) => {
+  const plain = word.toLowerCase().replaceAll("-", "_");
+  return plain === "block" ? ["blocks"] : [...new Set([word, plain])];
+};
 
 /** @param {[number, number][]} ranges @param {Test} holds of what stands before the number @returns {Test} */
 const afterWhat = (ranges, holds) => (name) =>

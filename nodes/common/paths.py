@@ -6,6 +6,7 @@ any file is touched. Nothing here needs ComfyUI: the caller passes the folder in
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 from ...difflora.errors import DiffLoraError, FileError
@@ -14,6 +15,8 @@ from ...difflora.storage.writer import WINDOWS_DEVICES
 MAX_PART = 255  # bytes: what ext4, APFS and NTFS all take
 MAX_NAME = 1024
 
+_UNSEEN = {"Cf", "Zl", "Zp"}  # Unicode's formatting characters and line breaks
+_JOINERS = "\u200c\u200d"  # which belong to the spelling of some languages, and to emoji
 _NOT_ON_WINDOWS = '<>:"|?*'
 
 
@@ -50,6 +53,10 @@ def _parts(name: str, error: type[DiffLoraError]) -> list[str]:
 
     if any(ord(character) < 32 or ord(character) == 127 for character in name):
         raise refuse("it holds a control character; use letters, digits and _ - .")
+    if any(unicodedata.category(character) in _UNSEEN and character not in _JOINERS for character in name):
+        raise refuse(
+            "it holds a character that cannot be seen, such as one that turns the direction of writing; remove it"
+        )
     if any(0xD800 <= ord(character) <= 0xDFFF for character in name):
         raise refuse("it is not valid Unicode text; use letters, digits and _ - .")
     if len(name) > MAX_NAME:
@@ -67,6 +74,8 @@ def _parts(name: str, error: type[DiffLoraError]) -> list[str]:
             raise refuse("'..' would leave the folder; write the name without it")
         if part[-1] in ". ":
             raise refuse(f"{part!r} ends in a dot or a space, which Windows drops; remove it")
+        if part.startswith("."):
+            raise refuse(f"{part!r} begins with a dot, which hides it; begin with a letter or digit")
         forbidden = sorted(set(part) & set(_NOT_ON_WINDOWS))
         if forbidden:
             raise refuse(f"{' '.join(forbidden)} cannot be in a file name on Windows; remove it")

@@ -202,6 +202,8 @@ class SavePair(io.ComfyNode):
     ) -> io.NodeOutput:
         one_of("captions", captions, pairs.CAPTIONS)
         target = _dataset(dataset, side_a, side_b, OutputError)
+        if not stem.strip():
+            raise OutputError("stem is empty: give the pair a name, such as pair_001.")
         for side in target.sides:
             if inside(target.folder / side, f"{stem}.png", OutputError).parent != target.folder / side:
                 raise OutputError(f"stem is {stem!r}, which is a path: use a name without / in it.")

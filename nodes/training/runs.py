@@ -168,6 +168,8 @@ def _line(moment: Moment, unit: str) -> Sentence:
     when = Sentence("the end")
     if moment.number:
         when = Sentence("epoch {0}", moment.number) if unit == "epoch" else Sentence("step {0}", moment.number)
+    if moment.repeats is not None:
+        return Sentence("{0}: the same weights as {1} {2}, saved once more", when, unit, moment.repeats)
     sizes = (f"{size:.4g}" for size in (moment.norm_a, moment.norm_b, moment.norm))
     line = Sentence(
         "{0}: A {1}, B {2}, A − B {3}, cosine {4}, rank 4 keeps {5}",
@@ -180,7 +182,8 @@ def _line(moment: Moment, unit: str) -> Sentence:
 
 
 def chart(moments: list[Moment], unit: str) -> Tensor:
-    """Sizes to the left, cosines to the right, over the steps; (1, height, width, 3)."""
+    """Sizes to the left, cosines to the right, over the steps; (1, height, width, 3). What repeats a step is not drawn."""
+    moments = [moment for moment in moments if moment.repeats is None]
     places = range(len(moments))
     labels = [str(moment.number or "end") for moment in moments]
     figure = plots.new_figure(10, 4.2)

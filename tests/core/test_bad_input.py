@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,7 +76,9 @@ def test_missing_file(pair: tuple[Path, Path], tmp_path: Path, refused: Callable
 
 
 def test_folder_in_place_of_a_file(pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
-    assert "cannot be read" in refused("subtract", tmp_path, pair[1], "-o", tmp_path / "out.safetensors")
+    assert "a folder, with 2 .safetensors files in it" in refused(
+        "subtract", tmp_path, pair[1], "-o", tmp_path / "out.safetensors"
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,6 +105,88 @@ def test_not_a_safetensors_file(
     bad.write_bytes(content)
     error = refused("subtract", pair[0], bad, "-o", tmp_path / "out.safetensors")
     assert "bad.safetensors" in error and word in error
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"<!DOCTYPE html>\n<html><head><title>Sign in</title>", "a web page, not a LoRA: the download failed"),
+        (b"\xef\xbb\xbf\n  <html>" + b" " * 3000, "a web page"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "a web page"),
+        (b'{"error":"Unauthorized","message":"log in"}', 'JSON, not a LoRA. It begins with {"error"'),
+        (b"[1, 2, 3, 4, 5, 6, 7, 8]", "JSON"),
+        (b"Entry not found", "text, not a LoRA. It begins with Entry not found"),
+        ("見つかりません。もう一度お試しください。".encode() * 200, "text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 153\n", "a Git LFS pointer"),
+        (b"GGUF\x03\x00\x00\x00" + bytes(100), "a GGUF file"),
+        (b"PK\x03\x04" + bytes(22) + b"\x0f\x00\x00\x00lora/readme.txt" + bytes(9), "a zip archive"),
+        (b"PK\x03\x04" + bytes(22) + b"\x10\x00\x00\x00archive/data.pkl" + bytes(9), "pickled"),
+        (b"\x1f\x8b\x08" + bytes(100), "a gzip archive"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "a picture"),
+    ],
+    ids=range(13),
+)
+@pytest.mark.parametrize("name", ["lora.safetensors", "lora.gguf"])
+def test_what_was_downloaded_in_its_place_is_named(
+    content: bytes, words: str, name: str, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    error = refused("inspect", tmp_path / name)
+    assert words in error and name in error
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"a":' + b"[[1],[2]," * 2_000_000 + b"1" + b"]" * 2_000_000 + b"}",
+        b'{"a":[' + b"0," * 20_000_000 + b"0]}",
+        b"{" + b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % n for n in range(800_000)) + b"}",
+        b"{" + b",".join(b'"%d":"\\\\"' % n for n in range(1_500_000)) + b"}",
+        b'{"a":"' + b'\\"' * 30_000_000,
+        b'{"a":' + b"{" * 40_000_000,
+    ],
+    ids=["lists", "numbers", "tensors", "texts", "quotes", "tables"],
+)
+def test_a_header_of_millions_of_parts_is_refused_before_it_is_read(
+    text: bytes, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What takes the time and the memory, parsing it, is not begun."""
+    parsed = []
+    original = json.loads
+    monkeypatch.setattr(json, "loads", lambda text, **options: parsed.append(len(text)) or original(text, **options))
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    tracemalloc.start()
+    try:
+        error = refused("inspect", tmp_path / "a.safetensors")
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(text) + 50_000_000
+    finally:
+        tracemalloc.stop()
+    assert "more than 100,000 parts" in error or "no JSON" in error
+    assert not parsed or "no JSON" in error
+
+
+def test_long_metadata_are_no_parts(tmp_path: Path) -> None:
+    """Tags of a large data set, as trainers store them: one text, whatever is in it."""
+    tags = json.dumps({f'a "tag" [{n}], {{and}} \\ more': n for n in range(150_000)})
+    path = write(tmp_path / "a.safetensors", {Q: factors()}, metadata={"ss_tag_frequency": tags})
+    assert difflora.load(path).metadata["ss_tag_frequency"] == tags
+
+
+def test_loras_in_place_of_checkpoints_and_the_other_way_round(
+    pair: tuple[Path, Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    models = [tmp_path / f"model {side}.safetensors" for side in "ab"]
+    for seed, model in enumerate(models):
+        torch.manual_seed(seed)
+        save_file({f"blocks.{n}.self_attn.q.weight": torch.randn(8, 8) for n in range(3)}, model)
+    full = tmp_path / "full.safetensors"
+    save_file({f"diffusion_model.{Q}.diff": torch.randn(8, 8)}, full)
+    for sides in (pair, (models[0], pair[1]), (pair[0], models[1]), (models[0], full)):
+        error = refused("extract", *sides, "-o", tmp_path / "out.safetensors")
+        assert "this is a LoRA" in error and "use subtract" in error
+    error = refused("subtract", *models, "-o", tmp_path / "out.safetensors")
+    assert "checkpoint" in error and "use extract" in error
+    assert "use extract" in refused("subtract", pair[0], models[0], "-o", tmp_path / "out.safetensors")
 
 
 @pytest.mark.parametrize("name", ["bad.pt", "bad.ckpt", "bad.bin"])

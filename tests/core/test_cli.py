@@ -2,9 +2,13 @@
 
 import json
 import os
+import re
+import shutil
 import struct
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import difflora
-from difflora.cli import old_script
+from difflora.cli import old_script, printing
 from difflora.cli.commands import main
 from difflora.errors import DiffLoraError, RecipeError
 from difflora.saving import recipes
@@ -641,3 +645,112 @@ def test_inputs_folder_that_is_not_there(tmp_path: Path) -> None:
 
 def test_errors_are_one_family() -> None:
     assert issubclass(RecipeError, DiffLoraError)
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 2) -> str:
+    assert main([str(argument) for argument in arguments]) == code
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("short", "dtype"),
+    [("fp16", "F16"), ("bf16", "BF16"), ("fp32", "F32"), ("FP16", "F16"), ("half", "F16"), ("torch.bfloat16", "BF16")],
+)
+def test_dtypes_as_people_type_them(short, dtype, pair, tmp_path, run):
+    run("convert", pair[0], "-o", tmp_path / "out.safetensors", "--dtype", short)
+    assert report(run, "inspect", tmp_path / "out.safetensors")["dtypes"][dtype] >= 3
+
+
+@pytest.mark.parametrize(
+    ("words", "guess"),
+    [
+        (["substract", "A", "B"], "subtract"),
+        (["Inspect", "A"], "inspect"),
+        (["convert", "A", "-o", "o.safetensors", "--dytpe", "fp16"], "--dtype"),
+        (["convert", "A", "-o", "o.safetensors", "--selct=attn"], "--select"),
+        (["convert", "A", "-o", "o.safetensors", "--dtype", "float61"], "float16"),
+        (["subtract", "A", "B", "-o", "o.safetensors", "--unmatched", "kep"], "keep"),
+    ],
+)
+def test_a_word_that_is_almost_right_is_guessed(words, guess, capsys):
+    assert f"did you mean {guess}?" in said(capsys, *words)
+
+
+def test_a_file_that_is_almost_right_is_guessed(pair, tmp_path, capsys):
+    assert "did you mean a.safetensors?" in said(capsys, "inspect", tmp_path / "a")
+    assert "did you mean a.safetensors?" in said(
+        capsys, "rerank", tmp_path / "A.safetensor", "-o", tmp_path / "o.safetensors"
+    )
+    assert "did you mean" not in said(capsys, "inspect", tmp_path / "quite another one")
+    assert "did you mean a.safetensors?" in said(
+        capsys, "extract", tmp_path / "a", pair[1], "-o", tmp_path / "o.safetensors"
+    )
+
+
+def test_a_folder_with_one_lora_is_that_lora(pair, tmp_path, run, capsys):
+    folder = tmp_path / "one"
+    folder.mkdir()
+    assert "none in it" in said(capsys, "inspect", folder)
+    shutil.copy(pair[0], folder)
+    assert report(run, "inspect", folder)["matrices"] == 3
+    assert "2 .safetensors files" in said(capsys, "inspect", tmp_path)
+
+
+def test_home_is_found_where_a_shell_leaves_it(pair, tmp_path, run, monkeypatch):
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    made = report(run, "subtract", "~/a.safetensors", "~/b.safetensors", "--output=~/out.safetensors")
+    assert (tmp_path / "out.safetensors").is_file() and made["rank"] == 4
+    run("rebuild", "~/out.safetensors", "--inputs=~/", "-o", "~/again.safetensors")
+
+
+def test_what_contradicts_itself_or_says_nothing_is_told(pair, tmp_path, capsys):
+    assert "--csv and --json" in said(capsys, "analyze", *pair, "--csv", "--json")
+    for words in (["convert", pair[0], "-o", tmp_path / "o.safetensors"], ["analyze", *pair]):
+        assert "everything is selected with no --select" in said(capsys, *words, "--select", " ")
+    for words in ("subtract", *pair), ("convert", pair[0]):
+        error = said(capsys, *words, "-o", tmp_path / "o.safetensors", "--scale", "1e40")
+        assert "overflows" in error and "1e+40" in error
+    assert not (tmp_path / "o.safetensors").exists()
+
+
+def test_ranks_in_a_report_are_numbers(pair, tmp_path, run):
+    path = tmp_path / "mixed.safetensors"
+    write(path, {Q: factors(rank=2), K: factors(rank=5)})
+    assert report(run, "inspect", path)["rank"] == [2, 5]
+    assert report(run, "inspect", pair[0])["rank"] == 4
+    assert "at rank 2 to 5" in run("inspect", path)
+
+
+def test_work_without_a_terminal_is_told_every_ten_seconds(monkeypatch, capsys):
+    monkeypatch.setattr(printing, "EVERY", 0.02)
+    with printing.bar("writing") as progress:
+        time.sleep(0.1)
+        progress(3, 40)
+        time.sleep(0.1)
+    lines = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"difflora: writing: \d+ s", lines[0])
+    assert re.fullmatch(r"difflora: writing: 3 of 40 modules, \d+ s", lines[-1])
+    threads = threading.active_count()
+    with pytest.raises(ValueError), printing.bar("writing"):
+        raise ValueError
+    assert threading.active_count() == threads and not capsys.readouterr().err
+
+
+def test_a_file_of_wan22s_two_models_goes_through_the_command_line(tmp_path, run, capsys):
+    for side, seed in (("a", 0), ("b", 10)):
+        stored = {}
+        for place, prefix in enumerate(("transformer.", "transformer_2.")):
+            up, down, _ = factors(seed=seed + place)
+            stored |= {f"{prefix}{Q}.lora_A.weight": down, f"{prefix}{Q}.lora_B.weight": up}
+        save_file(stored, tmp_path / f"{side}.safetensors")
+    both = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    assert "--noise high" in said(capsys, "inspect", both[0])
+    run("subtract", "--high", *both, "--low", *both, "-o", tmp_path / "out.safetensors", "--lossless")
+    for noise in ("high", "low"):
+        one = tmp_path / f"{noise}.safetensors"
+        run("convert", both[0], "--noise", noise, "-o", one)
+        difference = difflora.load(tmp_path / f"out_{noise}.safetensors")
+        sides = [difflora.load(path, noise=noise)[Q].dense() for path in both]
+        assert torch.allclose(difference[Q].dense(), sides[0] - sides[1], atol=1e-5)
+        assert torch.allclose(difflora.load(one)[Q].dense(), sides[0], atol=1e-5)

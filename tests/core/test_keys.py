@@ -334,7 +334,7 @@ def test_modules_come_in_the_models_order():
     [
         ("diffusion_model.blocks.0.self_attn.q.lora_A.weight", "lora_unet_blocks_0_self_attn_q.lora_down.weight"),
         ("diffusion_model.blocks.0.self_attn.q.lora_A.weight", "diffusion_model.blocks.0.self_attn.q.lora_down.weight"),
-        ("transformer.blocks.0.attn1.to_q.lora_A.weight", "transformer_2.blocks.0.attn1.to_q.lora_A.weight"),
+        ("unet.blocks.0.attn1.to_q.lora_A.weight", "blocks.0.attn1.to_q.lora_A.weight"),
         ("blocks.0.ffn.0.lora_A.detailed.weight", "blocks.0.ffn.0.lora_A.sparse.weight"),
         ("diffusion_model.blocks.1.diff_m", "diffusion_model.blocks.1.modulation.diff"),
         ("transformer.x.y.lora_A.weight", "diffusion_model.x.y.lora_A.weight"),

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import difflora
@@ -22,6 +22,7 @@ from difflora.errors import DiffLoraError, FileError, PairError, SelectionError,
 from difflora.lora.deltas import Delta, LowRank, Spec, Term, Vector, add, zero
 from difflora.lora.file import FileLora
 from difflora.lora.lora import CombinedLora, Lora, batches
+from difflora.saving.recipes import from_recipe
 from tests.lora_files import FFN, K, Q, dense, factors, kohya, write, write_pair
 
 
@@ -695,3 +696,71 @@ def test_modules_that_wan_does_not_have_are_one_warning(tmp_path: Path) -> None:
     lora = difflora.load(write(tmp_path / "a.safetensors", modules))
     (line,) = [line for line in lora.warnings if "Wan" in line]
     assert "zz" in line and "a.safetensors: " in line
+
+
+EXPERTS = [("transformer.", "transformer_2."), ("pipe.dit.", "pipe.dit2."), ("high_noise_model.", "low_noise_model.")]
+
+
+@pytest.mark.parametrize(("high", "low"), EXPERTS)
+def test_a_file_of_wan22s_two_models_lets_one_be_chosen(high: str, low: str, tmp_path: Path) -> None:
+    sides = {"high": (high, factors(seed=1)), "low": (low, factors(seed=2))}
+    stored = {}
+    for prefix, (up, down, _) in sides.values():
+        stored |= {f"{prefix}{Q}.lora_A.weight": down, f"{prefix}{Q}.lora_B.weight": up}
+    save_file(stored, tmp_path / "both.safetensors")
+    with pytest.raises(FileError, match=r"both\.safetensors: .*Wan2\.2's two models.*--noise high"):
+        difflora.load(tmp_path / "both.safetensors")
+    for noise, (_, truth) in sides.items():
+        lora = difflora.load(tmp_path / "both.safetensors", noise=noise)
+        np.testing.assert_allclose(values(lora)[Q], dense((*truth[:2], None)), atol=1e-5)
+        assert any("2 keys of the model for" in line for line in lora.warnings)
+        again = from_recipe(lora.recipe, lambda name, sha256: tmp_path / name)
+        assert torch.equal(again[Q].dense(), lora[Q].dense())
+    alone = tmp_path / "alone.safetensors"
+    save_file({key: value for key, value in stored.items() if key.startswith(low)}, alone)
+    assert not difflora.load(alone).warnings
+
+
+def full_lokr(path: Path, alpha: float, dtype: torch.dtype, dim: str | None) -> Path:
+    parts = {"lokr_w1": torch.randn(3, 4), "lokr_w2": torch.randn(8, 4), "alpha": torch.tensor(alpha).to(dtype)}
+    save_file(
+        {f"{kohya(Q)}.{end}": value for end, value in parts.items()}, path, {"ss_network_dim": dim} if dim else None
+    )
+    return path
+
+
+@pytest.mark.parametrize("alpha", [1e10, 100000.0, float("inf"), float("nan")])
+def test_alpha_does_not_count_where_a_lokr_is_stored_in_full(alpha: float, tmp_path: Path) -> None:
+    path = full_lokr(tmp_path / "a.safetensors", alpha, torch.float16, "100000")
+    lora = difflora.load(path)
+    stored = load_file(path)
+    truth = torch.kron(stored[f"{kohya(Q)}.lokr_w1"].double(), stored[f"{kohya(Q)}.lokr_w2"].double())
+    torch.testing.assert_close(lora[Q].dense(torch.float64), truth)
+    assert not lora.warnings
+    save_file(
+        stored
+        | {
+            f"{kohya(K)}.lora_up.weight": torch.ones(4, 2),
+            f"{kohya(K)}.lora_down.weight": torch.ones(2, 4),
+            f"{kohya(K)}.alpha": torch.tensor(float("inf")),
+        },
+        path,
+    )
+    with pytest.raises(TensorError, match="cross_attn_k.alpha is inf"):
+        difflora.load(path)
+
+
+def test_a_full_lokr_whose_alpha_is_not_its_dim_has_one_hint(tmp_path: Path) -> None:
+    lora = difflora.load(full_lokr(tmp_path / "a.safetensors", 8.0, torch.float32, "16"))
+    (hint,) = lora.warnings
+    assert "ss_network_dim 16" in hint and hint.endswith("0.5.")
+    assert not difflora.load(full_lokr(tmp_path / "b.safetensors", 16.0, torch.float32, "16")).warnings
+    assert not difflora.load(full_lokr(tmp_path / "c.safetensors", 8.0, torch.float32, None)).warnings
+    assert not difflora.load(full_lokr(tmp_path / "d.safetensors", 8.0, torch.float32, "many")).warnings
+
+
+@pytest.mark.parametrize("weight", [1e40, -1e31, 1e300])
+def test_a_factor_whose_product_overflows_is_refused(weight: float, pair: tuple[Lora, Lora]) -> None:
+    with pytest.raises(PairError, match="overflows"):
+        pair[0].scaled(weight)
+    assert pair[0].scaled(1e20)[Q].dense().isfinite().all()

@@ -22,7 +22,7 @@ import difflora
 from difflora.errors import FileError, OutputError
 from difflora.storage import reader, writer
 from tests import savers
-from tests.lora_files import factors, write
+from tests.lora_files import Q, factors, write
 
 KILLS = 6 if os.name == "nt" else 100
 MODULES = [f"blocks.{block}.self_attn.q" for block in range(10)]
@@ -445,3 +445,21 @@ def test_a_folder_that_may_not_be_written_into(loras: list[Path]) -> None:
         with process(savers.save_as_nobody, source, out) as (_, connection):
             assert "you may not write into this folder. Nothing was changed." in connection.recv()
         assert [path.read_bytes() for path in out.parent.iterdir()] == [b"the old one"]
+
+
+def test_values_copied_from_inputs_are_of_the_length_of_names(tmp_path):
+    """Two inputs whose values fill a header each: what is written can be read back."""
+    long = "x" * 60_000_000
+    entries = {"ss_base_model_version": long, "modelspec.architecture": long, "ss_network_module": "networks.lora_wan"}
+    path = write(
+        tmp_path / "a.safetensors",
+        {Q: factors()},
+        metadata={"modelspec.implementation": "mine", **{key: value[:30_000_000] for key, value in entries.items()}},
+    )
+    difflora.save(difflora.load(path).scaled(2), tmp_path / "out.safetensors")
+    metadata = difflora.load(tmp_path / "out.safetensors").metadata
+    assert max(map(len, metadata.values())) < 5000
+    assert metadata["ss_network_module"] == "networks.lora_wan" and metadata["modelspec.implementation"] == "mine"
+    with pytest.raises(OutputError, match="no reader takes more"):
+        difflora.save(difflora.load(path), tmp_path / "more.safetensors", metadata={"mine": long, "yours": long})
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.safetensors", "out.safetensors"]

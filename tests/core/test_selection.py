@@ -188,3 +188,36 @@ def test_a_stack_and_number_select_its_block_and_nothing_else():
 def test_equal_texts_are_equal_selections():
     assert Selection.parse("attn & q") == Selection.parse("attn & q")
     assert Selection.parse("attn") != Selection.parse("ffn")
+
+
+MANY = [f"blocks.{n}.self_attn.q" for n in range(400)]
+LONG = ["x" * 20_000, "a." * 10_000 + "q"]
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("q," * 49_000, MANY),
+        ("blocks " + "0 " * 49_000, MANY),
+        ('"x",' * 24_000, MANY),
+        ("a 1,b 2," * 12_000, LONG),
+        ("/(x?){100}x*y/", LONG),
+        (",".join(["/(x?){30}[a-c]z/"] * 20), LONG),
+        (",".join(["*?*?*?*?*?*?*?y"] * 20), LONG),
+    ],
+    ids=range(7),
+)
+def test_a_selection_has_a_budget_of_work(text, names):
+    """Where the bound is does not depend on the machine: the work is counted."""
+    selection = Selection.parse(text)
+    for question in (selection.weights, selection.unmatched):
+        began = time.process_time()
+        with pytest.raises(SelectionError, match="take too long"):
+            question(names)
+        assert time.process_time() - began < 30
+    assert selection._work.left < 0
+
+
+def test_what_people_write_is_far_below_the_budget():
+    text = ", ".join(["all", *(f'!"{name}"' for name in MANY)]) + ", " + ",".join(["*.self_attn.?"] * 20)
+    assert len(Selection.parse(text).weights(MANY)) == 400

@@ -171,3 +171,21 @@ test("names that no word can spell are written as patterns", () => {
     assert.deepEqual(Selection.parse(text).chosen(names), weights, text);
   }
 });
+
+const MANY = Array.from({ length: 400 }, (_, n) => `blocks.${n}.self_attn.q`);
+const LONG = ["x".repeat(20_000), `${"a.".repeat(10_000)}q`];
+for (const [at, [text, names]] of /** @type {[string, string[]][]} */ ([
+  ["q,".repeat(49_000), MANY],
+  [`blocks ${"0 ".repeat(49_000)}`, MANY],
+  ['"x",'.repeat(24_000), MANY],
+  ["a 1,b 2,".repeat(12_000), LONG],
+  ["/(x?){100}x*y/", LONG],
+  [Array(20).fill("/(x?){30}[a-c]z/").join(), LONG],
+  [Array(20).fill("*?*?*?*?*?*?*?y").join(), LONG],
+]).entries()) {
+  test(`a selection has a budget of work: ${at}`, () => {
+    const selection = Selection.parse(text);
+    assert.throws(() => selection.chosen(names), /take too long/);
+    assert.throws(() => selection.unmatched(names), /take too long/);
+  });
+}

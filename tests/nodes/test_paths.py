@@ -44,7 +44,6 @@ def output(tmp_path: Path) -> Path:
         ("wan\\slider.safetensors", "wan/slider.safetensors"),
         ("./wan//slider/", "wan/slider"),
         ("名前 with spaces/é.png", "名前 with spaces/é.png"),
-        ("...hidden", "...hidden"),
         ("a..b/c", "a..b/c"),
         ("~/x", "~/x"),
         ("console/comics/nully.png", "console/comics/nully.png"),
@@ -175,3 +174,29 @@ def test_a_network_path_is_no_file_of_a_list_where_comfyui_raises_for_one(monkey
     with pytest.raises(errors.DiffLoraError, match="not in the loras folder"):
         inputs.listed_file("loras", r"\\server\share\a.safetensors")
     monkeypatch.delitem(sys.modules, "pack.nodes.common.inputs")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".hidden",
+        "...hidden",
+        "a/.hidden",
+        ".png",
+        "a/ ",
+        " ",
+        "lora\u202egnp.exe",
+        "a\u2066b",
+        "a\u200bb",
+        "\ufeffa",
+        "a\u2028b",
+    ],
+)
+def test_names_that_hide_or_deceive_are_refused(name: str, output: Path) -> None:
+    with pytest.raises(errors.FileError):
+        paths.inside(output, name)
+
+
+@pytest.mark.parametrize("name", ["\U0001f469\u200d\U0001f4bb.png", "می\u200cخواهم", "a.b", "_x", "-x"])
+def test_names_of_every_language_are_taken(name: str, output: Path) -> None:
+    assert paths.inside(output, name) == output / name

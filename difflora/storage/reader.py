@@ -268,7 +268,8 @@ def _readable(path: Path) -> Iterator[BinaryIO]:
         with open(path, "rb", buffering=0) as file:
             yield file
     except FileNotFoundError as error:
-        raise FileError(f"{path}: no such file.") from error
+        # As it was typed on the command line; a node's paths are whole ones, which its user need not know.
+        raise FileError(f"{path.name if path.is_absolute() else path}: no such file.") from error
     except (OSError, ValueError) as error:
         raise FileError(f"{path.name}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
 

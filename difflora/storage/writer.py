@@ -332,7 +332,8 @@ def check_target(path: Path, overwrite: bool, size: int = 0) -> None:
         if path.suffix != ".safetensors":
             raise OutputError(f"{path.name}: the name must end in .safetensors.")
         if not path.parent.is_dir():
-            raise OutputError(f"{path.name}: the folder {path.parent} does not exist. Make it, or choose another.")
+            folder = path.parent.name if path.is_absolute() else path.parent
+            raise OutputError(f"{path.name}: the folder {folder} does not exist. Make it, or choose another.")
         if path.is_dir():
             raise OutputError(f"{path.name}: this is a folder; give the name of a file.")
         if path.exists() and not overwrite:

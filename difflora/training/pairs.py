@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from ..errors import FileError, OutputError, PairError
 from ..sentence import Sentence, joined
@@ -83,7 +83,10 @@ def read_image(path: Path) -> Image.Image:
                 return Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8)).convert("RGB")
             return upright.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
-        raise FileError(f"{path.name} cannot be read as an image: {problem}. Replace it or leave it out.") from problem
+        # Pillow's own words for a file of no known kind hold the whole path.
+        unknown = isinstance(problem, UnidentifiedImageError)
+        reason = "no known kind of image" if unknown else getattr(problem, "strerror", None) or problem
+        raise FileError(f"{path.name} cannot be read as an image: {reason}. Replace it or leave it out.") from problem
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

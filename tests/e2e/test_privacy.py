@@ -123,13 +123,26 @@ def test_no_picture_no_history_and_no_message_says_where_the_files_are(comfy):
         assert len(json.dumps(each.get("is_changed", ""))) < 120, (name, each["is_changed"])
 
 
-def test_errors_name_files_and_not_folders(comfy):
-    broken = comfy.models("loras") / "private_broken.safetensors"
-    broken.write_bytes(b"not a lora at all, but long enough for a header")
-    prompt_id = comfy.queue(
-        {"load": node("DiffLoraLoad", lora_name=broken.name), "keep": node("TestKeep", value=["load", 0])}
-    )
+BROKEN = {
+    "a LoRA": ("models/loras/broken.safetensors", {"lora_name": "broken.safetensors"}, "DiffLoraLoad"),
+    "a configuration": ("models/loras/peft/adapter_config.json", {"lora_name": "peft/adapter_model.safetensors"}, "DiffLoraLoad"),
+    "a picture": ("input/broken/street.png", {"folder": "input/broken", **NAMES, "per_run": 1}, "DiffLoraImageFolder"),
+    "a model": ("models/diffusion_models/broken.safetensors", {"base": "broken.safetensors", "tuned": small_models.WAN},
+                "DiffLoraExtract"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_errors_name_files_and_not_folders(comfy, what):
+    place, inputs, kind = BROKEN[what]
+    path = comfy.base / place
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"nothing that anybody could read, but long enough for a header")
+    if what == "a configuration":
+        shutil.copyfile(comfy.models("loras") / small_models.DENSE, path.with_name("adapter_model.safetensors"))
+    prompt_id = comfy.queue({"load": node(kind, **inputs), "keep": node("TestKeep", value=["load", 0])})
     with pytest.raises(NodeFailed) as failure:
         comfy.wait(prompt_id)
-    assert broken.name in failure.value.message and str(comfy.base) not in failure.value.message
+    assert path.name in failure.value.message and str(comfy.base) not in failure.value.message
     assert str(comfy.base) not in json.dumps(failure.value.details["current_inputs"])
+    path.unlink()

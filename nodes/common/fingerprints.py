@@ -17,9 +17,10 @@ def files_fingerprint(paths: Iterable[Path]) -> str:
     return fingerprint([(path.name, *_state(path)) for path in paths])
 
 
-def _state(path: Path) -> tuple[int, int]:
+def _state(path: Path) -> tuple[int, ...]:
     try:
         status = path.stat()
     except OSError:
-        return (-1, -1)
-    return (status.st_size, status.st_mtime_ns)
+        return ()
+    # The inode, too: a LoRA that was opened refuses to read another file in its place, even one of the same size and time.
+    return (status.st_size, status.st_mtime_ns, status.st_ino)

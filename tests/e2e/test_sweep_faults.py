@@ -215,7 +215,7 @@ class TestRunTime:
 
 @pytest.mark.slow
 def test_a_clip_of_another_machine_is_taken_exactly_if_its_files_hold_the_same(start_comfy, comfy):
-    """Other folders, times and inodes are no other picture; a retrained LoRA of the same name, size, header and time is."""
+    """Other folders, times and inodes are no other picture; a retrained LoRA of the same name, size and header is."""
     name, store = "machines.safetensors", "user/__differential_lora/sweeps"
     weights = load_file(comfy.models("loras") / small_models.DENSE)
     prompt = swept("-1, 1", seed=40, lora=f"here/{name}")
@@ -234,6 +234,7 @@ def test_a_clip_of_another_machine_is_taken_exactly_if_its_files_hold_the_same(s
     there = other.models("loras") / "another/folder" / name
     there.parent.mkdir(parents=True)
     shutil.copyfile(here, there)
+    size = there.stat().st_size
     shutil.copytree(comfy.base / store, other.base / store)
     prompt["a"]["inputs"]["lora_name"] = f"another/folder/{name}"
     assert times(other.run(prompt), "sample") == 0
@@ -241,7 +242,8 @@ def test_a_clip_of_another_machine_is_taken_exactly_if_its_files_hold_the_same(s
     os.utime(there, (1_700_000_000,) * 2)
     assert times(other.run(prompt), "sample") == 1
     save_file({key: value.flip(0).contiguous() for key, value in weights.items()}, there)
-    os.utime(there, (1_700_000_000,) * 2)
+    assert there.stat().st_size == size
+    os.utime(there, (1_700_000_001,) * 2)
     assert times(other.run(prompt), "sample") == 3
     other.stop()
     here.unlink()

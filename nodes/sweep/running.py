@@ -165,10 +165,9 @@ class PromptCells:
             del pixels  # or this name would count as somebody who needs them
         for clone in [clone for clone in self._pixels if self.users.get(clone, set()) <= self.done]:
             let_go(self._pixels.pop(clone))
-        # A grid that comes later starts anew: what the done steps had made may be gone.
-        open_steps = {step.strength for step in self.steps if not self._is_done(step)}
-        if not open_steps:
-            self.clones.clear()
+        # A grid that comes later makes these anew: what they gave may be gone.
+        over = {clone for clone, keys in self.users.items() if keys <= self.done}
+        self.clones = {name: clone for name, clone in self.clones.items() if clone not in over}
 
     def watch_end(self) -> None:
         """Say on the page what is missing when the prompt ends before its time. ComfyUI tells nobody: but it cancels what

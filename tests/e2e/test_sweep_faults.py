@@ -151,6 +151,19 @@ class TestWorkIsDoneOnce:
         assert times(comfy.run(prompt), "clip") == 3
         assert times(comfy.run(prompt), "clip") == 0
 
+    def test_a_grid_that_can_only_begin_when_another_one_is_done_has_the_right_pictures(self, comfy):
+        prompt = painted("-1, 0, 1", frames=23)
+        prompt["size"] = node("GetImageSize", image=["grid", 0])
+        prompt["small"] = node("ImageScaleBy", image=["break", 0], upscale_method="area", scale_by=0.5)
+        prompt["other"] = grid("small", arrange="row", cell_size=["size", 1])
+        prompt["also"] = node("TestSaveTensor", value=["other", 0], name="other")
+        result = comfy.run(prompt)
+        assert times(result, "small") == 3
+        whole = load_file(comfy.base / "output/other.safetensors")["value"]
+        assert whole.shape[0] == 23
+        for number in (0, 9, 22):  # the counting half of the first clip
+            assert abs(whole[number, -20, 12] * 255 - (20 + 10 * number) % 256).max() <= 4
+
 
 class TestWhatIsSaid:
     def test_while_it_runs_the_strength_and_how_far_it_is(self, comfy):

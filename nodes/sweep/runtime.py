@@ -6,6 +6,7 @@ All of it is the same on another machine exactly if that machine would render th
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -28,28 +29,24 @@ _FLAGS = re.compile(
     r"|precision|intermediates|triton|optimize|smart_memory|gpu_only|fp8|cuda_graphs"
 )
 _HARMLESS = {"fast_disk", "reserve_vram", "vram_headroom", "high_ram", "force_non_blocking"}
-_KERNELS = ("xformers", "sageattention", "flash_attn", "triton", "comfy_kitchen", "gguf", "bitsandbytes", "torchao")
+_KERNELS = re.compile(
+    r"(xformers|sageattention|sageattn3|flash_attn|triton|triton_windows|comfy_kitchen|gguf|bitsandbytes|torchao)-(.+)\.dist-info",
+    re.IGNORECASE,
+)
+# As it is when ComfyUI starts: nodes that patch it while they run say so in their inputs.
+_ATTENTION = str(getattr(attention.optimized_attention, "__name__", ""))
 _OURS = __name__.rsplit(".", 3)[0]
 
 
 def runtime_facts() -> dict[str, Any]:
-    """Versions, device, dtype, attention and speed-up flags of this ComfyUI."""
-    device = get_torch_device()
-    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    """Versions, device, dtype, attention and speed-up flags of this ComfyUI. The same for as long as it runs."""
     return {
         "comfyui": getattr(sys.modules.get("comfyui_version"), "__version__", ""),
         "torch": torch.__version__,
-        "device": _device_name(device),
+        "device": _device_name(get_torch_device()),
         "flags": {name: _plain(value) for name, value in sorted(vars(args).items()) if _is_flag(name) and value},
-        "attention": getattr(attention.optimized_attention, "__name__", ""),
-        "kernels": {name: str(getattr(sys.modules.get(name), "__version__", "")) for name in _KERNELS},
-        "arithmetic": [
-            cuda.matmul.allow_tf32,
-            cudnn.allow_tf32,
-            cuda.matmul.allow_fp16_reduced_precision_reduction,
-            getattr(cuda.matmul, "allow_fp16_accumulation", False),
-            torch.get_float32_matmul_precision(),
-        ],
+        "attention": _ATTENTION,
+        "kernels": _kernels(),
     }
 
 
@@ -78,6 +75,19 @@ def _device_name(device: Any) -> str:
     if kind == "xpu":
         return str(torch.xpu.get_device_name(device))
     return f"cpu {torch.backends.cpu.get_cpu_capability()}" if kind == "cpu" else str(kind)
+
+
+@lru_cache(maxsize=1)
+def _kernels() -> list[list[str]]:
+    """Packages that models compute with where they are installed, and their versions."""
+    found = set()
+    for place in sys.path:
+        try:
+            names = os.listdir(place or ".")
+        except OSError:
+            continue
+        found |= {(match[1].lower(), match[2]) for name in names if (match := _KERNELS.fullmatch(name))}
+    return [list(each) for each in sorted(found)]
 
 
 def _is_flag(name: str) -> bool:

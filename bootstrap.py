@@ -357,10 +357,10 @@ class PipProgress:
             )
             done = self.installing & {normal(folder.name.partition("-")[0]) for folder in folders}
             return f"unpacking: {len(done)} of {len(self.installing)} packages"
-        if self.size:
+        if self.size > 1e6:
             here = sum(file.stat().st_size for file in scratch.rglob("*.whl"))
             return f"{self.package}: {min(here, self.size) / 1e6:,.0f} of {self.size / 1e6:,.0f} MB{so_far}"
-        return f"looking for {self.package}{so_far}" if self.package else ""
+        return f"{self.package}{so_far}" if self.package else ""
 
 
 def normal(name: str) -> str:

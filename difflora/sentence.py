@@ -2,6 +2,37 @@
 
 from __future__ import annotations
 
+import re
+
+# What follows a number in a sentence, and what it is after a one. The longest comes first.
+ONE = {
+    "biases, norms or modulations": "bias, norm or modulation",
+    "biases, norms or tables": "bias, norm or table",
+    "channels": "channel",
+    "files are": "file is",
+    "files": "file",
+    "frames": "frame",
+    "keys are": "key is",
+    "keys were": "key was",
+    "matrices": "matrix",
+    "modulations are": "modulation is",
+    "modules are left": "module is left",
+    "modules are": "module is",
+    "modules were": "module was",
+    "modules": "module",
+    "of them are": "of them is",
+    "pairs": "pair",
+    "pictures": "picture",
+    "steps": "step",
+    "strengths are": "strength is",
+    "strengths": "strength",
+    "text encoder keys were": "text encoder key was",
+    "vectors": "vector",
+    "weights are": "weight is",
+    "weights": "weight",
+}
+_ONE = re.compile(rf"(?<![\w.,−-])(of )?1 ({'|'.join(ONE)})\b")
+
 
 class Sentence(str):
     """A line in English that remembers what it was made of, so that the page can say it in another language.
@@ -14,9 +45,14 @@ class Sentence(str):
     values: tuple[object, ...]
 
     def __new__(cls, template: str, *values: object) -> Sentence:
-        made = super().__new__(cls, template.format(*values) if values else template)
+        made = super().__new__(cls, singular(template.format(*values)) if values else template)
         made.template, made.values = template, values
         return made
+
+
+def singular(text: str) -> str:
+    """English text in which what follows a 1 is one thing: "1 modules were" becomes "1 module was"."""
+    return _ONE.sub(lambda found: f"{found[1] or ''}1 {ONE[found[2]]}", text)
 
 
 def joined(sentences: list[Sentence], sign: str) -> Sentence:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..progress import Progress
-from ..sentence import printable
+from ..sentence import printable, singular
 
 Report = dict[str, Any]
 
@@ -146,7 +146,7 @@ def print_json(report: Mapping[str, Any]) -> None:
 def print_table(rows: Sequence[tuple[str, str]]) -> None:
     width = max(len(title) for title, _ in rows)
     for title, text in rows:
-        sys.stdout.write(f"  {title:<{width}}  {text}\n")
+        sys.stdout.write(f"  {title:<{width}}  {singular(text)}\n")
 
 
 def print_groups(groups: Mapping[str, Mapping[str, float]], title: str) -> None:

@@ -241,11 +241,11 @@ def _left_out(base: Checkpoint, tuned: Checkpoint) -> Iterator[Sentence]:
         only = [key for module, key in model.keys.items() if module not in other.keys]
         if only:
             yield Sentence(
-                "{0} weights are in {1} only and were left out: {2} …", len(only), model.name, printable(only[0])
+                "{0} weights are in {1} only, and left out: {2} …", len(only), model.name, printable(only[0])
             )
         if model.whole:
             yield Sentence(
-                "{0}: {1} weights are stored as whole numbers and were left out: {2} …",
+                "{0}: {1} weights are stored as whole numbers, and left out: {2} …",
                 model.name,
                 len(model.whole),
                 printable(model.whole[0]),

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PairError, RankError
+from ..lora import cache
 from ..lora.algebra import same_content
 from ..lora.deltas import Delta, Dense, LowRank, Vector
 from ..lora.lora import Lora, Recipe, StoredLora, batches, label
@@ -101,7 +102,7 @@ class PurifiedLora(Lora):
         }
 
     def read(self, modules: Sequence[str]) -> dict[str, Delta]:
-        deltas = self.of.read(modules)
+        deltas = cache.read(self.of, modules, self.of.read)
         touched = set(self.touched)
         self._find_bases([name for name in modules if name in touched and name not in self._bases])
         return {name: self._purified(name, delta) if name in touched else delta for name, delta in deltas.items()}

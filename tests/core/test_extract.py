@@ -158,7 +158,7 @@ def test_what_is_left_out_is_said(tmp_path):
     change = extract(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors")
     assert list(change) == ["blocks.0.ffn.0"]
     text = "\n".join(change.warnings)
-    assert "1 weights are in tuned.safetensors only and were left out: blocks.2.ffn.0.weight" in text
+    assert "1 weight is in tuned.safetensors only, and left out: blocks.2.ffn.0.weight" in text
     assert "2 weights are in base.safetensors only" in text
     assert "tuned.safetensors: 1 weights are stored as whole numbers and were left out: blocks.0.ffn.2.weight" in text
 

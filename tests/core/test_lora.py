@@ -637,7 +637,7 @@ def test_factors_in_8_bits_are_multiplied_by_their_scales(tmp_path: Path) -> Non
     lora = difflora.load(path)
     truth = 0.5 * (scales[0].double()[:, None] * up.double()) @ (scales[1].double() * down.double())
     assert torch.equal(lora[Q].dense(torch.float64), truth)
-    assert any("1 keys were ignored" in line for line in lora.warnings)
+    assert any("1 key was ignored" in line for line in lora.warnings)
 
 
 def test_a_flag_of_the_whole_file_holds_for_every_module(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ class TestWire:
             result = comfy.run(prompt | {"show": node("TestShow", value=["slider", 0])})
             told = result.output("slider")["difflora"][0]["report"]["lines"]
             warnings = [line["text"] for line in told if line["level"] == "warning"]
-            assert [text for text in warnings if "1 modules are left out" in text and "(head.head)" in text] == warnings
+            assert [text for text in warnings if "1 module is left out" in text and "(head.head)" in text] == warnings
             assert bool(warnings) != merge
         path.unlink()
 

@@ -1,0 +1,58 @@
+"""Sentences with numbers in them: one of a thing is one thing."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from difflora.sentence import ONE, Sentence, singular
+
+ROOT = Path(__file__).resolve().parents[2]
+COUNTED = re.compile(r"\{\d+\} (?:of \{\d+\} )?((?:[a-z]+, )?[a-z]+s|matrices|of them are)\b")
+# Words that end in s and are no plural, or that follow something else than a count.
+NOT_COUNTED = {"matches", "is", "has", "was", "its", "this", "changes", "needs", "holds", "keeps", "looks", "says", "takes", "uses",
+               "names", "gives", "shows", "lies", "does", "times", "stays"}  # fmt: skip
+
+
+def templates():
+    for file in [*(ROOT / "difflora").rglob("*.py"), *(ROOT / "nodes").rglob("*.py")]:
+        for call in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "Sentence":
+                if call.args and isinstance(call.args[0], ast.Constant):
+                    yield call.args[0].value
+
+
+def test_every_counted_word_has_a_singular():
+    missing = {
+        (template, found[1])
+        for template in templates()
+        for found in COUNTED.finditer(template)
+        if found[1].split(" ")[0] not in NOT_COUNTED
+        and not any(many == found[1] or many.startswith(f"{found[1]} ") for many in ONE)
+    }
+    assert missing == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "one"),
+    [
+        ("1 modules, rank 4", "1 module, rank 4"),
+        ("a.safetensors: 1 keys were ignored", "a.safetensors: 1 key was ignored"),
+        ("1 of 1 modules applied", "1 of 1 module applied"),
+        ("0 of 1 strengths are there", "0 of 1 strength is there"),
+        ("21 modules", "21 modules"),
+        ("0.1 weights", "0.1 weights"),
+        ("11 keys were", "11 keys were"),
+        ("1 files", "1 file"),
+        ("model1 modules", "model1 modules"),
+        ("3 modules", "3 modules"),
+    ],
+)
+def test_one_of_a_thing_is_one_thing(text, one):
+    assert singular(text) == one
+
+
+def test_the_template_stays_so_that_it_is_found_in_the_translations():
+    sentence = Sentence("{0} modules, rank {1}", 1, 4)
+    assert sentence == "1 module, rank 4" and sentence.template == "{0} modules, rank {1}" and sentence.values == (1, 4)

@@ -103,7 +103,7 @@ def run(comfy: ComfyServer, output: Path) -> int:
         (slider, "the slider itself, a LoRA of rank 4"),
     ):
         print(f"{path}\n    {what}")
-    print("\nWhat Slider Response says of it:")
+    print("\nWhat Sweep Response says of it:")
     for line in result.output("response")["difflora"][0]["report"]["lines"]:
         print(f"    {line['text']}")
     print("\nThe same in ComfyUI's page: python bootstrap.py demo --open")

@@ -104,8 +104,8 @@ GREEN, BLUE, GOLD, PLUM, GREY = "#4f7a4f", "#3f5f8e", "#8a6d3b", "#6b4f7a", "#55
 
 def pair(dense: str = DENSE, sparse: str = SPARSE) -> list[Node]:
     return [
-        Node("dense", "DiffLoraLoad", {"lora_name": dense}, title="Load LoRA: more of it"),
-        Node("sparse", "DiffLoraLoad", {"lora_name": sparse}, title="Load LoRA: less of it"),
+        Node("dense", "DiffLoraLoad", {"lora_name": dense}, title="Load LoRA (Differential): more of it"),
+        Node("sparse", "DiffLoraLoad", {"lora_name": sparse}, title="Load LoRA (Differential): less of it"),
     ]
 
 
@@ -696,7 +696,7 @@ HOW_TO_SWEEP = """
 1. Choose your two LoRAs on the left.
 2. Press Run. Every strength is rendered, one after the other; **Sweep Grid** shows what is done.
 3. Look: choose strengths below the picture, press **Wipe** or **Difference**, try **Blind**.
-4. **Slider Response** says how the pictures follow the strength, and how far the slider can go. For a range that you can
+4. **Sweep Response** says how the pictures follow the strength, and how far the slider can go. For a range that you can
 trust, sweep three prompts or seeds, and wire all three grids into it. Give **recommended** to *Save LoRA*.
 
 Add a strength, and only that one is rendered. The same after an error, a Cancel or a restart.
@@ -769,7 +769,7 @@ was trained on drawn scenes with many things in them, the other on the same scen
 1. **Subtract LoRAs** takes the second from the first: what they share cancels, the number of things is left.
 2. **Select Blocks** keeps attention, **Re-rank** cuts it to rank 4, **Save LoRA** writes the slider into the loras folder.
 3. **Strength Sweep** tries −3 to +3, **Sweep Grid** shows every strength. 0, with a frame, is the model as it is.
-4. **Slider Response** draws what changed with the strength, and what should not have. (Not *motion*: the four pictures are no
+4. **Sweep Response** draws what changed with the strength, and what should not have. (Not *motion*: the four pictures are no
 clip.)
 
 **Then play:** another seed in *KSampler*, other blocks in the grid, rank 1. Only what depends on it runs again.

@@ -14,6 +14,7 @@ from ..common.inputs import one_of
 from ..common.messages import analysis_modules, report
 from ..common.messages import ui as messages
 from ..common.progress import progress_bar
+from ..common.search import found_by
 from ..common.types import LoraDelta
 
 # What is known of the pairs on the wires: another picture or rank computes nothing again.
@@ -29,6 +30,7 @@ class Analyze(io.ComfyNode):
             node_id="DiffLoraAnalyze",
             display_name="Analyze Pair",
             category="Differential LoRA",
+            **found_by("compare lora", "difference", "svd", "spectrum", "heatmap", "cosine"),
             description="Compares two LoRAs module by module: sizes, cosine, what cancels, how many directions the difference "
             "has and how much of it a small rank keeps.",
             inputs=[

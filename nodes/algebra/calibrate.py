@@ -13,6 +13,7 @@ from ...difflora.sentence import Sentence
 from ..common.inputs import one_of, within
 from ..common.messages import lora_modules, report, ui
 from ..common.progress import progress_bar
+from ..common.search import found_by
 from ..common.types import LoraDelta, MeasuredResponse
 
 BY = ("norm", "change", "safe range")
@@ -27,8 +28,9 @@ class CalibrateLora(io.ComfyNode):
             node_id="DiffLoraCalibrate",
             display_name="Calibrate LoRA",
             category="Differential LoRA",
+            **found_by("normalize", "scale lora", "strength unit", "slider"),
             description="Scales a slider so that strength 1 means the same for every slider. By norm it needs no pictures; by "
-            "change or by safe range it takes what Slider Response has measured.",
+            "change or by safe range it takes what Sweep Response has measured.",
             inputs=[
                 LoraDelta.Input("lora", tooltip="The slider. For change and safe range: the one that was measured."),
                 io.Combo.Input(
@@ -52,12 +54,12 @@ class CalibrateLora(io.ComfyNode):
                     min=0.0001,
                     max=10000.0,
                     step=0.1,
-                    tooltip="For change: how much ±1 is to change the target of Slider Response, in its unit.",
+                    tooltip="For change: how much ±1 is to change the target of Sweep Response, in its unit.",
                 ),
                 MeasuredResponse.Input(
                     "response",
                     optional=True,
-                    tooltip="For change and safe range: from Slider Response, measured with this LoRA from below 0 to above.",
+                    tooltip="For change and safe range: from Sweep Response, measured with this LoRA from below 0 to above.",
                 ),
             ],
             outputs=[
@@ -93,7 +95,7 @@ class CalibrateLora(io.ComfyNode):
 def _by_response(lora: Lora, by: str, change: float, verdict: Verdict | None) -> CalibratedLora:
     if verdict is None:
         raise InputError(
-            f"response is not connected, and {by} needs it. Wire Slider Response's response in, or choose norm."
+            f"response is not connected, and {by} needs it. Wire Sweep Response's response in, or choose norm."
         )
     if by == "safe range":
         return calibrate(

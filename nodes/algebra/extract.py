@@ -14,6 +14,7 @@ from ...difflora.sentence import Sentence
 from ..common.fingerprints import files_fingerprint
 from ..common.inputs import listed_file
 from ..common.messages import lora_modules, report, ui
+from ..common.search import found_by
 from ..common.types import LoraDelta
 
 
@@ -27,6 +28,7 @@ class ExtractLora(io.ComfyNode):
             node_id="DiffLoraExtract",
             display_name="Extract LoRA (from two models)",
             category="Differential LoRA",
+            **found_by("difference", "subtract models", "checkpoint to lora", "svd"),
             description="The difference of two checkpoints. Follow it with Re-rank (SVD): about two seconds a module, ten to "
             "fifteen minutes for a 14B model.",
             inputs=[

@@ -1,4 +1,4 @@
-"""Load LoRA and Subtract LoRAs: from two files to their exact difference."""
+"""Load LoRA (Differential) and Subtract LoRAs: from two files to their exact difference."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ...difflora.sentence import Sentence
 from ..common.fingerprints import files_fingerprint
 from ..common.inputs import listed_file, one_of
 from ..common.messages import lora_modules, report, ui
+from ..common.search import found_by
 from ..common.strength import strength_range
 from ..common.types import LoraDelta
 
@@ -27,8 +28,9 @@ class LoadLora(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraLoad",
-            display_name="Load LoRA (for algebra)",
+            display_name="Load LoRA (Differential)",
             category="Differential LoRA",
+            **found_by("open lora", "difference", "subtract", "lora loader", "info"),
             description="Opens a LoRA of any trainer for Wan (musubi/kohya, diffusion-pipe, ai-toolkit, diffusers, PEFT, "
             "DiffSynth, LyCORIS names …) and shows what is in it. Its alpha is taken into account.",
             inputs=[
@@ -98,6 +100,7 @@ class SubtractLoras(io.ComfyNode):
             node_id="DiffLoraSubtract",
             display_name="Subtract LoRAs",
             category="Differential LoRA",
+            **found_by("difference", "merge lora", "lora minus lora", "lora math", "negative lora", "combine lora"),
             description="The exact difference of two LoRAs: what they share cancels, the property they differ in is left. "
             "They may come from different trainers and have different ranks and alphas.",
             inputs=[

@@ -13,6 +13,7 @@ from ..common.inputs import within
 from ..common.messages import lora_modules, report
 from ..common.messages import ui as messages
 from ..common.progress import progress_bar
+from ..common.search import found_by
 from ..common.types import LoraDelta
 
 MORE = tuple(f"against_{number}" for number in range(2, MOST_AGAINST + 1))
@@ -38,6 +39,7 @@ class PurifyLora(io.ComfyNode):
             node_id="DiffLoraPurify",
             display_name="Purify LoRA",
             category="Differential LoRA",
+            **found_by("remove concept", "orthogonal", "disentangle", "clean lora", "side effect"),
             description="Takes a side effect out of a slider: a colour cast, a style, another slider. Wire a LoRA of that "
             "side effect into against. Exact, on the small factors; the rank does not grow.",
             inputs=[
@@ -99,6 +101,7 @@ class IndependentSliders(io.ComfyNode):
             node_id="DiffLoraIndependent",
             display_name="Independent Sliders",
             category="Differential LoRA",
+            **found_by("orthogonal", "disentangle", "several sliders", "merge lora"),
             description="Several sliders for one picture that do not pull on each other: each loses the strongest directions "
             "of those before it, and is scaled back to its own size. The first stays as it is.",
             inputs=[

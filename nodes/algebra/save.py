@@ -17,6 +17,7 @@ from ..common.inputs import one_of
 from ..common.messages import report, ui
 from ..common.paths import inside
 from ..common.progress import progress_bar
+from ..common.search import found_by
 from ..common.strength import strength_entry
 from ..common.types import LoraDelta
 
@@ -30,6 +31,7 @@ class SaveLora(io.ComfyNode):
             node_id="DiffLoraSave",
             display_name="Save LoRA",
             category="Differential LoRA",
+            **found_by("export lora", "write lora", "safetensors", "merge lora"),
             description="Writes a .safetensors file into the loras folder. Other nodes list it after a refresh (R), without "
             "a restart. Its metadata say how it was made.",
             inputs=[
@@ -62,7 +64,7 @@ class SaveLora(io.ComfyNode):
                     "recommended_strength",
                     default="",
                     optional=True,
-                    tooltip="A range such as -2.5 to 3, written into the file; the slider then shows it. Slider Response "
+                    tooltip="A range such as -2.5 to 3, written into the file; the slider then shows it. Sweep Response "
                     "measures one.",
                 ),
             ],

@@ -13,6 +13,7 @@ from ...difflora.sentence import Sentence
 from ..common.inputs import one_of
 from ..common.messages import lora_modules, report, reranked_modules, ui
 from ..common.progress import progress_bar
+from ..common.search import found_by
 from ..common.types import LoraDelta
 
 KEPT_RANK = 8  # 150 MB of factors for a 14B model; above it they are made when a slider asks
@@ -27,6 +28,7 @@ class SelectBlocks(io.ComfyNode):
             node_id="DiffLoraSelectBlocks",
             display_name="Select Blocks",
             category="Differential LoRA",
+            **found_by("block weight", "lora layers", "lora block", "attention only"),
             description="Keeps the modules that a line of text, or the grid, picks. Attention alone is often the cleaner "
             "slider.",
             inputs=[
@@ -69,6 +71,7 @@ class Rerank(io.ComfyNode):
             node_id="DiffLoraRerank",
             display_name="Re-rank (SVD)",
             category="Differential LoRA",
+            **found_by("resize lora", "reduce rank", "shrink lora", "compress", "low rank"),
             description="The best approximation at a small rank, exactly, in about a second: the same as a full SVD of every "
             "matrix. Another rank afterwards is instant.",
             inputs=[

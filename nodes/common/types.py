@@ -15,5 +15,5 @@ WrapperText = io.Custom("WANVIDEOTEXTEMBEDS")
 # A difflora.clips.response.Sweep: the clips of a Strength Sweep.
 SweepClips = io.Custom("DIFFLORA_SWEEP")
 
-# A difflora.clips.response.Verdict: what Slider Response has measured.
+# A difflora.clips.response.Verdict: what Sweep Response has measured.
 MeasuredResponse = io.Custom("DIFFLORA_RESPONSE")

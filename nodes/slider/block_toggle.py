@@ -6,6 +6,7 @@ from comfy.ldm.wan.model import WanModel
 from comfy_api.v0_0_2 import io
 
 from ...difflora.errors import UnsupportedError
+from ..common.search import found_by
 from ..common.types import WrapperModel
 from .whole_blocks import blocks_named, blocks_of
 from .wrapper_wires import BLOCKS_OFF, switch_off
@@ -39,6 +40,7 @@ class BlockToggle(io.ComfyNode):
             node_id="DiffLoraBlockToggle",
             display_name="Wan Block Toggle",
             category="Differential LoRA",
+            **found_by("skip blocks", "disable layers", "ablation", "layer"),
             description="Switches whole blocks of a Wan model off, to find out which block does what.",
             inputs=[
                 io.Model.Input("model", tooltip="A Wan model. Other branches that use it keep all their blocks."),
@@ -69,6 +71,7 @@ class BlockToggleWanVideo(io.ComfyNode):
             node_id="DiffLoraBlockToggleWanVideo",
             display_name="Wan Block Toggle (WanVideoWrapper)",
             category="Differential LoRA",
+            **found_by("skip blocks", "disable layers", "ablation", "layer"),
             description="Switches whole blocks of a WanVideoWrapper model off, to find out which block does what.",
             inputs=[
                 WrapperModel.Input(

@@ -6,6 +6,7 @@ import torch
 from comfy_api.v0_0_2 import io
 
 from ...difflora.errors import UnsupportedError
+from ..common.search import found_by
 from ..common.types import WrapperText
 from .wrapper_wires import text_embeds
 
@@ -30,6 +31,7 @@ class EmptyText(io.ComfyNode):
             node_id="DiffLoraEmptyText",
             display_name="Empty Text (Wan)",
             category="Differential LoRA",
+            **found_by("empty prompt", "unconditional", "no prompt"),
             description="The empty prompt through your own text encoder. Sliders are trained on empty captions, so this "
             "shows what a slider does by itself.",
             inputs=[io.Clip.Input("clip", tooltip="Wan's text encoder (UMT5-XXL), from Load CLIP with type wan.")],
@@ -51,6 +53,7 @@ class ZeroText(io.ComfyNode):
             node_id="DiffLoraZeroText",
             display_name="Zero Embedding (no encoder)",
             category="Differential LoRA",
+            **found_by("zero conditioning", "empty prompt", "no prompt"),
             description="An embedding of zeros, for a quick look without a text encoder. It is not the empty prompt: that "
             "is an end token and padding, so a slider can look different here. Prefer Empty Text (Wan).",
             inputs=[

@@ -17,6 +17,7 @@ from ...difflora.lora.deltas import Delta, LowRank
 from ...difflora.sentence import Sentence
 from ..common.inputs import one_of
 from ..common.progress import progress_bar
+from ..common.search import found_by
 from ..common.types import LoraDelta
 from .bypass import put_beside
 from .model_weights import Targets
@@ -32,6 +33,7 @@ class SliderModel(io.ComfyNode):
             node_id="DiffLoraSliderModel",
             display_name="LoRA Slider (model)",
             category="Differential LoRA",
+            **found_by("slider", "concept slider", "strength", "apply lora", "lora loader", "weight"),
             description="Puts a LoRA on a model at any strength, without saving it first. Strength 0 is exactly the base "
             "model.",
             inputs=[

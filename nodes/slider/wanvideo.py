@@ -10,6 +10,7 @@ from ...difflora.errors import InputError
 from ...difflora.lora.lora import label
 from ...difflora.sentence import Sentence
 from ..common.progress import progress_bar
+from ..common.search import found_by
 from ..common.types import LoraDelta, WrapperLora, WrapperModel
 from .model_weights import Targets
 from .strength import checked_schedule, slider_ui, strength_input
@@ -31,6 +32,7 @@ class SliderWanVideo(io.ComfyNode):
             node_id="DiffLoraSliderWanVideo",
             display_name="LoRA Slider (WanVideoWrapper)",
             category="Differential LoRA",
+            **found_by("slider", "concept slider", "strength", "apply lora", "wan lora", "weight"),
             description="A LoRA at any strength for WanVideo Set LoRAs: trying another strength neither saves anything "
             "nor loads the model again.",
             inputs=[

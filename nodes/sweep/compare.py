@@ -18,6 +18,7 @@ from ..common.fonts import font_for
 from ..common.inputs import one_of, within
 from ..common.messages import report
 from ..common.progress import progress_bar
+from ..common.search import found_by
 from .previews import PREVIEWS, dropped, embedded, is_finite, pixels_of, player_of_sheet, reporting
 
 
@@ -30,6 +31,7 @@ class ABCompare(io.ComfyNode):
             node_id="DiffLoraABCompare",
             display_name="A/B Compare",
             category="Differential LoRA",
+            **found_by("compare", "difference", "wipe", "side by side", "video compare", "blind test"),
             description="Two clips in step: in the player on the node with wipe, difference, slow motion and a blind test, and "
             "as pictures for a video saver.",
             inputs=[

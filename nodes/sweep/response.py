@@ -1,4 +1,4 @@
-"""Slider Response: what a sweep's clips have in common with the strength, as a plot, a table, text and numbers."""
+"""Sweep Response: what a sweep's clips have in common with the strength, as a plot, a table, text and numbers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..common.inputs import one_of, within
 from ..common.messages import report
 from ..common.messages import ui as messages
 from ..common.progress import progress_bar
+from ..common.search import found_by
 from ..common.types import MeasuredResponse, SweepClips
 from .response_plot import response_plot
 
@@ -26,8 +27,9 @@ class SliderResponse(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiffLoraSliderResponse",
-            display_name="Slider Response",
+            display_name="Sweep Response",
             category="Differential LoRA",
+            **found_by("measure", "strength range", "plot", "analyze sweep", "metrics"),
             description="Measures detail, sharpness, motion, brightness, saturation, colour drift and distance over the "
             "strengths of a sweep, and concludes how far the slider can go.",
             inputs=[

@@ -1,4 +1,4 @@
-"""The curves of Slider Response, as one picture."""
+"""The curves of Sweep Response, as one picture."""
 
 from __future__ import annotations
 

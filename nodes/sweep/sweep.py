@@ -27,6 +27,7 @@ from ...difflora.errors import UnsupportedError
 from ..common.fonts import font_for
 from ..common.inputs import one_of, within
 from ..common.progress import progress_bar
+from ..common.search import found_by
 from ..common.types import SweepClips
 from .between import Between
 from .previews import dropped, embedded, is_finite, pixels_of, player_of_sheet, reporting
@@ -45,6 +46,7 @@ class StrengthSweep(io.ComfyNode):
             node_id="DiffLoraStrengthSweep",
             display_name="Strength Sweep",
             category="Differential LoRA",
+            **found_by("xy plot", "strengths", "batch strength", "compare strengths", "slider"),
             description="Many strengths in one queue: wire it into a slider's strength, and the decoded pictures into Sweep "
             "Grid. It works with any number input of any node.",
             inputs=[
@@ -94,6 +96,7 @@ class SweepGrid(io.ComfyNode):
             node_id="DiffLoraSweepGrid",
             display_name="Sweep Grid",
             category="Differential LoRA",
+            **found_by("xy plot", "compare strengths", "contact sheet", "side by side", "player"),
             description="Renders every strength of a Strength Sweep and lays the clips out with labels, in step. Finished "
             "strengths are kept: after an error, a Cancel or a restart only the missing ones are rendered.",
             inputs=[
@@ -145,9 +148,7 @@ class SweepGrid(io.ComfyNode):
                     display_name="grid",
                     tooltip="All clips in one picture, frame by frame: for any video saver.",
                 ),
-                SweepClips.Output(
-                    "sweep", display_name="sweep", tooltip="The clips at full size, for Slider Response."
-                ),
+                SweepClips.Output("sweep", display_name="sweep", tooltip="The clips at full size, for Sweep Response."),
             ],
             hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
             is_output_node=True,

@@ -28,6 +28,7 @@ from ..common.messages import report
 from ..common.messages import ui as messages
 from ..common.paths import inside
 from ..common.progress import progress_bar
+from ..common.search import found_by
 
 CATEGORY = "Differential LoRA/dataset"
 
@@ -81,6 +82,7 @@ class ImageFolder(io.ComfyNode):
             node_id="DiffLoraImageFolder",
             display_name="Image Folder (pairs)",
             category=CATEGORY,
+            **found_by("load images", "batch", "dataset", "train", "pairs"),
             description="Gives the next frames that have no pair yet. Queue it as often as there are frames; a run after "
             "the last one does nothing. Stop and go on whenever you like.",
             inputs=[
@@ -146,6 +148,7 @@ class SavePair(io.ComfyNode):
             node_id="DiffLoraSavePair",
             display_name="Save Pair",
             category=CATEGORY,
+            **found_by("dataset", "save images", "train", "before after"),
             description="Saves an image and its twin under the same name in the two folders of a dataset, "
             "each with a caption file.",
             inputs=[
@@ -233,6 +236,7 @@ class CheckPairs(io.ComfyNode):
             node_id="DiffLoraCheckPairs",
             display_name="Check Pairs",
             category=CATEGORY,
+            **found_by("dataset", "compare images", "train", "quality check"),
             description="Looks for what spoils a pair: a missing twin or caption, another size, too much or no change, "
             "drifted colours, the same picture twice. Writes check.csv into the dataset, anew each time.",
             inputs=[
@@ -313,6 +317,7 @@ class TrainingRecipe(io.ComfyNode):
             node_id="DiffLoraTrainingRecipe",
             display_name="Training Recipe (musubi-tuner)",
             category=CATEGORY,
+            **found_by("train", "musubi", "training config", "toml"),
             description="Writes what musubi-tuner needs to train both sides alike into the dataset's folder 'training': "
             "a dataset file and command files for Linux (.sh) and Windows (.bat) for each side.",
             inputs=[

@@ -29,6 +29,7 @@ from ..common.inputs import listed_file
 from ..common.messages import report
 from ..common.messages import ui as messages
 from ..common.progress import progress_bar
+from ..common.search import found_by
 from ..common.types import LoraDelta
 
 
@@ -70,6 +71,7 @@ class LoadCheckpoints(io.ComfyNode):
             node_id="DiffLoraLoadCheckpoints",
             display_name="Load Pair at a Step",
             category="Differential LoRA",
+            **found_by("checkpoints", "training steps", "epochs", "open lora"),
             description="Opens the checkpoints of two trainings at the same step, or at one for each. Lists what is below the loras folders as "
             "name-step00000500.safetensors or name-000010.safetensors.",
             inputs=[
@@ -134,6 +136,7 @@ class CompareCheckpoints(io.ComfyNode):
             node_id="DiffLoraCompareCheckpoints",
             display_name="Compare Checkpoints",
             category="Differential LoRA",
+            **found_by("checkpoints", "training steps", "epochs", "over training"),
             description="Follows two trainings step by step: how alike they still are, how large their difference is, and "
             "whether it still turns. Shows at which step to subtract.",
             inputs=_inputs(),

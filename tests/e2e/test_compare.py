@@ -1,4 +1,4 @@
-"""A/B Compare and Slider Response on a real server."""
+"""A/B Compare and Sweep Response on a real server."""
 
 import csv
 import io

@@ -131,7 +131,6 @@ class PromptCells:
     clones: Clones = field(default_factory=dict)
     users: dict[str, set[str]] = field(default_factory=dict)
     rendering: Step | None = None
-    is_over: bool = False
     _pixels: dict[str, ReferenceType[torch.Tensor]] = field(default_factory=dict)
     _watcher: asyncio.Task[None] | None = None
 
@@ -180,7 +179,6 @@ class PromptCells:
         try:
             await asyncio.Event().wait()
         finally:
-            self.is_over = True
             self.rendering = None
             for run in SWEEPS.of_prompt(self):
                 if not run.is_over:

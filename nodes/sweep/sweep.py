@@ -390,6 +390,7 @@ def _complete(of: SweepRun) -> tuple[list[int], list[StoredClip], dict[str, str]
     """The clips that are sound, with their places; and what is wrong with the others, which are not kept."""
     clips = of.clips()
     faults = of.faults(clips)
+    of.prompt.broken |= faults  # for another grid of the same clips
     for key in faults:
         SWEEPS.store.remove(key)
     there = [index for index, key in enumerate(of.keys) if key in clips and key not in faults]

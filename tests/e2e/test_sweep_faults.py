@@ -72,6 +72,14 @@ class TestBrokenCells:
         spoil(comfy, "black 0.0")
         assert labels(comfy.run(spoilable("-1, 0, 1", frames=11))) == ["−1", "+1"]
 
+    def test_every_grid_of_a_sweep_with_a_black_cell_leaves_it_out(self, comfy):
+        prompt = spoilable("-1, 0, 1", frames=12) | {"row": grid("break", arrange="row")}
+        spoil(comfy, "black 1.0")
+        result = comfy.run(prompt)
+        assert labels(result) == ["−1", "0"]
+        for name in ("grid", "row"):
+            assert [line for line in warnings(result, name) if "+1" in line and "black" in line], name
+
     def test_where_all_is_black_nothing_is_wrong(self, comfy):
         prompt = painted("-1, 0, 1", frames=4)
         prompt["clip"] = node("EmptyImage", width=64, height=64, batch_size=4, color=0)

@@ -40,6 +40,7 @@ from ..storage.dtypes import CODES
 from ..storage.reader import read_header
 from ..storage.writer import Draft, check_target, publish
 from ..training import musubi
+from ..training.pairs import Dataset
 from . import old_script
 from .parser import DEFAULT_RANK, EXTRACT_RANK, OLD_FLAGS, UsageError, parser, words_of
 from .printing import (
@@ -458,6 +459,8 @@ def run_recipe(given: argparse.Namespace) -> int:
     for side in sides:
         if not (given.dataset / side).is_dir():
             raise OutputError(f"{given.dataset}: there is no folder {side!r} in it. Name the sides with --sides.")
+    if len(sides) == 2:
+        musubi.check_twins(Dataset(given.dataset, (sides[0], sides[1])), training)
     for path in musubi.write_files(given.dataset / "training", made, given.overwrite):
         sys.stdout.write(f"{path}\n")
     for hint in musubi.hints(training, machine):

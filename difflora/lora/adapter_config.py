@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import stat
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from ..errors import FileError
@@ -13,6 +16,8 @@ from ..names.keys import spelled
 from ..sentence import printable
 from ..storage.reader import Header
 from .patterns import MAX_LENGTH, Pattern, PatternError
+
+MAX_BESIDE = 1_000_000  # bytes; PEFT writes some hundred
 
 
 class AdapterConfig:
@@ -49,17 +54,13 @@ class AdapterConfig:
         if given is not None:
             return cls(given, header.path.name, beside=True)
         sibling = header.path.with_name("adapter_config.json")
-        if sibling.is_file():
+        if os.path.lexists(sibling):
             # Trainers write this file beside one adapter in a folder of its own. In a folder full of LoRAs it would be
             # somebody else's.
             files = {file.name for file in sibling.parent.glob("*.safetensors")}
             if header.path.stem != "adapter_model" and len(files) != 1:
                 return cls({}, rivals=0 if "adapter_model.safetensors" in files else len(files))
-            try:
-                text = sibling.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise FileError(f"{sibling}: cannot be read, so the LoRA's scale is unknown.") from error
-            config = _json(text, f"{sibling}: this file")
+            config = _json(_read_beside(sibling, header), f"{header.path.name}: {sibling.name} beside it")
             if isinstance(config, dict):
                 return cls(config, sibling.name, beside=True)
         return cls({})
@@ -184,6 +185,23 @@ def _ends(name: str) -> Iterator[str]:
     at = len(name)
     while (at := name.rfind(".", 0, at)) >= 0 and len(name) - at - 1 <= MAX_LENGTH:
         yield name[at + 1 :]
+
+
+def _read_beside(sibling: Path, header: Header) -> str:
+    """The text of a configuration beside a LoRA. Whoever made the folder decides what lies there."""
+    name = f"{header.path.name}: {sibling.name} beside it"
+    try:
+        if not stat.S_ISREG(os.lstat(sibling).st_mode):
+            raise FileError(
+                f"{name} is a link or no plain file, so the LoRA's scale is unknown. Put a copy of the file in its place."
+            )
+        with open(sibling, "rb") as file:
+            content = file.read(MAX_BESIDE + 1)
+        if len(content) > MAX_BESIDE:
+            raise FileError(f"{name} is larger than {MAX_BESIDE:,} bytes, so the LoRA's scale is unknown.")
+        return content.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"{name} cannot be read, so the LoRA's scale is unknown.") from error
 
 
 def _json(text: str, what: str) -> Any:

@@ -231,6 +231,37 @@ def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
         file.close()  # another save found it before it was locked
 
 
+def write_whole(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Write a small file: there is the old one or the new one, never a part. A link of that name is replaced, not followed.
+
+    raises  OutputError if the folder is read-only or the disk is full
+    """
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
+    with said_as_output_error(path):
+        try:
+            # Exclusive: a link that somebody has put there is not followed either.
+            with open(
+                os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), mode), "wb"
+            ) as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def is_same_file(path: Path, content: bytes) -> bool:
+    """Whether a plain file, no link, lies there with this content."""
+    return (
+        not path.is_symlink()
+        and path.is_file()
+        and path.stat().st_size == len(content)
+        and path.read_bytes() == content
+    )
+
+
 def _remove_abandoned(path: Path) -> None:
     """Remove what killed saves to `path` have left. A leftover does no harm, so errors are ignored."""
     with contextlib.suppress(OSError):

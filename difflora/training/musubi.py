@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import math
 import os
 import re
 import shlex
@@ -21,7 +22,8 @@ from typing import Any, TypeVar
 from ..errors import OutputError, TrainingError
 from ..saving.wan22 import NOISES
 from ..sentence import Sentence
-from ..storage.writer import WINDOWS_DEVICES
+from ..storage.writer import WINDOWS_DEVICES, is_same_file, write_whole
+from .pairs import Dataset, read_size
 
 T = TypeVar("T")
 
@@ -34,6 +36,42 @@ TWO_EXPERTS = {"t2v-A14B": 875}
 SCHEDULERS = ("constant_with_warmup", "constant", "cosine", "cosine_with_restarts", "linear", "polynomial", "rex")
 SAMPLINGS = ("shift", "sigmoid", "uniform", "sigma", "logsnr")
 PRECISIONS = ("bf16", "fp16", "no")
+
+LAUNCHER = "same_order.py"
+"""Starts the training so that both sides meet the images in the same order. Written beside the command files."""
+
+_LAUNCHER_TEXT = '''"""Starts musubi-tuner's training with its cache files listed by the names of the images: same_order.py MUSUBI FLAGS…
+
+musubi-tuner lists them in the order of the file system, and shuffles that. The order is then another on each side: of
+creation by several threads, or by the size that the files' names hold. Sorted by the images' names, it is the same.
+A worker process that imports this file lists alike.
+"""
+
+import glob
+import os
+import re
+import sys
+
+_listed = glob.glob
+
+
+def _image(path):
+    name = os.path.basename(path)
+    return re.sub(r"_[0-9]{4,}x[0-9]{4,}(?=[_.])", "", name), name, path
+
+
+def _by_image(*words, **options):
+    return sorted(_listed(*words, **options), key=_image)
+
+
+glob.glob = _by_image
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.join(sys.argv.pop(1), "src"))
+    from musubi_tuner.wan_train_network import main
+
+    main()
+'''
 
 # musubi-tuner knows these three itself, in any spelling of upper and lower case; another name without a dot it
 # looks up in torch.optim, and a name with dots it imports.
@@ -318,8 +356,10 @@ def commands(training: Training, side: str, name: str = "slider") -> dict[str, C
 
 
 def _train(training: Training, side: str, model: str, last: Command) -> Command:
+    # One process: with several GPUs accelerate would take all, and a step would be as many images.
     train: Command = ["-m", "accelerate.commands.launch", "--num_cpu_threads_per_process", "1"]
-    train += ["--mixed_precision", training.mixed_precision, _script("wan_train_network.py")]
+    train += ["--num_processes", "1", "--num_machines", "1", "--dynamo_backend", "no"]
+    train += ["--mixed_precision", training.mixed_precision, LAUNCHER, Variable("MUSUBI")]
     train += ["--task", training.task, "--dit", Variable(model), "--dataset_config", f"{side}.toml"]
     train += ["--sdpa", "--mixed_precision", training.mixed_precision, "--gradient_checkpointing"]
     train += ["--fp8_base"] * training.fp8_base
@@ -384,7 +424,8 @@ def shell_script(training: Training, machine: Machine, side: str, name: str = "s
     lines += ["", "for file in " + " ".join(f'"${key.upper()}"' for key in _files_needed(settings)) + "; do"]
     lines += ['  [ -e "$file" ] || { echo "Not found: \'$file\'. Correct the top of this file." >&2; exit 1; }', "done"]
     for title, words in commands(training, side, name).items():
-        lines += ["", f"echo {shlex.quote(title)}", _lay_out(['"$PYTHON"', *map(_shell_word, words)], "\\")]
+        run = [f"echo {shlex.quote(title)}", _lay_out(['"$PYTHON"', *map(_shell_word, words)], "\\")]
+        lines += ["", *(_unless_trained_sh(made, run) if (made := _trained(words)) else run)]
     lines += [""] * bool(end) + [f"echo {shlex.quote(line)}" for line in end]
     return "\n".join(lines) + "\n"
 
@@ -402,14 +443,58 @@ def batch_file(training: Training, machine: Machine, side: str, name: str = "sli
     lines += [""]
     for key in map(str.upper, _files_needed(settings)):
         lines += [f'set "WRONG={key}"', f'if not exist "%{key}%" goto missing']
-    for title, words in commands(training, side, name).items():
-        lines += ["", f"echo {title}", _lay_out(['"%PYTHON%"', *map(_batch_word, words)], "^")]
+    for number, (title, words) in enumerate(commands(training, side, name).items()):
         # Not `if errorlevel 1`: a crash ends in a negative number.
-        lines += ['if not "%ERRORLEVEL%"=="0" goto failed']
+        run = [f"echo {title}", _lay_out(['"%PYTHON%"', *map(_batch_word, words)], "^")]
+        run += ['if not "%ERRORLEVEL%"=="0" goto failed']
+        lines += ["", *(_unless_trained_bat(made, run, number) if (made := _trained(words)) else run)]
     lines += ["", "echo Done.", *(f"echo {line}" for line in end), "pause", "exit /b 0", "", ":missing"]
     lines += ["echo There is no file or folder of the name given as %WRONG%. Correct the top of this file.", "pause"]
+    lines += ["exit /b 1", "", ":begun", f"echo {_BEGUN} They begin with %BEGUN%.", "pause"]
     lines += ["exit /b 1", "", ":failed", "echo It stopped with an error, see above.", "pause", "exit /b 1"]
     return "\n".join(lines).replace("\n", "\r\n") + "\r\n"
+
+
+# musubi-tuner's --resume counts steps and draws images from the beginning, so a run that was cut short is not gone on with.
+_BEGUN = (
+    "There are checkpoints of an interrupted training. It would start at step 0, not go on, and write over them. "
+    "Move them away to train anew, or take the last one."
+)
+
+
+def _trained(words: Command) -> str | None:
+    """The LoRA that a training command writes, without ending."""
+    if "--output_name" not in words:
+        return None
+    return f"{words[words.index('--output_dir') + 1]}/{words[words.index('--output_name') + 1]}"
+
+
+def _unless_trained_sh(made: str, run: list[str]) -> list[str]:
+    return [
+        f"MADE={shlex.quote(made)}",
+        'if [ -e "$MADE.safetensors" ]; then',
+        '  echo "$MADE.safetensors is there: this training is done. Move it away to train again."',
+        "else",
+        '  for file in "$MADE"-step*.safetensors; do',
+        f'    [ -e "$file" ] && {{ echo {shlex.quote(_BEGUN)} "They begin with $MADE." >&2; exit 1; }}',
+        "  done",
+        *run,
+        "fi",
+    ]
+
+
+def _unless_trained_bat(made: str, run: list[str], number: int) -> list[str]:
+    made = made.replace("/", "\\")
+    return [
+        f'set "BEGUN={_percent(made)}"',
+        f'if not exist "%BEGUN%.safetensors" goto train{number}',
+        "echo %BEGUN%.safetensors is there: this training is done. Move it away to train again.",
+        f"goto trained{number}",
+        f":train{number}",
+        'if exist "%BEGUN%-step*.safetensors" goto begun',
+        *run,
+        f":trained{number}",
+    ]
 
 
 def _about(training: Training, side: str) -> str:
@@ -461,7 +546,7 @@ def files(
         made[f"{side}.toml"] = dataset_toml(training, side)
         made[f"train_{side}.sh"] = shell_script(training, tidy, side, name, end)
         made[f"train_{side}.bat"] = batch_file(training, tidy, side, name, end)
-    return made
+    return made | {LAUNCHER: _LAUNCHER_TEXT}
 
 
 def hints(training: Training, machine: Machine) -> list[Sentence]:
@@ -473,7 +558,49 @@ def hints(training: Training, machine: Machine) -> list[Sentence]:
     settings = _settings(training, machine)
     if missing := [name for name in _files_needed(settings) if not settings[name]]:
         found.append(Sentence("Fill in {0} at the top of the command files.", ", ".join(missing)))
+    found.append(
+        Sentence(
+            "The first step with captions fetches the tokenizer {0} from huggingface.co. For a machine without internet, run "
+            "that step on another one and copy its folder {1}.",
+            "google/umt5-xxl",
+            "~/.cache/huggingface",
+        )
+    )
     return found
+
+
+def check_twins(dataset: Dataset, training: Training) -> None:
+    """Raise TrainingError if the two sides would not meet the same pictures in the same order.
+
+    An image without a caption does not count: musubi-tuner leaves it out.
+    """
+    sides = [
+        {stem: files[0] for stem, files in dataset.images(side).items() if dataset.caption(side, stem).is_file()}
+        for side in dataset.sides
+    ]
+    for at, side in enumerate(dataset.sides):
+        if alone := sorted(sides[at].keys() - sides[1 - at].keys()):
+            raise TrainingError(
+                f"{alone[0]} has an image and a caption in {side} only, and so have {len(alone) - 1} more: the sides would be "
+                "trained in different orders. Complete the pairs, or move it away."
+            )
+    for stem in sorted(sides[0]) if training.buckets else ():
+        a, b = (bucket(read_size(side[stem]), training) for side in sides)
+        if a != b:
+            raise TrainingError(
+                f"{stem}: the image would be {a[0]} x {a[1]} in {dataset.sides[0]} and {b[0]} x {b[1]} in {dataset.sides[1]}, "
+                "because the shapes differ: the sides would be trained in different orders. Crop them alike."
+            )
+
+
+def bucket(size: tuple[int, int], training: Training) -> tuple[int, int]:
+    """The size, (width, height), at which musubi-tuner trains on an image, as its BucketSelector chooses for Wan."""
+    step, area = 16, training.width * training.height
+    side = int(math.sqrt(area))
+    widths = range(side // 2 // step * step, side + step, step)
+    sizes = {(width, area // width // step * step) for width in widths if width}
+    sizes |= {(height, width) for width, height in sizes}
+    return min(sorted(sizes), key=lambda each: abs(each[0] / each[1] - size[0] / size[1]))
 
 
 def write_files(folder: Path, made: dict[str, str], overwrite: bool = False) -> list[Path]:
@@ -484,15 +611,10 @@ def write_files(folder: Path, made: dict[str, str], overwrite: bool = False) -> 
         raise OutputError(f"{folder.name}: the folder cannot be made: {problem.strerror}.") from problem
     wanted = {folder / name: text.encode() for name, text in made.items()}
     for path, content in wanted.items():
-        if path.exists() and not overwrite and path.read_bytes() != content:
+        if os.path.lexists(path) and not overwrite and not is_same_file(path, content):
             raise OutputError(
                 f"{path.name} is already in {folder.name} and differs. Allow overwriting, or move it away."
             )
-    try:
-        for path, content in wanted.items():
-            path.write_bytes(content)
-            if path.suffix == ".sh":
-                os.chmod(path, 0o755)
-    except OSError as problem:
-        raise OutputError(f"{folder.name}: the training files cannot be written: {problem.strerror}.") from problem
+    for path, content in wanted.items():
+        write_whole(path, content, 0o755 if path.suffix == ".sh" else 0o644)
     return list(wanted)

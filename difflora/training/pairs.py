@@ -23,7 +23,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from ..errors import FileError, OutputError, PairError
-from ..sentence import Sentence, joined
+from ..sentence import Sentence, joined, printable
+from ..storage.writer import is_same_file, write_whole
 
 IMAGE_EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif"}  # what musubi-tuner reads as well
 COMPARED_AT = 384  # pixels on the longer side: the checks are about content, not about grain
@@ -66,10 +67,23 @@ def find_images(folder: Path) -> dict[str, list[Path]]:
     if not folder.is_dir():
         return {}
     found: dict[str, list[Path]] = {}
+    root = folder.resolve()
     for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_symlink() and not _resolved(path).is_relative_to(root):
+            raise FileError(
+                f"{printable(path.name)} in {printable(folder.name)} is a link that leads out of this folder. Put a copy of "
+                "the image there."
+            )
         if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file() and not path.name.startswith("."):
             found.setdefault(path.stem, []).append(path)
     return found
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # a loop of links: RuntimeError before Python 3.13
+        return Path(path.anchor)
 
 
 def read_image(path: Path) -> Image.Image:
@@ -87,6 +101,16 @@ def read_image(path: Path) -> Image.Image:
         unknown = isinstance(problem, UnidentifiedImageError)
         reason = "no known kind of image" if unknown else getattr(problem, "strerror", None) or problem
         raise FileError(f"{path.name} cannot be read as an image: {reason}. Replace it or leave it out.") from problem
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image, upright, without reading its pixels."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return (image.height, image.width) if turned else image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
+        raise FileError(f"{path.name} cannot be read as an image: {problem}. Replace it or leave it out.") from problem
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
@@ -166,7 +190,7 @@ def save_pair(
         wanted[dataset.folder / side / f"{stem}.png"] = _png(image)
         wanted[dataset.caption(side, stem)] = text.encode()
     for path, content in wanted.items():
-        if not overwrite and path.exists() and path.read_bytes() != content:
+        if not overwrite and os.path.lexists(path) and not is_same_file(path, content):
             place = f"{path.parent.name}/{path.name}"
             raise OutputError(
                 f"{place} is already there and differs. Allow overwriting, or give the pair another name."
@@ -185,14 +209,11 @@ def _png(image: Image.Image) -> bytes:
 
 def _write(path: Path, content: bytes) -> None:
     """Whole or not at all."""
-    part = path.parent / f".{os.getpid()}.part"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        os.replace(part, path)
     except OSError as problem:
-        part.unlink(missing_ok=True)
-        raise OutputError(f"{path.name} cannot be written: {problem.strerror}. Is the disk full?") from problem
+        raise OutputError(f"{path.parent.name}: the folder cannot be made: {problem.strerror}.") from problem
+    write_whole(path, content)
 
 
 # Checking

@@ -343,6 +343,7 @@ class TrainingRecipe(io.ComfyNode):
         for side in target.sides:
             if not target.images(side):
                 raise FileError(f"{dataset}: there are no images in {side}. Save the pairs first, or correct the name.")
+        musubi.check_twins(target, recipe)
         folder = inside(target.folder, "training", OutputError)
         written = musubi.write_files(folder, made, overwrite)
         root = Path(folder_paths.get_output_directory()).resolve()

@@ -4,6 +4,7 @@ import builtins
 import itertools
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -764,3 +765,29 @@ def test_a_factor_whose_product_overflows_is_refused(weight: float, pair: tuple[
     with pytest.raises(PairError, match="overflows"):
         pair[0].scaled(weight)
     assert pair[0].scaled(1e20)[Q].dense().isfinite().all()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+@pytest.mark.parametrize("what", ["link", "dangling", "pipe", "folder", "large", "binary", "broken"])
+def test_a_configuration_beside_is_a_small_plain_file(what: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "adapter_model.safetensors", {Q: factors(alpha=None)})
+    config, elsewhere = tmp_path / "adapter_config.json", tmp_path / "elsewhere.json"
+    elsewhere.write_text('{"lora_alpha": 8}')
+    match what:
+        case "link":
+            config.symlink_to(elsewhere)
+        case "dangling":
+            config.symlink_to(tmp_path / "nowhere")
+        case "pipe":
+            os.mkfifo(config)
+        case "folder":
+            config.mkdir()
+        case "large":
+            config.write_text('{"lora_alpha": 8}' + " " * 1_000_000)
+        case "binary":
+            config.write_bytes(b"\xff\xfe")
+        case "broken":
+            config.write_text("{")
+    with pytest.raises(FileError, match="adapter_model.safetensors: adapter_config.json beside it") as error:
+        difflora.load(path)
+    assert str(tmp_path) not in str(error.value)

@@ -56,7 +56,7 @@ def words_of(recipe: Training, side: str = "detailed") -> list[tuple[str, list[s
         for position, word in enumerate(command):
             if isinstance(word, Variable) and word.name == "MUSUBI":
                 words = [w.name if isinstance(w, Variable) else w for w in command[position + 1 :]]
-                found.append((Path(word.tail).name, words))
+                found.append((Path(word.tail).name or "wan_train_network.py", words))
     return found
 
 
@@ -111,7 +111,7 @@ def test_style_preset_is_the_mixed_image_and_video_setup():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_sides_differ_in_nothing_but_the_side(preset):
     made = musubi.files(PRESETS[preset], MACHINE, SIDES)
-    assert len(made) == 6
+    assert len(made) == 7
     for name, text in made.items():
         if "detailed" in name:
             assert made[name.replace("detailed", "sparse")] == text.replace("detailed", "sparse")
@@ -464,8 +464,8 @@ def test_command_line_writes_what_it_is_told(dataset, capsys):
     assert "fp8" not in script
     assert "DIT=/m/dit.st\n" in script
     said = capsys.readouterr()
-    assert len(said.out.splitlines()) == 6
-    assert said.err.splitlines() == [
+    assert len(said.out.splitlines()) == 7
+    assert said.err.splitlines()[:2] == [
         "Install the package lion-pytorch into the Python of musubi-tuner.",
         "Fill in musubi, vae, t5 at the top of the command files.",
     ]
@@ -572,3 +572,154 @@ def test_musubi_fails_on_the_bare_name_that_we_refuse():
     words = ["Lion" if word == "lion_pytorch.Lion" else word for word in words]
     with pytest.raises(AssertionError, match="has no attribute 'Lion'"):
         ask_musubi({"commands": [], "datasets": [], "optimizer": words})
+
+
+# The same order of images on both sides
+
+
+STAND_IN = """
+import glob, json, multiprocessing, os, random, sys
+
+def listed(folder):
+    # As musubi-tuner lists its cache: unsorted, then positions are shuffled with the seed.
+    items = [os.path.basename(path) for path in glob.glob(os.path.join(folder, "*_wan.safetensors"))]
+    random.Random(42).shuffle(items)
+    return items
+
+def main():
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        in_workers = pool.map(listed, [sys.argv[1]] * 4)
+    print(json.dumps([listed(sys.argv[1]), *in_workers]))
+"""
+# A file system that lists in an order of its own, in every process.
+SHUFFLED = """
+import glob, os, random
+original = glob.glob
+def other(*words, **options):
+    found = original(*words, **options)
+    random.Random(os.environ["ORDER"]).shuffle(found)
+    return found
+glob.glob = other
+"""
+
+
+def orders(tmp_path: Path, launcher: str, sizes: dict[str, str]) -> dict[str, list[list[str]]]:
+    """For each side, the names of images in the order of a training, in its process and in its workers."""
+    source = tmp_path / "musubi tuner" / "src" / "musubi_tuner"
+    source.mkdir(parents=True, exist_ok=True)
+    (source / "__init__.py").touch()
+    (source / "wan_train_network.py").write_text(STAND_IN)
+    (tmp_path / "sitecustomize.py").write_text(SHUFFLED)
+    (tmp_path / "same_order.py").write_text(launcher)
+    found = {}
+    for side, size in sizes.items():
+        cache = tmp_path / side
+        cache.mkdir(exist_ok=True)
+        for number in range(40):
+            (cache / f"frame_{number} [x]_{size if number % 2 else '0192x0192'}_wan.safetensors").touch()
+        done = subprocess.run(
+            [sys.executable, str(tmp_path / "same_order.py"), str(tmp_path / "musubi tuner"), str(cache)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(tmp_path), "ORDER": side},
+        )
+        assert done.returncode == 0, done.stderr
+        found[side] = [[name.rpartition(" [x]")[0] for name in names] for names in json.loads(done.stdout)]
+    return found
+
+
+def test_the_launcher_gives_both_sides_the_same_order(tmp_path):
+    """Whatever the file system lists, whatever the images' own sizes, in workers that were spawned as well."""
+    sizes = {"detailed": "0256x0144", "sparse": "0832x0480"}
+    launcher = musubi.files(Training(), MACHINE, SIDES)["same_order.py"]
+    found = orders(tmp_path, launcher, sizes)
+    assert found["detailed"] == found["sparse"] and len(set(map(tuple, found["sparse"]))) == 1
+    assert sorted(found["sparse"][0]) == sorted(f"frame_{number}" for number in range(40))
+    # The stand-in tells the difference: without the sorting the sides differ.
+    without = orders(tmp_path, launcher.replace("glob.glob = _by_image", ""), sizes)
+    assert without["detailed"] != without["sparse"]
+
+
+def test_the_training_runs_through_the_launcher_in_one_process():
+    command = musubi.commands(Training(), "sparse")["Training"]
+    assert command[command.index("same_order.py") + 1] == Variable("MUSUBI")
+    line = " ".join(word for word in command if isinstance(word, str))
+    for words in ("--num_processes 1", "--num_machines 1", "--dynamo_backend no"):
+        assert words in line[: line.index("same_order.py")]
+
+
+@pytest.mark.skipif(not shutil.which("bash") or os.name == "nt", reason="no bash")
+def test_an_interrupted_training_is_not_written_over(tmp_path):
+    for name in ("musubi", "dit", "vae", "t5"):
+        (tmp_path / name).touch()
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho ran "$@"\n')
+    python.chmod(0o755)
+    machine = Machine(python=str(python), **{key: str(tmp_path / key) for key in ("musubi", "dit", "vae", "t5")})
+    musubi.write_files(tmp_path, musubi.files(Training(), machine))
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["bash", str(tmp_path / "train_sparse.sh")], capture_output=True, text=True)
+
+    assert "same_order.py" in run().stdout
+    loras = tmp_path / "loras" / "sparse"
+    loras.mkdir(parents=True)
+    (loras / "slider_sparse-step00000500.safetensors").touch()
+    done = run()
+    assert done.returncode == 1 and "interrupted training" in done.stderr and "same_order.py" not in done.stdout
+    (loras / "slider_sparse.safetensors").touch()
+    done = run()
+    assert done.returncode == 0 and "this training is done" in done.stdout and "same_order.py" not in done.stdout
+    batch = musubi.files(Training(), machine)["train_sparse.bat"]
+    assert 'if exist "%BEGUN%-step*.safetensors" goto begun' in batch and "\r\n:begun\r\n" in batch
+
+
+def test_what_needs_the_internet_is_said():
+    assert any("google/umt5-xxl" in hint and "without internet" in hint for hint in musubi.hints(Training(), MACHINE))
+
+
+def twin(folder: Path, side: str, stem: str, size: tuple[int, int], caption: bool = True) -> None:
+    from PIL import Image
+
+    (folder / side).mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size).save(folder / side / f"{stem}.png")
+    if caption:
+        (folder / side / f"{stem}.txt").touch()
+
+
+def test_twins_that_would_not_meet_are_refused(tmp_path, capsys):
+    for side in SIDES:
+        twin(tmp_path, side, "a", (320, 240))
+    twin(tmp_path, "detailed", "b", (320, 240))
+    twin(tmp_path, "sparse", "b", (640, 480))  # another size in the same bucket
+    assert main(["recipe", str(tmp_path)]) == 0
+    twin(tmp_path, "sparse", "b", (480, 640))
+    assert main(["recipe", str(tmp_path), "--overwrite"]) == 2
+    error = capsys.readouterr().err
+    assert "b: the image would be 224 x 160 in detailed and 160 x 224 in sparse" in error
+    assert main(["recipe", str(tmp_path), "--no-buckets", "--overwrite"]) == 0
+    twin(tmp_path, "sparse", "b", (320, 240))
+    twin(tmp_path, "detailed", "c", (320, 240))
+    capsys.readouterr()
+    assert main(["recipe", str(tmp_path), "--overwrite"]) == 2
+    assert "c has an image and a caption in detailed only" in capsys.readouterr().err
+    twin(tmp_path, "sparse", "c", (320, 240), caption=False)  # musubi-tuner leaves it out
+    assert main(["recipe", str(tmp_path), "--overwrite"]) == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_links_in_the_training_folder_are_not_followed(tmp_path):
+    folder, outside = tmp_path / "training", tmp_path / "outside"
+    folder.mkdir()
+    made = musubi.files(Training(), MACHINE)
+    (folder / "train_sparse.sh").symlink_to(outside)
+    with pytest.raises(OutputError, match="already in training"):
+        musubi.write_files(folder, made)
+    assert not outside.exists() and sorted(file.name for file in folder.iterdir()) == ["train_sparse.sh"]
+    outside.write_text("mine")
+    (folder / "sparse.toml").symlink_to(outside)
+    musubi.write_files(folder, made, overwrite=True)
+    assert outside.read_text() == "mine"
+    for name, text in made.items():
+        assert not (folder / name).is_symlink() and (folder / name).read_bytes() == text.encode()
+    assert os.access(folder / "train_sparse.sh", os.X_OK) and not list(folder.glob(".*"))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 
 import numpy as np
 import pytest
@@ -288,3 +289,28 @@ def test_contact_sheets_show_all_pairs_suspect_ones_first(tmp_path):
         for row in range(6)
     }
     assert {(0, 10 * seed, 0) for seed in range(20)} <= colours
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_links_that_leave_the_folder_are_neither_read_nor_written_through(tmp_path):
+    outside = tmp_path / "outside.png"
+    Image.new("RGB", (8, 8), "red").save(outside)
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    (folder / "b.png").symlink_to(folder / "a.png")
+    assert list(pairs.find_images(folder)) == ["a", "b"]
+    for target in (outside, tmp_path / "frames2" / "x.png", folder / "c.png"):
+        (folder / "c.png").symlink_to(target)
+        with pytest.raises(FileError, match="c.png in frames is a link that leads out"):
+            pairs.find_images(folder)
+        (folder / "c.png").unlink()
+    dataset = pairs.Dataset(tmp_path / "set")
+    (tmp_path / "set" / "sparse").mkdir(parents=True)
+    secret = tmp_path / "secret.txt"
+    (tmp_path / "set" / "sparse" / "a.txt").symlink_to(secret)
+    images = (Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8)))
+    with pytest.raises(OutputError, match="already there and differs"):
+        pairs.save_pair(dataset, "a", images, ("", "x"))
+    pairs.save_pair(dataset, "a", images, ("", "x"), overwrite=True)
+    assert not secret.exists() and (tmp_path / "set" / "sparse" / "a.txt").read_text() == "x"

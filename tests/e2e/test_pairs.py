@@ -257,14 +257,17 @@ def test_check_can_be_cancelled(comfy, names):
 def test_recipe_is_written_next_to_the_sides(comfy, names):
     comfy.run(pairing(names, per_run=64))
     result = comfy.run(recipe(comfy, names, dit="/models/wan 2.1.safetensors", rank=8))
-    assert said(result, "recipe")[6:] == [
+    assert said(result, "recipe")[7:9] == [
         "Install the package lion-pytorch into the Python of musubi-tuner.",
         "Fill in musubi, vae, t5 at the top of the command files.",
     ]
-    assert said(result, "recipe")[:6] == [
-        f"{names['dataset']}/training/{name}"
-        for side in ("detailed", "sparse")
-        for name in (f"{side}.toml", f"train_{side}.sh", f"train_{side}.bat")
+    assert said(result, "recipe")[:7] == [
+        *(
+            f"{names['dataset']}/training/{name}"
+            for side in ("detailed", "sparse")
+            for name in (f"{side}.toml", f"train_{side}.sh", f"train_{side}.bat")
+        ),
+        f"{names['dataset']}/training/same_order.py",
     ]
     written = files(comfy, names)
     script = written["training/train_sparse.sh"].decode()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FileError, PairError
-from ..names.keys import model_order, read_keys
+from ..names.keys import Piece, model_order, read_keys
 from ..sentence import Sentence, printable
 from ..storage.dtypes import CODES, FLOATS
 from ..storage.reader import FileIdentity, Header, read_header, read_tensors
@@ -25,6 +25,7 @@ from .deltas import Delta, Dense, LowRank, Spec, Term, Vector
 from .file import LARGEST_WEIGHT, SMALL_SIDE
 from .lora import Lora, Recipe
 from .lycoris import thin
+from .pieces import Part, joined, joined_spec
 
 _SHARD = re.compile(r"(?P<name>.*)-\d{5}-of-(?P<count>\d{5})\.safetensors")
 _MODEL = re.compile(r"^(?:model\.)?diffusion_model\.")
@@ -70,11 +71,13 @@ class Checkpoint:
         model = [key for key in weights if _MODEL.match(key)] or weights
         floats = [key for key in model if self._dtype(key) in FLOATS]
         spelled = {_as_in_a_lora(key): key for key in floats}
+        found = read_keys(spelled)
         self.keys = {
             module + ".bias" * (part == "bias"): spelled[key]
-            for module, parts in read_keys(spelled).modules.items()
+            for module, parts in found.modules.items()
             for part, key in parts.items()
         }
+        self.pieces = found.pieces
         known = set(self.keys.values())
         self.ignored = [key for key in weights if self._dtype(key) in FLOATS and key not in known]
         self.whole = [key for key in model if self._dtype(key) not in FLOATS and key.endswith(".weight")]
@@ -179,6 +182,7 @@ class CheckpointDifference(Lora):
                 "and the one that it was made from."
             )
         both = sorted(base.keys.keys() & tuned.keys.keys(), key=model_order)
+        self._parts: dict[str, list[tuple[str, Part]]] = {}
         for module in both:
             if base.shape(module) != tuned.shape(module):
                 raise PairError(
@@ -193,7 +197,28 @@ class CheckpointDifference(Lora):
                 )
             raise PairError(f"{base.name} and {tuned.name} have no weight in common: different models.")
         self.warnings = tuple(_left_out(base, tuned))
-        self.specs = {module: _spec(tuned.shape(module), module) for module in both}
+        self.specs = self._as_in_the_model({module: _spec(tuned.shape(module), module) for module in both})
+
+    def _as_in_the_model(self, specs: dict[str, Spec]) -> dict[str, Spec]:
+        """The checkpoints' modules in the pieces that the model has them in."""
+        pieces = self.tuned.pieces
+        whole = {name: spec for name, spec in specs.items() if name.removesuffix(".bias") not in pieces}
+        for name, spec in specs.items():
+            module = name.removesuffix(".bias")
+            groups: dict[str, list[Piece]] = {}
+            for piece in pieces.get(module, ()):
+                groups.setdefault(piece.module + name[len(module) :], []).append(piece)
+            for target, group in groups.items():
+                self._parts.setdefault(target, []).append((name, Part.of(spec, group)))
+        for target, parts in self._parts.items():
+            try:
+                whole[target] = joined_spec([part for _, part in parts])
+            except ValueError as error:
+                raise PairError(
+                    f"{self.tuned.name}: {', '.join(printable(name) for name, _ in parts)} do not make up "
+                    f"{printable(target)} ({error})."
+                ) from error
+        return {name: whole[name] for name in sorted(whole, key=model_order)}
 
     @property
     def inputs(self) -> tuple[FileIdentity, ...]:
@@ -218,6 +243,12 @@ class CheckpointDifference(Lora):
 
     def _read(self, module: str) -> Delta:
         spec = self.specs[module]
+        if parts := self._parts.get(module):
+            deltas = [self._change(name, part.spec) for name, part in parts]
+            return joined([part for _, part in parts], deltas, spec)
+        return self._change(module, spec)
+
+    def _change(self, module: str, spec: Spec) -> Delta:
         change = self.tuned.read(module) - self.base.read(module)
         if spec.is_vector:
             return Vector(change)
@@ -228,12 +259,17 @@ class CheckpointDifference(Lora):
 
     def differ_in(self, module: str) -> bool:
         """Whether any weight differs between the two."""
-        return not torch.equal(self.tuned.read(module), self.base.read(module))
+        return any(not torch.equal(self.tuned.read(name), self.base.read(name)) for name in self._names(module))
+
+    def _names(self, module: str) -> list[str]:
+        """What the checkpoints call the pieces of a module."""
+        return [name for name, _ in self._parts.get(module, ())] or [module]
 
     def check_finite(self, module: str) -> None:
         for model in (self.base, self.tuned) if module in self.specs else ():
-            if not bool(torch.isfinite(model.read(module)).all()):
-                raise FileError(f"{model.name}: {printable(model.keys[module])} holds NaN or infinite values.")
+            for name in self._names(module):
+                if not bool(torch.isfinite(model.read(name)).all()):
+                    raise FileError(f"{model.name}: {printable(model.keys[name])} holds NaN or infinite values.")
 
 
 def _left_out(base: Checkpoint, tuned: Checkpoint) -> Iterator[Sentence]:

@@ -10,17 +10,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import FileError, TensorError, UnsupportedError
-from ..names.keys import WHOLE_WEIGHTS, read_keys
+from ..names.families import Family
+from ..names.keys import WHOLE_WEIGHTS, Piece, model_order, read_keys
 from ..sentence import Sentence, printable
 from ..storage.dtypes import CODES, FLOATS
 from ..storage.reader import FileIdentity, Header, check_finite, file_sha256, read_header, read_tensors
 from . import lycoris
 from .adapter_config import NO_CONFIG, AdapterConfig
 from .deltas import Delta, Dense, LowRank, Spec, Term, Vector
-from .lora import Lora, Recipe, StoredLora
+from .lora import Lora, Recipe, StoredLora, narrowed
+from .pieces import Part, joined, joined_spec
 
 SMALL_SIDE = 512  # a matrix with a side this small already is a product of factors: itself and an identity
 LARGEST_WEIGHT = 2**31  # values in one tensor; an embedding of a large language model has a billion
@@ -58,7 +61,7 @@ class FileLora(StoredLora):
         self.header = header
         self.metadata = MappingProxyType(dict(header.metadata))
         try:
-            self.keys_found = read_keys(header.entries, header.metadata, noise)
+            self.keys_found = read_keys(header.entries, header.metadata, noise, lambda key: header.entries[key].shape)
         except FileError as error:
             raise FileError(f"{self.name}: {error}") from error
         self.dialect = self.keys_found.dialect
@@ -89,21 +92,24 @@ class FileLora(StoredLora):
                     "low" if noise == "high" else "high",
                 ),
             )
-        if missing := self.keys_found.not_wan:
+        if missing := self.keys_found.strangers:
             self.warnings += (
                 Sentence(
-                    "{0}: {1} of {2} modules are not Wan's ({3}). They do nothing unless your model has them.",
+                    "{0}: {1} of {2} modules are not in {3} ({4}). They do nothing unless your model has them.",
                     self.name,
                     len(missing),
                     len(self.keys_found.modules),
+                    self.keys_found.families[0].name,
                     printable(", ".join(missing[:5]) + ", …" * (len(missing) > 5), 300),
                 ),
             )
         self._sources: dict[str, _Source] = {}
         self.alphas: dict[str, float] = {}
+        sources: dict[str, _Source] = {}
         for module, parts in self.keys_found.modules.items():
             for name, source in self._module_sources(module, parts, numbers, adapter):
-                self._sources[name] = source
+                sources[name] = source
+        self._sources = self._as_in_the_model(sources) if self.keys_found.pieces else sources
         if hint := self._strength_hint(numbers):
             self.warnings += (hint,)
         for module, source in self._sources.items():
@@ -151,6 +157,10 @@ class FileLora(StoredLora):
     @property
     def made_from(self) -> tuple[str, ...]:
         return (self.name,)
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        return narrowed(self.keys_found.families, self.specs)
 
     @property
     def scales(self) -> dict[str, float]:
@@ -224,6 +234,50 @@ class FileLora(StoredLora):
                     len(found.text_encoder),
                 ),
             )
+
+    def _as_in_the_model(self, sources: Mapping[str, _Source]) -> dict[str, _Source]:
+        """The file's modules in the pieces that the model has them in, in the model's order."""
+        pieces = self.keys_found.pieces
+        whole = {name: source for name, source in sources.items() if name.removesuffix(".bias") not in pieces}
+        parts: dict[str, list[tuple[str, Part, _Source]]] = {}
+        for name, source in sources.items():
+            module = name.removesuffix(".bias")
+            by_target: dict[str, list[Piece]] = {}
+            for piece in pieces.get(module, ()):
+                by_target.setdefault(piece.module + name[len(module) :], []).append(piece)
+            for target, own in by_target.items():
+                parts.setdefault(target, []).append((name, Part.of(source.spec, own), source))
+        # Trainers that split, and files written from fused ones, do it everywhere or nowhere: one module shows it.
+        shares: bool | None = None
+        for target, group in parts.items():
+            names = ", ".join(printable(name) for name, _, _ in group)
+            if target in whole:
+                raise FileError(
+                    f"{self.name}: {printable(target)} is there as a whole and in parts ({names}): the file holds two "
+                    "LoRAs at once, or was put together wrongly. Split it, or convert it again."
+                )
+            may_share = len(group) > 1 and all(type(source) is _Source for _, _, source in group)
+            if may_share and shares is not False and not group[0][2].spec.is_vector:
+                shares = self._share_down([source for _, _, source in group])
+            try:
+                whole[target] = _JoinedSource([(part, one) for _, part, one in group], may_share and bool(shares))
+            except ValueError as error:
+                raise TensorError(
+                    f"{self.name}: {names} are parts of {printable(target)}, but do not fit together ({error}): the file "
+                    "is damaged, or for another model."
+                ) from error
+        return {name: whole[name] for name in sorted(whole, key=model_order)}
+
+    def _share_down(self, sources: Sequence[_Source]) -> bool:
+        """Whether the parts of a module are cuts of one product, as this pack writes them."""
+        if (
+            len({(source.scale, source.spec.ranks, source.spec.shape[1:], source.scaled) for source in sources}) > 1
+            or sources[0].scaled
+        ):
+            return False
+        keys = [source.keys[1] for source in sources]
+        first, *others = read_tensors(self.header, keys).values()
+        return all(first.dtype == other.dtype and torch.equal(first, other) for other in others)
 
     @staticmethod
     def _needs_alpha(parts: Mapping[str, str]) -> bool:
@@ -412,6 +466,28 @@ class _Source:
             else:
                 down = down.double() * rows.double().reshape(-1, 1)
         return LowRank((Term(up, down, self.scale),), self.spec.shape)
+
+
+class _JoinedSource(_Source):
+    """A module that the file has in other pieces than the model."""
+
+    def __init__(self, parts: Sequence[tuple[Part, _Source]], shares_down: bool):
+        self.parts = [part for part, _ in parts]
+        self.sources = [source for _, source in parts]
+        self.shares_down = shares_down and not self.sources[0].spec.is_vector
+        super().__init__(
+            tuple(key for source in self.sources for key in source.keys),
+            joined_spec(self.parts, self.shares_down),
+            max((source.scale for source in self.sources), key=abs),
+        )
+
+    def delta(self, tensors: Sequence[Any]) -> Delta:
+        left = list(tensors)
+        deltas = []
+        for source in self.sources:
+            deltas.append(source.delta(left[: len(source.keys)]))
+            del left[: len(source.keys)]
+        return joined(self.parts, deltas, self.spec, self.shares_down)
 
 
 @dataclass(frozen=True)

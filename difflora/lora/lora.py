@@ -17,7 +17,9 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import PairError
-from ..names.keys import FileKeys, base_model, model_order
+from ..names import families
+from ..names.families import Family
+from ..names.keys import FileKeys, model_order
 from ..progress import Progress
 from ..sentence import Sentence, printable
 from ..storage.reader import FileIdentity, file_sha256
@@ -189,17 +191,30 @@ class Lora(Mapping[str, Delta], ABC):
         return "-" if not ranks else str(ranks[0]) if len(ranks) == 1 else Sentence("{0} to {1}", ranks[0], ranks[-1])
 
     @functools.cached_property
+    def families(self) -> tuple[Family, ...]:
+        """The families of models that this may be for, as names and shapes tell. A part of a LoRA knows it from the whole."""
+        agreed = {parent.families for parent in self.parents}
+        if len(agreed) == 1:
+            return agreed.pop()
+        return families.family_of({name: spec.shape for name, spec in self.specs.items()})
+
+    @property
+    def family(self) -> Family | None:
+        """The family of models; one of several that have the same names for all that is here."""
+        return self.families[0] if self.families else None
+
+    @functools.cached_property
     def base_model(self) -> str | None:
-        """Which model this was trained on, as far as names and shapes tell. A part of a LoRA knows it from the whole."""
+        """Which model this was trained on, for people to read. A part of a LoRA knows it from the whole."""
         agreed = {parent.base_model for parent in self.parents}
         if len(agreed) == 1 and (base := agreed.pop()):
             return base
-        return base_model({name: spec.shape for name, spec in self.specs.items()})
+        return families.base_model({name: spec.shape for name, spec in self.specs.items()}, self.families)
 
     @functools.cached_property
-    def flat_prefix(self) -> str:
-        """What the flat names of other models than Wan start with in the files; "" if there are none, or they differ."""
-        prefixes = {file.keys_found.flat_prefix for file in self.files}
+    def prefix(self) -> str:
+        """What names that no family knows start with in the files; "" if there are none, or they differ."""
+        prefixes = {file.keys_found.prefix for file in self.files}
         return prefixes.pop() if len(prefixes) == 1 else ""
 
     @property
@@ -398,6 +413,14 @@ class SelectedLora(Lora):
         return {
             name: read[name].scaled(self.weights[name]) if name in read else zero(self.specs[name]) for name in modules
         }
+
+
+def narrowed(candidates: tuple[Family, ...], specs: Mapping[str, Spec]) -> tuple[Family, ...]:
+    """The families among `candidates` that weight shapes leave."""
+    if len(candidates) < 2:
+        return candidates
+    by_shape = families.family_of({name: spec.shape for name, spec in specs.items()})
+    return tuple(family for family in candidates if family in by_shape) or candidates
 
 
 def label(lora: Lora) -> str:

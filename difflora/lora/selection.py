@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ..errors import SelectionError
+from ..names import families
 from .patterns import Pattern, PatternError, Work, WorkError
 
 MAX_TEXT = 100_000
@@ -29,12 +30,11 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?
 _PATTERN = re.compile(r"/((?:[^/\\]|\\.)*)/")
 _EXACT = re.compile(r'"((?:[^"]|"")*)"')
 
-_FEED_FORWARD = ("ffn", "ff", "ff_context", "feed_forward")
-# Flux and HunyuanVideo compute attention and feed-forward of these blocks with the same matrices.
-_BOTH = re.compile(r"(?:^|\.)single_(?:blocks\.[0-9]+\.linear[12]|transformer_blocks\.[0-9]+\.proj_out)(?:\.|$)")
-# What stands before the number of a block, and what a part of a block is called that looks like it.
+# What stands before the number of a block, and what a part of a block is called that looks like it, in models that no
+# family is known of.
 _STACKS = ("blocks", "layers", "attentions", "resnets", "samplers", "middle_block")
 _LAYERS = ("in_layers", "out_layers", "emb_layers")
+_FEED_FORWARD = ("ffn", "ff", "ff_context", "feed_forward")
 
 _Test = Callable[[str], bool]
 _Ranges = list[tuple[int, float]]
@@ -109,7 +109,7 @@ def summary(names: Iterable[str]) -> str:
     outside: list[str] = []
     for name in names:
         segments = name.split(".")
-        numbered = _numbered(segments)
+        numbered = _numbered(name, segments)
         if not numbered:
             outside.append(name)
             continue
@@ -133,7 +133,7 @@ def stack_of(name: str) -> tuple[str, int, str] | None:
     A stack inside another is named in full: ("input_blocks.4.1.transformer_blocks", 0, "attn1.to_q").
     """
     segments = name.split(".")
-    numbered = _numbered(segments)
+    numbered = _numbered(name, segments)
     if not numbered:
         return None
     at = numbered[-1]
@@ -142,8 +142,10 @@ def stack_of(name: str) -> tuple[str, int, str] | None:
     return ".".join(segments[:at]), int(segments[at]), ".".join(segments[at + 1 :])
 
 
-def _numbered(segments: list[str]) -> list[int]:
+def _numbered(name: str, segments: list[str]) -> list[int]:
     """Where the numbers of blocks stand in a name."""
+    if known := families.own(name):
+        return known[0].numbered
     return [
         at
         for at in range(1, len(segments) - 1)
@@ -307,13 +309,27 @@ def _none(name: str) -> bool:
     return False
 
 
-def _is_attention(name: str) -> bool:
+def _has_role(role: str) -> _Test:
+    """By the family's table; by its parts, a name that no family has."""
+    guess = _GUESSES.get(role) or _has_segments(f".{role}.")
+
+    def holds(name: str) -> bool:
+        known = families.own(name.removesuffix(".bias"))
+        return role in known[0].roles if known else guess(name)
+
+    return holds
+
+
+def _looks_like_attention(name: str) -> bool:
     # A U-Net's "attentions" are whole transformers.
-    return "attn" in name or "attention" in name.replace("attentions", "") or bool(_BOTH.search(name))
+    return "attn" in name or "attention" in name.replace("attentions", "")
 
 
-def _is_feed_forward(name: str) -> bool:
-    return any(segment in _FEED_FORWARD or "mlp" in segment for segment in name.split(".")) or bool(_BOTH.search(name))
+def _looks_like_feed_forward(name: str) -> bool:
+    return any(segment in _FEED_FORWARD or "mlp" in segment for segment in name.split("."))
+
+
+_GUESSES: dict[str, _Test] = {"attn": _looks_like_attention, "ffn": _looks_like_feed_forward}
 
 
 def _has_segments(run: str) -> _Test:
@@ -338,11 +354,16 @@ def _spellings(word: str) -> list[str]:
     return ["blocks"] if plain == "block" else list(dict.fromkeys((word, plain)))
 
 
-_KEYWORDS: dict[str, _Test] = {"all": _all, "none": _none, "attn": _is_attention, "ffn": _is_feed_forward}
+_KEYWORDS: dict[str, _Test] = {"all": _all, "none": _none} | {role: _has_role(role) for role in families.ROLES}
 
 
 def _after_segments(run: str, ranges: _Ranges) -> _Test:
+    is_one_word = run.count(".") == 2
+
     def holds(name: str) -> bool:
+        # "blocks 3" is block 3 of the stack that is called blocks, not of token_refiner.blocks as well.
+        if is_one_word and (known := families.own(name)) and known[0].is_inner and known[0].stack.endswith(run[:-1]):
+            return False
         name = f".{name}."
         at = name.find(run)
         while at >= 0:

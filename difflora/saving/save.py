@@ -7,6 +7,7 @@ import json
 import math
 import os
 import threading
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -18,7 +19,9 @@ from ..errors import OutputError
 from ..lora import cache
 from ..lora.deltas import Delta, Dense, LowRank
 from ..lora.lora import UNIT_KEY, Lora
-from ..names.keys import KOHYA, NATIVE, OUTPUT_DIALECTS, is_outside_blocks, with_kernel, write_key
+from ..lora.pieces import cut, cut_rows
+from ..names import families
+from ..names.keys import KOHYA, NATIVE, OUTPUT_DIALECTS, ending, with_kernel, written
 from ..progress import Progress, part_of
 from ..rank.rerank import check_something_left
 from ..storage.dtypes import OUTPUT_DTYPES
@@ -132,9 +135,11 @@ class _Writer:
     def __init__(self, lora: Lora, dtype: torch.dtype, dialect: str):
         self.lora, self.dtype = lora, dtype
         self._energy = self._lost = 0.0  # (‖up‖ ‖down‖)² of all modules, and what rounding changes of it
-        base, flat_prefix = lora.base_model, lora.flat_prefix
+        family = lora.family
         sizes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
         self.module_of: dict[str, tuple[str, str]] = {}
+        self.rows_of: dict[str, tuple[tuple[families.Rows | None, families.Rows | None], ...]] = {}
+        self.read_by_comfyui = 0
         for module, spec in lora.specs.items():
             if spec.is_vector:
                 weight, _, last = module.rpartition(".")
@@ -154,17 +159,24 @@ class _Writer:
                     "down": (dtype, (spec.rank, *shape[1:])),
                     "alpha": (torch.float32, ()),
                 }
-                if dialect not in _WITH_ALPHA or (dialect == NATIVE and is_outside_blocks(name)):
-                    del tensors["alpha"]  # diffusers refuses one there, and no alpha means the same scale of 1
-            for part, size in tensors.items():
-                key = write_key(name, part, dialect, base, flat_prefix)
-                if key in sizes:
-                    raise OutputError(
-                        f"{module} and {self.module_of[key][0]} would have the same name in the {dialect} "
-                        "dialect. Choose another dialect."
-                    )
-                sizes[key] = size
-                self.module_of[key] = (module, part)
+                if dialect not in _WITH_ALPHA or (dialect == NATIVE and not families.has_alpha(name, family)):
+                    del tensors["alpha"]
+            there = written(name, dialect, family, lora.prefix)
+            self.read_by_comfyui += all(families.comfyui_reads(one.name, family) for one in there)
+            for one in there:
+                for part, (kind, size) in tensors.items():
+                    key = f"{one.name}.{ending(name, part, dialect)}"
+                    if key in sizes:
+                        raise OutputError(
+                            f"{module} and {self.module_of[key][0]} would have the same name in the {dialect} "
+                            "dialect. Choose another dialect."
+                        )
+                    if size and part != "down":
+                        size = (cut_rows(size[0], one.rows, module), *size[1:])
+                    sizes[key] = (kind, size)
+                    self.module_of[key] = (module, part)
+                    if not one.is_whole:
+                        self.rows_of[key] = one.rows
         self.plan = Layout.of(sizes)
         self.module_of = {key: self.module_of[key] for key, _, _ in self.plan.tensors}
 
@@ -173,6 +185,7 @@ class _Writer:
         done = 0
         deltas = cache.stream(self.lora, order, lambda: progress(done, len(order)) if progress else None)
         ready: dict[tuple[str, str], Tensor] = {}  # a module's bias may come between its two factors
+        left = Counter(self.module_of.values())  # a module that is split is written in several pieces
         for key, _, shape in self.plan.tensors:
             module, part = self.module_of[key]
             if part == "alpha":
@@ -183,7 +196,11 @@ class _Writer:
                 done += 1
                 if progress:
                     progress(done, len(order))
-            yield key, ready.pop((module, part)).view(shape)
+            left[module, part] -= 1
+            values = ready[module, part] if left[module, part] else ready.pop((module, part))
+            if part != "down" and (rows := self.rows_of.get(key)):
+                values = cut(values, rows)
+            yield key, values.reshape(shape)
         self._check_rounding()
 
     def _convert(self, module: str, delta: Delta) -> dict[tuple[str, str], Tensor]:
@@ -268,7 +285,8 @@ def _metadata(lora: Lora, title: str, dtype: torch.dtype, dialect: str, known: b
     ranks = sorted({lora.specs[name].rank for name in lora.matrices})
     rank = "Dynamic" if len(ranks) > 1 else str(ranks[0]) if ranks else "0"
     base = _agreed(lora, "ss_base_model_version") or lora.base_model or "unknown"
-    architecture = _agreed(lora, "modelspec.architecture") or f"{base}/lora"
+    family = lora.family
+    architecture = _agreed(lora, "modelspec.architecture") or f"{(family and family.architecture) or base}/lora"
     recipe = {
         "version": 1,
         "made_by": f"difflora {__version__}",
@@ -283,7 +301,8 @@ def _metadata(lora: Lora, title: str, dtype: torch.dtype, dialect: str, known: b
         "ss_base_model_version": base,
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": architecture,
-        "modelspec.implementation": _agreed(lora, "modelspec.implementation") or "https://github.com/Wan-Video/Wan2.1",
+        "modelspec.implementation": _agreed(lora, "modelspec.implementation")
+        or (family.implementation if family else "unknown"),
         "modelspec.title": title,
         "modelspec.date": now(),
         "modelspec.merged_from": ", ".join(name.removesuffix(".safetensors") for name in lora.made_from),

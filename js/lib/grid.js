@@ -1,5 +1,7 @@
 // @ts-check
 /** The block grid without its picture: which cells there are, what a stroke covers, what the presets choose. */
+import { ownOf } from "./families.js";
+import { SHOWN } from "./family_tables.js";
 import { Selection, stackOf } from "./selection.js";
 
 /**
@@ -20,30 +22,19 @@ import { Selection, stackOf } from "./selection.js";
  * @property {string[]} outside names that belong to no block
  */
 
-const ORDER = [
-  "self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o",
-  "cross_attn.q", "cross_attn.k", "cross_attn.v", "cross_attn.o", "cross_attn.k_img", "cross_attn.v_img",
-  "ffn.0", "ffn.2",
-];
+/** What Wan models look like, for a grid that no LoRA has reached yet. @type {Record<string, { stack: string, blocks: number, inside: string[] }>} */
+export const MODELS = Object.fromEntries(SHOWN.map(({ label, ...model }) => [label, model]));
 
-/** What Wan models look like, for a grid that no LoRA has reached yet. @type {Record<string, { blocks: number, image: boolean }>} */
-export const MODELS = {
-  "Wan 14B T2V": { blocks: 40, image: false },
-  "Wan 14B I2V": { blocks: 40, image: true },
-  "Wan 1.3B / 5B": { blocks: 30, image: false },
-};
-
-/** Module names of a Wan model. @param {{ blocks: number, image: boolean }} model */
-export const wanNames = ({ blocks, image }) => {
-  const inside = ORDER.filter((rest) => image || !rest.endsWith("_img"));
-  return Array.from({ length: blocks }, (_, block) => inside.map((rest) => `blocks.${block}.${rest}`)).flat();
-};
+/** Module names of such a model. @param {{ stack: string, blocks: number, inside: string[] }} model */
+export const namesOf = ({ stack, blocks, inside }) =>
+  Array.from({ length: blocks }, (_, block) => inside.map((rest) => `${stack}.${block}.${rest}`)).flat();
 
 /** Rows, columns and cells for a list of module names. @param {string[]} names @returns {Layout} */
 export const layoutOf = (names) => {
   /** @type {Map<string, { stack: string, block: number, cells: Map<string, string> }>} */
   const rows = new Map();
-  const rests = new Set();
+  /** @type {Map<string, number>} */
+  const rests = new Map();
   const outside = [];
   for (const name of names) {
     const at = stackOf(name);
@@ -56,18 +47,19 @@ export const layoutOf = (names) => {
     const row = rows.get(key) ?? { stack: at.stack, block: at.block, cells: new Map() };
     rows.set(key, row);
     row.cells.set(at.rest, name);
-    rests.add(at.rest);
+    if (!rests.has(at.rest)) rests.set(at.rest, ownOf(name)?.order ?? Infinity);
   }
-  const known = ORDER.filter((rest) => rests.has(rest));
-  const others = [...rests].filter((rest) => !ORDER.includes(rest));
-  const all = [...known, ...others].map((rest) => {
+  // As the model has them; what no family has comes behind, in the order of the names.
+  const all = [...rests].map(([rest, order]) => {
     const dot = rest.indexOf(".");
-    return dot < 0 ? { rest, group: "", label: rest } : { rest, group: rest.slice(0, dot), label: shortened(rest.slice(dot + 1)) };
-  });
+    return dot < 0 ? { rest, order, group: "", label: rest } : { rest, order, group: rest.slice(0, dot), label: shortened(rest.slice(dot + 1)) };
+  }).sort((a, b) => compare(a.order, b.order));
   const columns = [...new Set(all.map(({ group }) => group))].flatMap((group) =>
-    all.filter((column) => column.group === group).sort((a, b) => rank(a.label) - rank(b.label)),
+    all.filter((column) => column.group === group).sort((a, b) => rank(a.label) - rank(b.label))
+      .map(({ rest, label }) => ({ rest, group, label })),
   );
-  const stacks = [...new Set([...rows.values()].map((row) => row.stack))];
+  const order = (/** @type {{ cells: Map<string, string> }} */ row) => ownOf([...row.cells.values()][0])?.order ?? Infinity;
+  const stacks = [...new Set([...rows.values()].sort((a, b) => compare(order(a), order(b))).map((row) => row.stack))];
   const sorted = [...rows.values()].sort((a, b) => stacks.indexOf(a.stack) - stacks.indexOf(b.stack) || a.block - b.block);
   return {
     names,
@@ -76,6 +68,9 @@ export const layoutOf = (names) => {
     outside,
   };
 };
+
+/** @param {number} a @param {number} b */
+const compare = (a, b) => (a === b ? 0 : a - b);
 
 const PROJECTIONS = ["q", "k", "v", "o", "+q", "+k", "+v", "+o"];
 

@@ -3,6 +3,7 @@
  * The selection language, as in `difflora/selection.py`: the same texts, the same answers, the same error messages.
  * Grammar and worked cases: `tests/data/selection.json`.
  */
+import { ROLES, ownOf } from "./families.js";
 import { Pattern, PatternError, Work, WorkError } from "./patterns.js";
 
 export const MAX_TEXT = 100_000;
@@ -22,9 +23,7 @@ const PATTERN = /\/((?:[^/\\]|\\.)*)\//y;
 const EXACT = /"((?:[^"]|"")*)"/y;
 
 const FEED_FORWARD = ["ffn", "ff", "ff_context", "feed_forward"];
-/** Flux and HunyuanVideo compute attention and feed-forward of these blocks with the same matrices. */
-const BOTH = /(?:^|\.)single_(?:blocks\.[0-9]+\.linear[12]|transformer_blocks\.[0-9]+\.proj_out)(?:\.|$)/;
-/** What stands before the number of a block, and what a part of a block is called that looks like it. */
+/** What stands before the number of a block, and what a part of a block is called that looks like it, where no family is known. */
 const STACKS = /(?:blocks|layers|attentions|resnets|samplers|middle_block)$/;
 const LAYERS = ["in_layers", "out_layers", "emb_layers"];
 
@@ -119,7 +118,7 @@ export const summary = (names) => {
   const outside = [];
   for (const name of names) {
     const segments = name.split(".");
-    const numbered = numberedIn(segments);
+    const numbered = numberedIn(name, segments);
     if (!numbered.length) {
       outside.push(name);
       continue;
@@ -150,7 +149,7 @@ export const summary = (names) => {
  */
 export const stackOf = (name) => {
   const segments = name.split(".");
-  const numbered = numberedIn(segments);
+  const numbered = numberedIn(name, segments);
   if (!numbered.length) return null;
   let at = numbered[numbered.length - 1];
   // The blocks of the first U-Nets hold numbered parts: input_blocks.4.1 is part 1 of block 4.
@@ -158,9 +157,9 @@ export const stackOf = (name) => {
   return { stack: segments.slice(0, at).join("."), block: Number(segments[at]), rest: segments.slice(at + 1).join(".") };
 };
 
-/** Where the numbers of blocks stand in a name. @param {string[]} segments */
-const numberedIn = (segments) =>
-  segments.flatMap((segment, at) => {
+/** Where the numbers of blocks stand in a name. @param {string} name @param {string[]} segments */
+const numberedIn = (name, segments) =>
+  ownOf(name)?.numbered ?? segments.flatMap((segment, at) => {
     const before = segments[at - 1];
     return at && at < segments.length - 1 && isIndex(segment) && STACKS.test(before) && !LAYERS.includes(before) ? [at] : [];
   });
@@ -311,7 +310,13 @@ class Parser {
       return afterWhat(ranges, (before) => glob(before.slice(before.lastIndexOf(".") + 1)));
     }
     const wholes = spellings(word);
-    return afterWhat(ranges, (before) => wholes.some((whole) => before === whole || before.endsWith(`.${whole}`)));
+    const among = afterWhat(ranges, (before) => wholes.some((whole) => before === whole || before.endsWith(`.${whole}`)));
+    if (word.includes(".")) return among;
+    // "blocks 3" is block 3 of the stack that is called blocks, not of token_refiner.blocks as well.
+    return (name) => {
+      const own = ownOf(name);
+      return !(own?.isInner && wholes.some((whole) => own.stack.endsWith(`.${whole}`))) && among(name);
+    };
   }
 
   /** Numbers after a word: `0-10,20-29` or `0 1 2`. A comma followed by a number belongs to them. */
@@ -358,15 +363,24 @@ class Parser {
   }
 }
 
-/** @type {[string, Test][]} */
-const WORDS_OF_THEIR_OWN = [
-  ["all", () => true],
-  ["none", () => false],
+/** What a name looks like that no family has. @type {Record<string, Test>} */
+const GUESSES = {
   // A U-Net's "attentions" are whole transformers.
-  ["attn", (name) => name.includes("attn") || name.replaceAll("attentions", "").includes("attention") || BOTH.test(name)],
-  ["ffn", (name) => name.split(".").some((part) => FEED_FORWARD.includes(part) || part.includes("mlp")) || BOTH.test(name)],
-];
-const KEYWORDS = new Map(WORDS_OF_THEIR_OWN);
+  attn: (name) => name.includes("attn") || name.replaceAll("attentions", "").includes("attention"),
+  ffn: (name) => name.split(".").some((part) => FEED_FORWARD.includes(part) || part.includes("mlp")),
+};
+
+/** By the family's table; by its parts, a name that no family has. @param {string} role @returns {[string, Test]} */
+const byRole = (role) => {
+  const guess = GUESSES[role] ?? ((/** @type {string} */ name) => `.${name}.`.includes(`.${role}.`));
+  return [role, (name) => {
+    const own = ownOf(name.replace(/\.bias$/, ""));
+    return own ? own.roles.has(role) : guess(name);
+  }];
+};
+
+/** @type {Map<string, Test>} */
+const KEYWORDS = new Map([["all", () => true], ["none", () => false], ...ROLES.map(byRole)]);
 
 /** A word as it is typed, and as names spell it: `Self-Attn` is `self_attn`, and `block` is `blocks`. @param {string} word */
 const spellings = (word) => {

@@ -6,6 +6,7 @@
  * corrections (grouped by equal rows or by equal columns). The shortest wins. Whatever a sketch still gets wrong is put
  * right by naming modules one by one, so the result is exact for any picture and any names.
  */
+import { ROLES } from "./families.js";
 import { Selection, stackOf } from "./selection.js";
 
 /** @typedef {{ key: string, stack: string, block: number, cells: Map<string, string> }} Row cells: column -> name */
@@ -59,8 +60,8 @@ class Grid {
     for (const blocks of this.blocks.values()) blocks.sort((a, b) => a - b);
     /** Stacks with other rows inside: input_blocks.4 holds proj_in itself, and input_blocks.4.1.transformer_blocks. */
     this.outer = new Set([...this.blocks.keys()].filter((stack) => [...this.blocks.keys()].some((other) => other.startsWith(`${stack}.`))));
-    this.words = new Map([...this.keyword("attn"), ...this.keyword("ffn")]);
-    for (const [word, fits] of vocabulary(this.columns)) if (word !== "attn" && word !== "ffn") this.words.set(word, fits);
+    this.words = new Map(ROLES.flatMap((role) => this.keyword(role)));
+    for (const [word, fits] of vocabulary(this.columns)) if (!ROLES.includes(word)) this.words.set(word, fits);
   }
 
   /** A word that goes by the whole name: of use only if it fits all cells of a column or none. @param {string} word @returns {[string, Set<string>][]} */

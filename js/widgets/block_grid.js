@@ -3,7 +3,7 @@
  * The block grid on Select Blocks. The selection text is the only state: the grid shows what the text means and, when a
  * stroke ends, writes the shortest text that means the picture.
  */
-import { MODELS, STEPS, cellText, groupsOf, heatStep, inverted, layoutOf, presets, rowLabel, short, strongest, wanNames } from "../lib/grid.js";
+import { MODELS, STEPS, cellText, groupsOf, heatStep, inverted, layoutOf, presets, rowLabel, short, strongest, namesOf } from "../lib/grid.js";
 import { Selection, SelectionError } from "../lib/selection.js";
 import { write } from "../lib/selection_writer.js";
 import { retellError, say } from "../lib/words.js";
@@ -33,7 +33,7 @@ const groupName = (group, columns) => {
 /** @param {Host} host */
 export const blockGrid = (host) => {
   let model = Object.keys(MODELS)[0];
-  let layout = layoutOf(wanNames(MODELS[model]));
+  let layout = layoutOf(namesOf(MODELS[model]));
   let layoutKey = "";
   let largest = 0;
   /** @type {Record<string, import("../lib/messages.js").ModuleNumbers> | null} */
@@ -267,7 +267,7 @@ export const blockGrid = (host) => {
   const refresh = () => {
     if (surface.busy()) return;
     modules = host.modules();
-    const names = modules ? Object.keys(modules) : wanNames(MODELS[model]);
+    const names = modules ? Object.keys(modules) : namesOf(MODELS[model]);
     const key = names.join();
     if (key !== layoutKey) {
       layoutKey = key;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ...difflora.lora.selection import stack_of
-from ...difflora.names.keys import natural_order, place
+from ...difflora.names import families
+from ...difflora.names.keys import model_order, natural_order
 from ...difflora.rank.analysis import Analysis, average_spectrum
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ QUANTITIES = {
     "stable rank": ("stable rank of A − B", lambda n, rank: n.stable_rank, "viridis"),
     "energy": ("energy kept at rank {rank}", lambda n, rank: n.energy(rank), "viridis"),
 }
-_COLUMNS = [f"{attention}.{p}" for attention in ("self_attn", "cross_attn") for p in ("q", "k", "v", "o")]
-_COLUMNS += ["cross_attn.k_img", "cross_attn.v_img", "ffn.0", "ffn.2"]
 INK, FAINT = "#1f2430", "#8a93a3"
 
 
@@ -75,24 +74,24 @@ def module_map(
 
 
 def _grid(modules: Iterable[str]) -> tuple[list[str], list[str], dict[str, tuple[int, int]]]:
-    """Row labels, column labels, and where each module goes; other models use their own block and module names."""
-    at: dict[str, tuple[str, str]] = {}
-    for name in modules:
-        spot = place(name)
-        if spot.component:
-            at[name] = (
-                f"{'' if spot.stack == 'blocks' else 'vace '}{spot.block}",
-                f"{spot.component}.{spot.projection}",
-            )
-        elif stack := stack_of(name):
-            at[name] = (f"{stack[0]} {stack[1]}", stack[2])
+    """Row labels, column labels, and where each module goes: a row a block of a stack, in the model's order."""
+    places = {name: place for name in modules if (place := stack_of(name))}
+    at = {name: (f"{stack} {block}".removeprefix("blocks "), rest) for name, (stack, block, rest) in places.items()}
     if not at:
         at = {name: (name, "") for name in modules}
-    found = {column for _, column in at.values()}
-    columns = [column for column in _COLUMNS if column in found]
-    columns += sorted(found - set(columns), key=natural_order)
-    rows = sorted({row for row, _ in at.values()}, key=natural_order)
+    ordered = sorted(at, key=model_order)
+    rows = list(dict.fromkeys(at[name][0] for name in ordered))
+    columns = sorted({column for _, column in at.values()}, key=_column_order(ordered, at))
     return rows, columns, {name: (rows.index(row), columns.index(column)) for name, (row, column) in at.items()}
+
+
+def _column_order(ordered: list[str], at: Mapping[str, tuple[str, str]]) -> Callable[[str], tuple[int, object]]:
+    """Columns as the first block has them; what only later blocks have comes where it stands in the model."""
+    ranks: dict[str, tuple[int, object]] = {}
+    for name in ordered:
+        known = families.own(name)
+        ranks.setdefault(at[name][1], (0, known[0].order) if known else (1, natural_order(at[name][1])))
+    return lambda column: ranks[column]
 
 
 def spectrum(analysis: Analysis, rank: int) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 from ...difflora import Lora
 from ...difflora.errors import PairError
 from ...difflora.lora.lora import label
-from ...difflora.names.keys import KOHYA, NATIVE, place, write_key
+from ...difflora.names import families
+from ...difflora.names.keys import KOHYA, NATIVE, write_key
 from ...difflora.sentence import Sentence
 
 
@@ -53,10 +54,8 @@ class Targets:
                 f"None of the {len(lora)} modules of {label(lora)}{_of(lora.base_model)} is in this model, the first is "
                 f"{missing[0]}: they belong to another model."
             )
-        images = [name for name in missing if (place(name).projection or "").endswith("_img") or "img_emb" in name]
-        needed = [
-            name for name in missing if place(name).component and name not in images and not lora.specs[name].is_vector
-        ]
+        images = [name for name in missing if families.is_optional(name)]
+        needed = [name for name in missing if _computes(name) and name not in images and not lora.specs[name].is_vector]
         if needed:
             raise PairError(
                 f"{len(needed)} attention or feed-forward modules of {label(lora)}{_of(lora.base_model)} are not in this "
@@ -76,6 +75,12 @@ class Targets:
             )
 
 
+def _computes(name: str) -> bool:
+    """Whether a module is attention or feed-forward."""
+    found = families.own(name)
+    return found is not None and bool(found[0].roles & {"attn", "ffn"})
+
+
 def _fits(shape: tuple[int, ...], weight: tuple[int, ...]) -> bool:
     """Whether a change of this shape is one of a weight, apart from how its columns are laid out."""
     return shape[:1] == weight[:1] and math.prod(shape) == math.prod(weight)
@@ -92,7 +97,7 @@ def _spelled_key(
 ) -> str | None:
     """The same by every other name that ComfyUI knows for it."""
     for dialect in (NATIVE, KOHYA):
-        written = write_key(name, "up", dialect, lora.base_model, lora.flat_prefix)
+        written = write_key(name, "up", dialect, lora.family, lora.prefix)
         key = spellings.get(written.removesuffix(".lora_up.weight"))
         if isinstance(key, str) and key in weights:
             return key

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 
 from ...difflora.errors import SelectionError
 from ...difflora.lora.selection import Selection
-from ...difflora.names.keys import place
+from ...difflora.names import families
 
 
 def blocks_of(modules: Sequence[str]) -> dict[str, int]:
     """Module -> index of the block it is in, for the projections in the main stack of blocks of a Wan model."""
-    placed = {module: place(module) for module in modules}
+    found = {module: families.own(module) for module in modules}
     return {
-        module: at.block
-        for module, at in placed.items()
-        if at.stack == "blocks" and at.block is not None and at.projection
+        module: int(at[1][0])
+        for module, at in found.items()
+        if at and at[0].stack == "blocks" and at[0].roles and not families.is_norm(module)
     }
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from difflora.errors import SelectionError
 from difflora.lora.patterns import Pattern
 from difflora.lora.selection import Selection, stack_of, summary
+from scripts import family_tables
 from tests.model_names import DATA, names_of
 
 
@@ -221,3 +222,7 @@ def test_a_selection_has_a_budget_of_work(text, names):
 def test_what_people_write_is_far_below_the_budget():
     text = ", ".join(["all", *(f'!"{name}"' for name in MANY)]) + ", " + ",".join(["*.self_attn.?"] * 20)
     assert len(Selection.parse(text).weights(MANY)) == 400
+
+
+def test_the_page_has_the_same_families():
+    assert family_tables.TARGET.read_text("utf-8") == family_tables.text(), "run: python -m scripts.family_tables"

@@ -1,4 +1,8 @@
-"""ComfyUI finds the same weight by the name that we write as by the name that we read, in models other than Wan."""
+"""Every name that ComfyUI takes for a weight is read here as that weight, rows included, and what is written is one of them.
+
+The truth is ComfyUI's own: its models, and the map from names in LoRA files to weights that its loader uses. CI has
+ComfyUI 0.3.75, which has no LTX-2, Krea 2, Anima and MiniMax H3; ``COMFYUI_DIR`` names a newer one.
+"""
 
 import json
 import os
@@ -8,24 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from difflora.names.keys import KOHYA, NATIVE, read_keys, write_key
+from difflora.names import families
+from difflora.names.keys import DIFFUSERS, KOHYA, NATIVE, PEFT, read_keys, write_key, written
 from tests.conftest import absent
-from tests.model_names import names_of
 
 pytestmark = pytest.mark.comfy
 
-# A list of names, ComfyUI's model, what stands before the names in files, the base model that a file shows.
-SPELLINGS = [
-    ("flux-own", "flux", ("lora_unet_", "diffusion_model."), "Flux"),
-    ("flux-diffusers", "flux", ("lora_transformer_", "lycoris_", "transformer."), "Flux"),
-    ("hunyuan-own", "hunyuan", ("transformer.", "diffusion_model."), "HunyuanVideo"),
-    ("hunyuan-comfyui", "hunyuan", ("lora_unet_", "diffusion_model."), "HunyuanVideo"),
-    ("ltx-comfyui", "ltx", ("lora_unet_", "diffusion_model."), "LTX-Video"),
-    ("qwen-image", "qwen-image", ("lora_unet_", "lycoris_", "transformer.", "diffusion_model."), "Qwen-Image"),
-    ("sdxl-own", "sdxl", ("lora_unet_", "diffusion_model."), "SDXL"),
-    ("sdxl-diffusers", "sdxl", ("lora_unet_", "lycoris_"), "SDXL"),
-]
-SPELLINGS = [(names, model, prefix, base) for names, model, prefixes, base in SPELLINGS for prefix in prefixes]
+# Model in comfyui_keys.py -> family.
+MODELS = {
+    "wan": "Wan", "wan-i2v": "Wan", "wan-5b": "Wan", "wan-vace": "Wan", "wan-animate": "Wan", "wan-s2v": "Wan",
+    "wan-fun-control": "Wan", "wan-camera": "Wan",
+    "krea2": "Krea 2", "z-image": "Z-Image", "flux2": "FLUX.2", "flux2-klein": "FLUX.2", "ltx2": "LTX-2",
+    "qwen-image": "Qwen-Image", "anima": "Anima", "flux": "Flux", "hunyuan": "HunyuanVideo",
+    "hunyuan15": "HunyuanVideo-1.5", "minimax-h3": "MiniMax H3", "ltx": "LTX-Video", "sdxl": "SDXL",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -40,50 +40,70 @@ def comfyui():
     return json.loads(run.stdout)
 
 
-@pytest.mark.parametrize(
-    ("names", "model"),
-    [
-        ("flux-own", "flux"),
-        ("hunyuan-comfyui", "hunyuan"),
-        ("ltx-comfyui", "ltx"),
-        ("qwen-image", "qwen-image"),
-        ("sdxl-own", "sdxl"),
-    ],
-)
-def test_the_list_is_what_comfyui_has(comfyui, names, model):
-    assert set(names_of(names)) == set(comfyui[model]["modules"])
+@pytest.fixture(params=MODELS)
+def model(request, comfyui):
+    if request.param not in comfyui:
+        pytest.skip("this version of ComfyUI does not have the model")
+    return comfyui[request.param] | {"family": families.named(MODELS[request.param])}
 
 
-def spelled(name, prefix, names):
-    if names == "hunyuan-own":
-        name = name.replace("_attn.", "_attn_")
-    return prefix + (name.replace(".", "_") if prefix.endswith("_") else name)
+def matrices(model):
+    return {name: shape for name, shape in model["shapes"].items() if len(shape) > 1}
 
 
-@pytest.mark.parametrize(("names", "model", "prefix", "base"), SPELLINGS)
-def test_comfyui_finds_the_same_weight_by_what_is_written(comfyui, names, model, prefix, base):
-    known = comfyui[model]["names"]
-    stems = [spelled(name, prefix, names) for name in names_of(names)]
-    found = read_keys([f"{stem}.alpha" for stem in stems])
-    for module, parts in found.modules.items():
-        stem = parts["alpha"].removesuffix(".alpha")
-        # By HunyuanVideo's own names, ComfyUI knows no flat ones; those are for musubi-tuner.
-        for dialect in (NATIVE,) if names == "hunyuan-own" else (NATIVE, KOHYA):
-            key = write_key(module, "alpha", dialect, base, found.flat_prefix).removesuffix(".alpha")
-            assert (key, known.get(key)) == (key, known[stem])
+def test_the_family_has_every_module_of_the_model(model):
+    for name in model["shapes"]:
+        known = families.own(name)
+        assert known and model["family"].name in known[0].families, name
+    # Only attention and feed-forward are called that, and all of it.
+    for name in matrices(model):
+        roles = families.own(name)[0].roles & {"attn", "ffn"}
+        words = name.split(".")
+        is_inside = any(
+            word in ("attn", "attention", "self_attn", "cross_attn") or "attn" in word and "modulation" not in word
+            for word in words
+        )
+        assert bool(roles) == bool(
+            is_inside or {"ffn", "ff", "audio_ff", "feed_forward", "linear1", "linear2"} & set(words[2:3])
+            or any(word.endswith("mlp") and "modulation" not in word and "embedder" not in words[0] for word in words[1:])
+            or "transformer_1d_blocks" in words or "ff" in words or words[:1] in (["face_adapter"], ["audio_injector"])
+            and "adain" not in name
+        ), name  # fmt: skip
 
 
-@pytest.mark.parametrize(("names", "model", "prefix", "base"), [row for row in SPELLINGS if row[2].endswith("_")])
-def test_a_flat_name_alone_is_enough(comfyui, names, model, prefix, base):
-    """A file of one module does not show its base model; then the prefix tells Flux from the others."""
-    known = comfyui[model]["names"]
-    for name in names_of(names):
-        stem = spelled(name, prefix, names)
-        found = read_keys([f"{stem}.alpha"])
-        (module,) = found.modules
-        if module == "head.head":
-            assert name == "proj_out"  # alone, it is Wan's
+def test_every_name_that_comfyui_takes_is_read_as_the_same_weight(model):
+    family, said = model["family"], {"modelspec.architecture": model["family"].words[0]}
+    for name, target in model["names"].items():
+        weight, rows = (target, None) if isinstance(target, str) else (target[0], target[1])
+        if not weight.endswith(".weight") or name.endswith("linear1_qkv"):
             continue
-        for dialect in (NATIVE, KOHYA):
-            key = write_key(module, "alpha", dialect, None, found.flat_prefix).removesuffix(".alpha")
-            assert (key, known.get(key)) == (key, known[stem])
+        module = weight.removeprefix("diffusion_model.").removesuffix(".weight")
+        if module not in model["shapes"]:
+            continue  # ComfyUI's map for Flux.1 and FLUX.2 is one, and names what only one of them has
+        found = read_keys([f"{name}.alpha"], said)
+        assert family in found.families or {"Flux", "FLUX.2"} >= {family.name, found.families[0].name}, name
+        (spelled,) = found.modules
+        pieces = found.pieces.get(spelled)
+        assert {piece.module for piece in pieces or ()} or {spelled} == {module}, name
+        if rows:
+            (piece,) = pieces
+            assert piece.rows.within(model["shapes"][module][0]) == slice(rows[1], rows[1] + rows[2]), name
+
+
+@pytest.mark.parametrize("dialect", [NATIVE, KOHYA, DIFFUSERS, PEFT])
+def test_what_is_said_to_be_read_by_comfyui_is(model, dialect, comfyui):
+    family, names = model["family"], model["names"]
+    if dialect != NATIVE and "krea2" not in comfyui:
+        pytest.skip("older versions of ComfyUI take fewer names")
+    for module in matrices(model):
+        for one in written(module, dialect, family):
+            said = families.comfyui_reads(one.name, family)
+            # ComfyUI takes a few of diffusers' names for SDXL: those of modules outside attention.
+            assert said == (one.name in names) or (family.name == "SDXL" and not said), one.name
+
+
+def test_the_native_dialect_reaches_every_weight(model):
+    family, names = model["family"], model["names"]
+    for module in matrices(model):
+        key = write_key(module, "alpha", NATIVE, family).removesuffix(".alpha")
+        assert names.get(key) == f"diffusion_model.{module}.weight", key

@@ -4,14 +4,14 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
-import { STEPS, heatStep, indexAt, inverted, layoutOf, line, presets, rectangle, short, strongest, wanNames } from "../../js/lib/grid.js";
+import { STEPS, heatStep, indexAt, inverted, layoutOf, MODELS, line, namesOf, presets, rectangle, short, strongest } from "../../js/lib/grid.js";
 import { readMessage } from "../../js/lib/messages.js";
 import { Selection } from "../../js/lib/selection.js";
 import { average, kept, outcome } from "../../js/lib/spectrum.js";
 import { keyed, positionOf, reachOf, rounded, signed, valueAt, zoneOf } from "../../js/lib/strength.js";
 
-const T2V = wanNames({ blocks: 40, image: false });
-const I2V = wanNames({ blocks: 40, image: true });
+const T2V = namesOf(MODELS["Wan 14B T2V"]);
+const I2V = namesOf(MODELS["Wan 14B I2V"]);
 
 test("a Wan LoRA has a row for each block and a column for each projection, in the model's order", () => {
   const shuffled = [...I2V].sort();
@@ -34,7 +34,7 @@ test("every name is in exactly one cell, absent ones are holes", () => {
 });
 
 test("every preset is a selection that picks something, and early, middle and late share all blocks", () => {
-  for (const names of [T2V, wanNames({ blocks: 30, image: false }), Array.from({ length: 19 }, (_, n) => `double_blocks.${n}.img_attn.qkv`)]) {
+  for (const names of [T2V, namesOf(MODELS["Wan 1.3B / 5B"]), Array.from({ length: 19 }, (_, n) => `double_blocks.${n}.img_attn.qkv`)]) {
     const texts = new Map(presets(layoutOf(names)));
     for (const [word, text] of texts) assert.equal(Selection.parse(text).chosen(names).size > 0, word !== "none", text);
     const parts = ["early", "middle", "late"].map((word) => Selection.parse(texts.get(word) ?? "").chosen(names).size);

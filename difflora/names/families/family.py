@@ -1,0 +1,221 @@
+"""What one family of models is, and how names are looked up by templates.
+
+A template is a module name in which ``#`` stands for the number of a block and braces for alternatives, as in a shell:
+``blocks.#.self_attn.{q,k}``. Two templates with braces are read side by side, so that one line can rename several modules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+Shapes = Mapping[str, tuple[int, ...]]
+ValueT = TypeVar("ValueT")
+
+OWN, DIFFUSERS = "own", "diffusers"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A run of rows of a weight, in equal units: rows 3 … 7 of 7 are ``Rows(3, 4, 7)``."""
+
+    start: int
+    size: int
+    of: int
+
+    def within(self, rows: int) -> slice:
+        """The same in a weight of so many rows; raises ValueError if they cannot be divided so."""
+        if rows % self.of:
+            raise ValueError(f"{rows} rows cannot be divided by {self.of}")
+        unit = rows // self.of
+        return slice(self.start * unit, (self.start + self.size) * unit)
+
+
+@dataclass(frozen=True)
+class Link:
+    """One module of another code, and the module of the model that it is, or the rows of it that it is.
+
+    own, theirs            templates without braces
+    own_rows, their_rows   None for all of them
+    """
+
+    own: str
+    theirs: str
+    own_rows: Rows | None = None
+    their_rows: Rows | None = None
+
+
+def renamed(*pairs: tuple[str, str]) -> tuple[Link, ...]:
+    """Modules that have another name in another code: (theirs, own)."""
+    return tuple(
+        Link(own, theirs)
+        for left, right in pairs
+        for theirs, own in zip(spelled_out(left), spelled_out(right), strict=True)
+    )
+
+
+def split(own: str, theirs: str, sizes: tuple[int, ...] = (1, 1, 1)) -> tuple[Link, ...]:
+    """One module of the model whose rows are several modules elsewhere, in this order: q, k and v."""
+    total = sum(sizes)
+    links = []
+    for template, names in zip(spelled_out(own), _grouped(theirs, len(sizes)), strict=True):
+        start = 0
+        for name, size in zip(names, sizes, strict=True):
+            links.append(Link(template, name, own_rows=Rows(start, size, total)))
+            start += size
+    return tuple(links)
+
+
+def fused(own: str, theirs: str) -> tuple[Link, ...]:
+    """Several modules of the model that are the rows of one elsewhere, in this order and of equal size."""
+    names = spelled_out(own)
+    return tuple(Link(name, theirs, their_rows=Rows(at, 1, len(names))) for at, name in enumerate(names))
+
+
+def swapped(own: str, theirs: str) -> tuple[Link, ...]:
+    """One module in both, but with its two halves the other way round."""
+    halves = (Rows(0, 1, 2), Rows(1, 1, 2))
+    return tuple(Link(own, theirs, left, right) for left, right in zip(halves, reversed(halves), strict=True))
+
+
+def _grouped(template: str, size: int) -> Iterator[list[str]]:
+    names = spelled_out(template)
+    for at in range(0, len(names), size):
+        yield names[at : at + size]
+
+
+def spelled_out(template: str) -> list[str]:
+    """``a{b,c{d,e}}`` is ab, acd and ace, as in a shell."""
+    names: list[str] = []  # the words before a comma
+    ends = [""]
+    outer: list[tuple[list[str], list[str]]] = []
+    for piece in re.split(r"([{},])", template):
+        if piece == "{":
+            outer.append((names, ends))
+            names, ends = [], [""]
+        elif piece == ",":
+            names, ends = names + ends, [""]
+        elif piece == "}":
+            inside = names + ends
+            names, ends = outer.pop()
+            ends = [before + word for before in ends for word in inside]
+        else:
+            ends = [before + piece for before in ends]
+    return ends
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """Models with the same modules.
+
+    name            what a person calls it, and what metadata say
+    modules         (template, roles), in the model's order. Roles are what selections know: "attn", "self_attn",
+                    "cross_attn", "ffn", and the streams "audio", "text" and "image"
+    codes           name of another code -> what it calls the modules; modules that are not there have the same name
+    read            what ComfyUI takes beside ``diffusion_model.`` and ``lora_unet_`` before its own names: (prefix, code)
+    unread          templates of another code's names that ComfyUI does not take, though it takes the others of that code
+    kohya           the code whose names trainers with flat names use
+    native          what stands before names that ComfyUI and others read; one that ends with "_" is for flat names
+    diffusers       what stands before names in diffusers
+    depths          numbers of blocks in each stack, of the models that there are
+    widths          shapes (out, in) that some modules have, by template: tells families with the same names apart
+    variant         what the shapes say about the model, for people to read; None if they say nothing
+    architecture    what `modelspec.architecture` starts with
+    implementation  where the model comes from
+    kernels         convolutions, by template: trainers may store a change of one flattened
+    optional        templates of what models of the family do without: image-to-video modules
+    norms           templates of norms that are not called so
+    alpha_in_blocks  whether some reader refuses an alpha outside the blocks
+    bare            templates of parameters that are not the weight of a layer
+    built_on        words in the flat names of layers that models built on the family's have beside its own
+    words           what tells the family in an architecture's name
+    shown           (label, {stack: number of blocks}, rests in a block): what a grid shows that no LoRA has reached yet
+    """
+
+    name: str
+    modules: tuple[tuple[str, str], ...]
+    implementation: str
+    architecture: str = ""
+    codes: Mapping[str, tuple[Link, ...]] = field(default_factory=dict)
+    read: tuple[tuple[str, str], ...] = ()
+    unread: tuple[str, ...] = ()
+    kohya: str = OWN
+    native: str = "diffusion_model."
+    diffusers: str = "transformer."
+    depths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    widths: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    variant: Callable[[Shapes], str | None] | None = None
+    kernels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
+    alpha_in_blocks: bool = False
+    bare: tuple[str, ...] = ()
+    built_on: re.Pattern[str] | None = None
+    words: tuple[str, ...] = ()
+    shown: tuple[tuple[str, str, int, tuple[str, ...]], ...] = ()
+
+    def own(self) -> Iterator[tuple[str, str]]:
+        """(template without braces, roles) of every module, in the model's order."""
+        for template, roles in self.modules:
+            for name in spelled_out(template):
+                yield name, roles
+
+
+class Templates(Generic[ValueT]):
+    """Looks names up by templates. Most have one number, so one search and one look-up find them.
+
+    separator  what stands between the parts of a name: "." or "_"
+    """
+
+    def __init__(self, separator: str):
+        # What trainers write: no leading zeros, and no model has ten thousand blocks.
+        number, alone = "(?:0|[1-9][0-9]{0,3})", rf"(?<![^{separator}]){{}}(?![^{separator}])"
+        self._number = re.compile(alone.format(number))
+        self._mark = re.compile(alone.format(f"(?:#|{number})"))
+        self._one: dict[tuple[str, str], ValueT] = {}
+        self._plain: dict[str, ValueT] = {}
+        self._many: dict[str, list[tuple[tuple[str, ...], ValueT]]] = {}
+
+    def setdefault(self, template: str, value: ValueT) -> ValueT:
+        """The value that the template has; `value` if it has none yet."""
+        head, sign, tail = template.partition("#")
+        if not sign:
+            return self._plain.setdefault(template, value)
+        if "#" not in tail and not self._number.search(head):
+            return self._one.setdefault((head, tail), value)
+        numbers = tuple(self._mark.findall(template))
+        entries = self._many.setdefault(self._mark.sub("#", template), [])
+        for known, other in entries:
+            if known == numbers:
+                return other
+        entries.append((numbers, value))
+        return value
+
+    def find(self, name: str) -> tuple[ValueT, tuple[str, ...]] | None:
+        """The value of the template that a name fits, and the numbers that its ``#`` stand for."""
+        value = self._plain.get(name)
+        if value is not None:
+            return value, ()
+        first = self._number.search(name)
+        if not first:
+            return None
+        value = self._one.get((name[: first.start()], name[first.end() :]))
+        if value is not None:
+            return value, (first[0],)
+        entries = self._many.get(self._number.sub("#", name))
+        if entries:
+            found = self._number.findall(name)
+            for numbers, value in entries:
+                if all(mark in ("#", number) for mark, number in zip(numbers, found, strict=True)):
+                    return value, tuple(n for mark, n in zip(numbers, found, strict=True) if mark == "#")
+        return None
+
+
+def filled(template: str, numbers: tuple[str, ...]) -> str:
+    """A template with numbers in the places of its ``#``."""
+    if len(numbers) == 1:
+        return template.replace("#", numbers[0], 1)
+    pieces = template.split("#")
+    return "".join(piece + number for piece, number in zip(pieces, (*numbers, ""), strict=True))

@@ -27,6 +27,7 @@ from .pieces import Part, joined, joined_spec
 
 SMALL_SIDE = 512  # a matrix with a side this small already is a product of factors: itself and an identity
 LARGEST_WEIGHT = 2**31  # values in one tensor; an embedding of a large language model has a billion
+LARGEST_PRODUCT = 2**29  # the same, where a small file stands for the weight: FLUX.2's largest has 340 million
 LARGEST_SCALE = 1e30  # of alpha / rank; more is damage, and overflows
 DENSE_SHARE = 0.5  # factors of a larger rank than this share of the smaller side are no smaller than the matrix
 
@@ -118,7 +119,8 @@ class FileLora(StoredLora):
                 raise TensorError(
                     f"{self.name}: {printable(source.keys[sizes.index(0)])} holds no values: the file is damaged."
                 )
-            if max(*sizes, math.prod(source.spec.shape)) > LARGEST_WEIGHT:
+            limit = LARGEST_PRODUCT if isinstance(source, _FormSource) and source.form is not _FULL else LARGEST_WEIGHT
+            if max(*sizes, math.prod(source.spec.shape)) > limit:
                 raise TensorError(
                     f"{self.name}: {printable(module)} would change a weight of shape {source.spec.shape}: no model has "
                     "such a large one, so the file is damaged."
@@ -517,7 +519,7 @@ _FORMS = (
     _Form(
         lycoris.LOHA, (*lycoris.LOHA, "hada_t1", "hada_t2"), lycoris.loha_shape, lycoris.hadamard, lycoris.hadamard_full
     ),
-    _Form(lycoris.LOKR, lycoris.LOKR, lycoris.lokr_shape, lycoris.kronecker, _product_of(lycoris.kronecker)),
+    _Form(lycoris.LOKR, lycoris.LOKR, lycoris.lokr_shape, lycoris.kronecker, lycoris.kronecker_full),
 )
 _FULL = _Form(
     ("diff",),

@@ -56,6 +56,25 @@ def kronecker(parts: Mapping[str, Tensor]) -> Factors:
     return torch.kron(up_1, up_2), down.flatten(0, 1).flatten(1)
 
 
+def kronecker_full(parts: Mapping[str, Tensor]) -> Tensor:
+    """The same LoKr multiplied out, (out, in·kernel), without more memory than that takes.
+
+    Where both sides are stored in full, each value is one product, which float32 rounds as float64 and then float32 would.
+    """
+    left = parts["lokr_w1"] if "lokr_w1" in parts else parts["lokr_w1_a"].double() @ parts["lokr_w1_b"].double()
+    if "lokr_w2" in parts:
+        right = parts["lokr_w2"]
+    elif "lokr_t2" in parts:
+        right = _tucker(parts["lokr_t2"], parts["lokr_w2_a"], parts["lokr_w2_b"])
+    else:
+        factor = parts["lokr_w2_b"]
+        right = (parts["lokr_w2_a"].double() @ factor.double().flatten(1)).view(-1, *factor.shape[1:])
+    dtype = torch.float32 if "lokr_w1" in parts and "lokr_w2" in parts else torch.float64
+    left, right = left.to(dtype), right.to(dtype).flatten(2) if right.ndim > 2 else right.to(dtype)[..., None]
+    (p, q), (m, n, kernel) = left.shape, right.shape
+    return (left[:, None, :, None, None] * right[None, :, None]).reshape(p * m, q * n * kernel)
+
+
 def hadamard_full(parts: Mapping[str, Tensor]) -> Tensor:
     """The same LoHa multiplied out, (out, in): for ranks whose product is no smaller than the matrix."""
     if "hada_t1" in parts:

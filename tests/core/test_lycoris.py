@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import difflora
 from difflora import Energy, FixedRank, Knee, Ratio
@@ -285,3 +286,66 @@ def test_analysis_of_a_full_difference_and_a_lora(tmp_path):
     assert numbers.cosine == pytest.approx((matrix * truth).sum() / norms[0] / norms[1], abs=1e-6)
     values = np.linalg.svd(matrix - truth, compute_uv=False)
     assert numbers.energy(4) == pytest.approx((values[:4] ** 2).sum() / norms[2] ** 2, rel=1e-5)
+
+
+class Largest(TorchDispatchMode):
+    """The bytes of the largest tensor that any operation made, and the multiplications of all matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = self.products = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.bytes = max(self.bytes, made.numel() * made.element_size())
+            if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm):
+                self.products += made.numel() * args[0].shape[-1]
+        return made
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"lokr_w1": (64, 64), "lokr_w2": (80, 80)},
+        {"lokr_w1_a": (64, 60), "lokr_w1_b": (60, 64), "lokr_w2": (80, 80)},
+        {"lokr_w1": (64, 64), "lokr_w2_a": (80, 70), "lokr_w2_b": (70, 80)},
+    ],
+    ids=["full", "left", "right"],
+)
+def test_an_honest_lokr_takes_the_memory_and_work_of_its_weight(parts, tmp_path):
+    """Factor -1 at 5120 x 5120: a file of 80 kB that stands for 105 MB."""
+    random = torch.Generator().manual_seed(1)
+    stored = {name: torch.randn(*shape, generator=random) for name, shape in parts.items()}
+    save_file(
+        {f"lora_unet_blocks_0_self_attn_q.{name}": value for name, value in stored.items()}, tmp_path / "a.safetensors"
+    )
+    lora = difflora.load(tmp_path / "a.safetensors")
+    with Largest() as largest:
+        delta = lora["blocks.0.self_attn.q"]
+    assert largest.bytes <= 8 * 5120 * 5120
+    assert largest.products < 5120 * 5120
+    left = stored["lokr_w1"] if "lokr_w1" in stored else stored["lokr_w1_a"].double() @ stored["lokr_w1_b"].double()
+    right = stored["lokr_w2"] if "lokr_w2" in stored else stored["lokr_w2_a"].double() @ stored["lokr_w2_b"].double()
+    torch.testing.assert_close(delta.dense(), torch.kron(left.double(), right.double()).float())
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"lokr_w1": (214, 214), "lokr_w2": (215, 215)},
+        {"lokr_w1": (1000, 30), "lokr_w2": (1000, 30)},
+        {"lokr_w1_a": (300, 1), "lokr_w1_b": (1, 300), "lokr_w2_a": (100, 1), "lokr_w2_b": (1, 100)},
+        {"hada_w1_a": (30000, 1), "hada_w1_b": (1, 30000), "hada_w2_a": (30000, 1), "hada_w2_b": (1, 30000)},
+        {"lokr_w1": (80, 80), "lokr_w2": (8, 8, 50, 50)},
+    ],
+    ids=range(5),
+)
+def test_a_small_file_that_claims_a_weight_of_no_model_is_refused_from_its_header(parts, tmp_path):
+    save_file(
+        {f"lora_unet_blocks_0_self_attn_q.{name}": torch.zeros(shape) for name, shape in parts.items()},
+        tmp_path / "a.safetensors",
+    )
+    with Largest() as largest, pytest.raises(TensorError, match="no model has such a large one"):
+        difflora.load(tmp_path / "a.safetensors")
+    assert largest.bytes < 1000

@@ -2,6 +2,7 @@
 
     python bootstrap.py demo                  sets everything up, then does that
     python bootstrap.py demo --open           … or opens ComfyUI's page, with the workflow in its list
+    python bootstrap.py demo --train          … with a slider that is trained there, on pairs of pictures
     COMFYUI_DIR=/path/to/ComfyUI python demo/run.py [--output FOLDER] [--open] [--port NUMBER]
 
 Exit code 2, and one line that says why, where it cannot be done. Nothing outside the folder is written.
@@ -27,10 +28,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from scripts.example_workflows import DEMO, filled  # noqa: E402
+from scripts.example_workflows import DEMO, TRAIN_DEMO, Workflow, filled  # noqa: E402
 from tests.comfy_server import ComfyError, ComfyServer, Interrupted  # noqa: E402
 
-SLIDER = "difflora_demo_slider.safetensors"
 COMFYUI_PORT = 8188
 
 
@@ -45,7 +45,13 @@ def main() -> int:
     parser.add_argument(
         "--port", type=_port, metavar="NUMBER", help=f"of ComfyUI; default: any free one, with --open {COMFYUI_PORT}"
     )
+    parser.add_argument(
+        "--train",
+        action="store_true",
+        help="train the slider on the pairs in demo/pairs, in place of subtracting two LoRAs",
+    )
     options = parser.parse_args()
+    workflow = TRAIN_DEMO if options.train else DEMO
     signal.signal(signal.SIGTERM, _stop)
     output = options.output.resolve()
     port = options.port or (COMFYUI_PORT if options.open else 0)
@@ -54,8 +60,8 @@ def main() -> int:
         base = output / "comfyui"
         workflows = base / "user/default/workflows"
         workflows.mkdir(parents=True, exist_ok=True)
-        if not (workflows / DEMO.path.name).exists():  # it may have been edited and saved since
-            shutil.copy(DEMO.path, workflows)
+        if not (workflows / workflow.path.name).exists():  # it may have been edited and saved since
+            shutil.copy(workflow.path, workflows)
         comfyui, python = os.environ.get("COMFYUI_DIR", ""), os.environ.get("COMFYUI_PYTHON", sys.executable)
         if not (Path(comfyui) / "main.py").is_file():
             return _fail(f"COMFYUI_DIR is {comfyui!r}, which is no ComfyUI: it has no main.py")
@@ -63,7 +69,7 @@ def main() -> int:
         started = time.monotonic()
         with ComfyServer(base, Path(comfyui).resolve(), python=python, helper_nodes=False, port=port) as comfy:
             print(f"done, {time.monotonic() - started:.0f} s", flush=True)
-            return open_page(comfy) if options.open else run(comfy, output)
+            return open_page(comfy, workflow) if options.open else run(comfy, output, workflow)
     except KeyboardInterrupt:
         print("\nstopped; the same command starts again")
         return 130
@@ -75,16 +81,21 @@ def main() -> int:
         return _fail(f"{str(error).strip().splitlines()[0]} (ComfyUI's log: {output / 'comfyui/comfyui.log'})")
 
 
-def run(comfy: ComfyServer, output: Path) -> int:
+def run(comfy: ComfyServer, output: Path, workflow: Workflow) -> int:
     """Queue the workflow, say how far it is, and put what it made into `output`."""
     started = time.monotonic()
-    prompt = filled(DEMO.prompt(), comfy.object_info())
+    prompt = filled(workflow.prompt(), comfy.object_info())
+    file = f"{prompt['keep']['inputs']['filename_prefix']}.safetensors"
     # The pictures carry the workflow, as those that are saved from the page do.
-    queued = comfy.queue(prompt, extra_pnginfo={"workflow": json.loads(DEMO.path.read_text("utf-8"))})
+    queued = comfy.queue(prompt, extra_pnginfo={"workflow": json.loads(workflow.path.read_text("utf-8"))})
     shown = ""
     while not comfy.get(f"/history/{queued}"):
         told = comfy.told("grid")
-        lines = told[-1]["difflora"][0]["report"]["lines"] if told else [{"text": "the pair becomes a slider"}]
+        lines = (
+            told[-1]["difflora"][0]["report"]["lines"]
+            if told
+            else [{"text": "the slider is trained" if workflow is TRAIN_DEMO else "the pair becomes a slider"}]
+        )
         if lines[0]["text"] != shown:
             shown = lines[0]["text"]
             print(f"  {shown}", flush=True)
@@ -93,10 +104,10 @@ def run(comfy: ComfyServer, output: Path) -> int:
     print(f"Rendered and measured in {time.monotonic() - started:.0f} s\n")
 
     rows = [Image.open(io.BytesIO(comfy.view(**image))) for image in result.output("save")["images"]]
-    sweep, response, slider = output / "sweep.png", output / "response.png", output / SLIDER
+    sweep, response, slider = output / "sweep.png", output / "response.png", output / file
     _pile(rows).save(sweep)
     response.write_bytes(comfy.view(**result.output("response")["images"][0]))
-    shutil.copy(comfy.models("loras") / SLIDER, slider)
+    shutil.copy(comfy.models("loras") / file, slider)
     for path, what in (
         (sweep, "four seeds from strength −3 to +3: look at this first"),
         (response, "what the slider changes, what it should not, and how far it is safe"),
@@ -110,10 +121,10 @@ def run(comfy: ComfyServer, output: Path) -> int:
     return 0
 
 
-def open_page(comfy: ComfyServer) -> int:
+def open_page(comfy: ComfyServer, workflow: Workflow) -> int:
     """Open the page and wait until it is no longer wanted."""
     print(
-        f'\n{comfy.url}\n\nPress w for the list of workflows, open "{DEMO.name}", and press Run.\nCtrl-C here ends ComfyUI.'
+        f'\n{comfy.url}\n\nPress w for the list of workflows, open "{workflow.name}", and press Run.\nCtrl-C here ends ComfyUI.'
     )
     if not webbrowser.open(comfy.url):
         print("(No browser could be opened from here: open the address by hand.)")

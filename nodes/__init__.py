@@ -6,7 +6,7 @@ from .algebra import analyze, calibrate, extract, load_subtract, purify, save, s
 from .demo import offer_demo_models
 from .slider import block_toggle, empty_text, native, wanvideo
 from .sweep import compare, response, sweep
-from .training import pairs, runs
+from .training import encode, pairs, runs, train
 
 FAMILIES: list[list[type[io.ComfyNode]]] = [
     load_subtract.NODES,
@@ -25,6 +25,8 @@ FAMILIES: list[list[type[io.ComfyNode]]] = [
     compare.NODES,
     runs.NODES,
     pairs.NODES,
+    encode.NODES,
+    train.NODES,
 ]
 
 

@@ -892,4 +892,252 @@ The text is an embedding of zeros, because this small model has never seen a wor
     ],
 )
 
+
+def trained_group(title: str, model: str, folders: tuple[str, str], size: int, **settings: Any) -> Group:
+    """From pairs of pictures to the slider LoRA, under the name "train"; nodes "vae" and "text" are elsewhere."""
+    values = {
+        "mode": "direct",
+        "selection": "attn",
+        "rank": 4,
+        "noise": "composition",
+        "seed": 0,
+        "reach": 3.0,
+    } | settings
+    return Group(
+        title,
+        [
+            [
+                Node(
+                    "pairs",
+                    "DiffLoraEncodePairs",
+                    {"folder_a": folders[0], "folder_b": folders[1], "size": size},
+                    {"vae": "vae"},
+                )
+            ],
+            [
+                Node(
+                    "train",
+                    "DiffLoraTrainSlider",
+                    values,
+                    {"model": model, "pairs": "pairs", "conditioning": "text", "vae": "vae"},
+                    size=(420, None),
+                )
+            ],
+            [
+                Node(
+                    "keep",
+                    "DiffLoraSave",
+                    {
+                        "filename_prefix": values["name"],
+                        "dtype": "float32",
+                        "dialect": "native",
+                        "if_exists": "overwrite",
+                    },
+                    {"lora": "train"},
+                ),
+                Node("loss", "PreviewImage", {}, {"images": "train:4"}, "Loss", (340, 260)),
+            ],
+        ],
+        GREEN,
+    )
+
+
+_, _, DEMO_PICTURES, DEMO_RESPONSE = DEMO.stacks
+
+TRAIN_DEMO = Workflow(
+    "8 Train a slider from pairs - on any computer",
+    """# A slider from pairs of pictures
+
+Press **Run**. Nothing has to be downloaded, and no GPU is needed: a tiny Wan2.1 and 126 pairs of drawn scenes come with this
+pack, one picture with many things in it and its twin with few. Training takes a minute or two.
+
+1. **Encode Pairs** takes the pictures through the VAE.
+2. **Train Slider** trains one small LoRA that leads to many with +, and to few with −. It shows −3, 0 and +3 while it works.
+3. **Strength Sweep** and **Sweep Grid** show every strength, **Slider Response** draws what changed.
+
+**Cancel** whenever you like: the next run goes on from where it was. For more steps, raise *steps*.
+
+**With your own pairs:** put the two pictures of each pair under one name into two folders below `input`, and write their names
+into *Encode Pairs*. Twenty pairs can be enough.
+
+The text is an embedding of zeros, because this small model has never seen a word.
+""",
+    [
+        [
+            Group(
+                "1. A tiny Wan2.1",
+                [
+                    [
+                        Node(
+                            "unet",
+                            "UNETLoader",
+                            {"unet_name": "difflora_demo_wan.safetensors", "weight_dtype": "default"},
+                        ),
+                        Node("vae", "VAELoader", {"vae_name": "difflora_demo_vae.safetensors"}),
+                    ],
+                    [
+                        Node("shift", "ModelSamplingSD3", {"shift": 3.0}, {"model": "unet"}),
+                        Node("text", "DiffLoraZeroText", {}),
+                    ],
+                ],
+                BLUE,
+            ),
+            trained_group(
+                "2. From pairs to a slider",
+                "unet",
+                ("demo/pairs/dense", "demo/pairs/sparse"),
+                96,
+                name="difflora_demo_trained",
+                steps=100,
+                batch=4,
+                learning_rate="1e-3",
+            ),
+        ],
+        [
+            Group(
+                "3. Every strength",
+                [
+                    [replace(SWEEP, drop=270)],
+                    [
+                        Node(
+                            "slider",
+                            "DiffLoraSliderModel",
+                            {"apply": "auto"},
+                            {"model": "shift", "lora": "train", "strength": "sweep"},
+                        ),
+                    ],
+                ],
+                PLUM,
+            ),
+        ],
+        [
+            replace(
+                DEMO_PICTURES[0],
+                columns=[
+                    [node for node in column if node.name not in ("text", "vae")] for column in DEMO_PICTURES[0].columns
+                ],
+            )
+        ],
+        DEMO_RESPONSE,
+    ],
+)
+
+TRAIN_WAN = Workflow(
+    "9 Train a slider on Wan2.1 14B - untried on a GPU",
+    """# A slider for Wan2.1-T2V-14B, from pairs of pictures
+
+**Nobody has run this on a GPU yet.** By arithmetic it needs about 17 GB at 192 × 192 (weights 14.3); the node says what it needs before it
+starts. If you try it, please tell how it went.
+
+1. Put your pairs into `output/density/detailed` and `output/density/sparse` (*Save Pair* does so), or name other folders.
+2. Press Run. **Train Slider** keeps a checkpoint every 25 steps; Cancel loses nothing.
+3. Move **strength** on *LoRA Slider (model)* and run again: only the pictures are made anew.
+
+The learning rate, 2e-5 with Lion, is the one that the first sliders of this kind were trained with, on 5,000 steps of one
+picture; 1000 steps of four pairs are a guess. Does the preview hardly change? More steps, or `5e-5`.
+
+**Files** (in ComfyUI's `models` folder)
+
+| File | Folder | From |
+|---|---|---|
+| wan2.1_t2v_14B_fp8_e4m3fn | diffusion_models | huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged |
+| umt5_xxl_fp8_e4m3fn_scaled | text_encoders | the same |
+| wan_2.1_vae | vae | the same |
+
+No LoRA for fewer steps on the model while it trains.
+""",
+    [
+        [
+            Group(
+                "1. Model and the empty text",
+                [
+                    [
+                        Node(
+                            "unet",
+                            "UNETLoader",
+                            {"unet_name": "wan2.1_t2v_14B_fp8_e4m3fn.safetensors", "weight_dtype": "default"},
+                        ),
+                        Node("vae", "VAELoader", {"vae_name": "wan_2.1_vae.safetensors"}),
+                    ],
+                    [
+                        Node(
+                            "clip", "CLIPLoader", {"clip_name": "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "type": "wan"}
+                        ),
+                        Node("text", "DiffLoraEmptyText", {}, {"clip": "clip"}),
+                    ],
+                ],
+                BLUE,
+            ),
+            trained_group(
+                "2. From pairs to a slider",
+                "unet",
+                ("output/density/detailed", "output/density/sparse"),
+                192,
+                name="wan_slider",
+                steps=1000,
+                batch=4,
+                learning_rate="2e-5",
+                preview_every=100,
+            ),
+        ],
+        [
+            Group(
+                "3. The slider on the model",
+                [
+                    [
+                        Node("shift", "ModelSamplingSD3", {"shift": 8.0}, {"model": "unet"}),
+                        Node(
+                            "slider",
+                            "DiffLoraSliderModel",
+                            {"strength": 2.0, "apply": "auto"},
+                            {"model": "shift", "lora": "train"},
+                        ),
+                    ],
+                ],
+                PLUM,
+            ),
+        ],
+        [
+            Group(
+                "4. One picture",
+                [
+                    [
+                        Node(
+                            "frames",
+                            "EmptyHunyuanLatentVideo",
+                            {"width": 832, "height": 480, "length": 1, "batch_size": 1},
+                        ),
+                        Node(
+                            "sampler",
+                            "KSampler",
+                            {
+                                "seed": SEED,
+                                "steps": 30,
+                                "cfg": 1.0,
+                                "sampler_name": "euler",
+                                "scheduler": "simple",
+                                "denoise": 1.0,
+                            },
+                            {"model": "slider", "positive": "text", "negative": "text", "latent_image": "frames"},
+                        ),
+                    ],
+                    [
+                        Node("decode", "VAEDecode", {}, {"samples": "sampler", "vae": "vae"}),
+                        Node(
+                            "save",
+                            "SaveImage",
+                            {"filename_prefix": "wan_slider"},
+                            {"images": "decode"},
+                            None,
+                            (480, 360),
+                        ),
+                    ],
+                ],
+                GREY,
+            )
+        ],
+    ],
+)
+
+
 WORKFLOWS = (DEMO, FAST, FULL, NATIVE, EXPLORE, SWEEP_WRAPPER, SWEEP_NATIVE)

@@ -34,6 +34,7 @@ TWO_EXPERTS = {"t2v-A14B": 875}
 """The tasks whose model is two, a high-noise and a low-noise expert, and the timestep (of 1000) at which they take turns."""
 
 SCHEDULERS = ("constant_with_warmup", "constant", "cosine", "cosine_with_restarts", "linear", "polynomial", "rex")
+LAYERS = ("all", "attention")
 SAMPLINGS = ("shift", "sigmoid", "uniform", "sigma", "logsnr")
 PRECISIONS = ("bf16", "fp16", "no")
 
@@ -82,7 +83,10 @@ PACKAGES = {"lion_pytorch": "lion-pytorch", "prodigyopt": "prodigyopt", "bitsand
 
 
 def _setting(default: T, text: str, **limits: Any) -> T:
-    """A field that the command line and the node both read: default, help text, and `min`, `max`, `step` or `choices`."""
+    """A field that the command line and the node both read: default, help text, and `min`, `max`, `step` or `choices`.
+
+    With `later=True` the node has it behind the inputs that saved workflows know by their place.
+    """
     value: T = field(default=default, metadata={"help": text, **limits})
     return value
 
@@ -156,6 +160,20 @@ class Training:
         "",
         "Videos next to the images. Size, frames, extraction, samples; as in: 768x416 1,21 head; 384x208 45 uniform 2",
     )
+    layers: str = _setting(
+        "all",
+        "Which layers are trained. attention: only those that an attention slider keeps; the rest is left out.",
+        choices=LAYERS,
+        later=True,
+    )
+    min_timestep: int = _setting(
+        0,
+        "Lowest noise level, of 1000. 750 trains only where it is decided what is where.",
+        min=0,
+        max=999,
+        later=True,
+    )
+    max_timestep: int = _setting(1000, "Highest noise level, of 1000.", min=1, max=1000, later=True)
 
 
 PRESETS = {
@@ -192,9 +210,8 @@ class Machine:
 def _settings(training: Training, machine: Machine) -> dict[str, str]:
     """What stands at the top of a command file: all of `machine` that this training has a use for."""
     settings = dataclasses.asdict(machine)
-    if training.task not in TWO_EXPERTS:
-        del settings["dit_high_noise"]
-    return settings
+    models = {model.lower() for model, _, _ in experts(training).values()}
+    return {name: value for name, value in settings.items() if not name.startswith("dit") or name in models}
 
 
 def _files_needed(settings: dict[str, str]) -> list[str]:
@@ -240,7 +257,15 @@ def check(training: Training, machine: Machine, sides: tuple[str, ...]) -> None:
             raise TrainingError(
                 f"optimizer_args: {option!r}: the value is no Python literal, such as 0.01, True or (0.9,0.99)."
             ) from problem
+    if training.min_timestep >= training.max_timestep:
+        raise TrainingError(
+            f"min_timestep is {training.min_timestep} and max_timestep {training.max_timestep}: the first must be smaller."
+        )
     words = _words(training.extra)
+    if training.layers != "all" and "--network_args" in words:
+        raise TrainingError(
+            f"extra holds --network_args, which layers = {training.layers} writes too. Set layers to all, or leave it out."
+        )
     if words and not words[0].startswith("-"):
         raise TrainingError(
             f"extra is {training.extra!r}: it must begin with a flag of musubi-tuner, such as --fp8_t5."
@@ -342,17 +367,27 @@ def commands(training: Training, side: str, name: str = "slider") -> dict[str, C
         *[_script("wan_cache_text_encoder_outputs.py"), *dataset, "--t5", Variable("T5"), "--batch_size", "16"]
     ]
     lora: Command = ["--output_dir", f"loras/{side}", "--output_name"]
+    for noise, (model, low, high) in experts(training).items():
+        timesteps: Command = []
+        if (low, high) != (0, 1000):
+            # Without preserve_distribution_shape all noise levels would be squeezed into the range.
+            timesteps = ["--min_timestep", str(low), "--max_timestep", str(high), "--preserve_distribution_shape"]
+        title, ending = (f"Training, {noise} noise", f"_{noise}") if noise else ("Training", "")
+        found[title] = _train(training, side, model, [*timesteps, *lora, f"{name}_{side}{ending}"])
+    return found
+
+
+def experts(training: Training) -> dict[str, tuple[str, int, int]]:
+    """Noise -> model variable, lowest and highest timestep of each LoRA that a side needs; noise is "" for one model.
+
+    Of Wan2.2's two models, one that never sees the wanted noise levels is not trained.
+    """
+    low, high = training.min_timestep, training.max_timestep
     boundary = TWO_EXPERTS.get(training.task)
     if boundary is None:
-        found["Training"] = _train(training, side, "DIT", [*lora, f"{name}_{side}"])
-    else:
-        for noise, model, low, high in (("high", "DIT_HIGH_NOISE", boundary, 1000), ("low", "DIT", 0, boundary)):
-            # Without preserve_distribution_shape all noise levels would be squeezed into the expert's range.
-            timesteps = ["--min_timestep", str(low), "--max_timestep", str(high), "--preserve_distribution_shape"]
-            found[f"Training, {noise} noise"] = _train(
-                training, side, model, [*timesteps, *lora, f"{name}_{side}_{noise}"]
-            )
-    return found
+        return {"": ("DIT", low, high)}
+    both = {"high": ("DIT_HIGH_NOISE", max(low, boundary), high), "low": ("DIT", low, min(high, boundary))}
+    return {noise: part for noise, part in both.items() if part[1] < part[2]}
 
 
 def _train(training: Training, side: str, model: str, last: Command) -> Command:
@@ -366,6 +401,8 @@ def _train(training: Training, side: str, model: str, last: Command) -> Command:
     train += ["--blocks_to_swap", str(training.blocks_to_swap)] * (training.blocks_to_swap > 0)
     train += ["--network_module", "networks.lora_wan"]
     train += ["--network_dim", str(training.rank), "--network_alpha", _number(training.alpha)]
+    # musubi-tuner matches a pattern with a layer's whole name.
+    train += ["--network_args", "exclude_patterns=[r'.*ffn.*']"] * (training.layers == "attention")
     train += ["--optimizer_type", training.optimizer]
     train += ["--optimizer_args", *training.optimizer_args.split()] * bool(training.optimizer_args.strip())
     train += ["--learning_rate", _number(training.learning_rate)]
@@ -403,10 +440,11 @@ def _words(text: str) -> list[str]:
 
 def _what_then(training: Training, sides: tuple[str, ...], name: str) -> list[str]:
     """What to say at the end of a command file: how four LoRAs become the two files of a slider."""
-    if training.task not in TWO_EXPERTS or len(sides) != 2:
+    noises = [noise for noise in NOISES if noise in experts(training)]
+    if len(noises) != 2 or len(sides) != 2:
         return []
     words = ["difflora", "subtract"]
-    for noise in NOISES:
+    for noise in noises:
         words += [f"--{noise}", *(f"loras/{side}/{name}_{side}_{noise}.safetensors" for side in sides)]
     words += ["-o", f"{name}.safetensors"]
     return [

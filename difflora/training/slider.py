@@ -169,6 +169,49 @@ class SliderTrainer:
         predicted = self.velocity(clean * (1 - line) + noise * line, sigma)
         return 2 * (predicted - (noise - clean)).square().mean()
 
+    def check_gradient(self) -> None:
+        """Compare the gradient with finite differences of the loss, before the first step: three to seven passes.
+
+        A model may compute with kernels that have no backward, or reuse the memory that autograd relies on; the training
+        would then run, and learn nothing.
+        raises  TrainingError if the two do not agree
+        """
+        parameters, draw = self.factors.parameters(), self.draws.at(0)
+        for parameter in parameters:
+            parameter.grad = None
+        with torch.enable_grad():
+            loss = self.loss(draw)
+            loss.backward()  # type: ignore[no-untyped-call]
+        own = [parameter.detach().clone() for parameter in parameters]
+        slopes = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
+        norm = math.sqrt(sum(float(slope.square().sum()) for slope in slopes))
+        found: list[float] = []
+        with torch.no_grad():
+            # Steps that change the loss by about 2 %, then others: too small drowns in rounding, too large is not straight.
+            for share in (0.02, 0.005, 0.1) if 0 < norm < math.inf else ():
+                length, losses = share * float(loss.detach()) / norm, []
+                for sign in (1, -1):
+                    for parameter, start, slope in zip(parameters, own, slopes, strict=True):
+                        parameter.copy_(start + sign * length / norm * slope)
+                    losses.append(float(self.loss(draw)))
+                found.append((losses[0] - losses[1]) / (2 * length * norm))
+                if abs(found[-1] - 1) < 0.2:
+                    break
+            for parameter, start in zip(parameters, own, strict=True):
+                parameter.copy_(start)
+        if not found or abs(found[-1] - 1) >= 0.2:
+            said = ", ".join(f"{ratio:.2f}" for ratio in found) or "none"
+            raise TrainingError(
+                f"The model's gradient is not the slope of its loss (measured over computed: {said}; 1 is right), so "
+                "training on it would teach nothing. Use a bf16, fp16 or fp8 file of this model, and no GGUF."
+            )
+
+    def applied(self, strengths: list[float]) -> None:
+        """Have the model compute with the slider, at one strength for each row of the next batch."""
+        rows = torch.tensor(strengths)
+        sides = [rows] if self.settings.mode == "direct" else [rows, -rows]
+        self.factors.multipliers = torch.stack(sides).to(self.device)
+
     def best_multiplier(self, most: int = 16, tick: Callable[[], None] = lambda: None) -> float:
         """By how much the change would have to be scaled to fit the pairs best; forward passes only.
 

@@ -17,3 +17,6 @@ SweepClips = io.Custom("DIFFLORA_SWEEP")
 
 # A difflora.clips.response.Verdict: what Sweep Response has measured.
 MeasuredResponse = io.Custom("DIFFLORA_RESPONSE")
+
+# A difflora.training.latents.SliderPairs: latents by pair.
+SliderPairsWire = io.Custom("SLIDER_PAIRS")

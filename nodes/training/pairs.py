@@ -48,10 +48,14 @@ def _state(name: str | None, side_a: str | None, side_b: str | None) -> object:
     return fingerprint(_dataset(name, side_a, side_b).state()) if name and side_a and side_b else math.nan
 
 
-def _frames(folder: str) -> dict[str, list[Path]]:
-    """Stem -> files of a folder written as input/… or output/…"""
+def frames(folder: str) -> dict[str, list[Path]]:
+    """Stem -> files of a folder written as input/… or output/…; demo/… means what comes with this pack."""
     root, _, rest = folder.replace("\\", "/").partition("/")
-    roots = {"input": folder_paths.get_input_directory, "output": folder_paths.get_output_directory}
+    roots = {
+        "input": folder_paths.get_input_directory,
+        "output": folder_paths.get_output_directory,
+        "demo": lambda: Path(__file__).resolve().parents[2] / "demo",
+    }
     if root not in roots:
         raise FileError(f"folder is {folder!r}: begin with input/ or output/, as in input/frames.")
     found = pairs.find_images(inside(roots[root](), rest))
@@ -119,23 +123,23 @@ class ImageFolder(io.ComfyNode):
         if not (folder and dataset and side_a and side_b):
             return math.nan  # a name comes through a link: run always
         done = _dataset(dataset, side_a, side_b).done()
-        frames = _frames(folder).items()
-        return fingerprint([(stem, files[0].stat().st_mtime_ns, stem in done) for stem, files in frames])
+        found = frames(folder).items()
+        return fingerprint([(stem, files[0].stat().st_mtime_ns, stem in done) for stem, files in found])
 
     @classmethod
     def execute(cls, folder: str, dataset: str, side_a: str, side_b: str, per_run: int) -> io.NodeOutput:
-        frames = _frames(folder)
+        found = frames(folder)
         done = _dataset(dataset, side_a, side_b).done()
-        waiting = [stem for stem in frames if stem not in done]
+        waiting = [stem for stem in found if stem not in done]
         now = waiting[:per_run]
-        progress = f"{len(frames) - len(waiting)} of {len(frames)} pairs done"
+        progress = f"{len(found) - len(waiting)} of {len(found)} pairs done"
         # Without the names: pages of ComfyUI up to 0.3.75 take this text for HTML, and whoever made the files named them.
         PromptServer.instance.send_progress_text(progress, cls.hidden.unique_id)
         progress += f", now {', '.join(now)}" if now else ""
         if not now:
             nothing = ExecutionBlocker(None)
             return io.NodeOutput(nothing, nothing, progress)
-        images = [pairs.to_tensor(pairs.read_image(frames[stem][0]))[None] for stem in now]
+        images = [pairs.to_tensor(pairs.read_image(found[stem][0]))[None] for stem in now]
         return io.NodeOutput(images, now, progress)
 
 
@@ -323,8 +327,9 @@ class TrainingRecipe(io.ComfyNode):
             inputs=[
                 *_dataset_inputs("that is trained on"),
                 io.String.Input("name", default="slider", tooltip="What the LoRA files' names start with."),
-                *(_widget(setting) for setting in settings),
+                *(_widget(setting) for setting in settings if not setting.metadata.get("later")),
                 io.Boolean.Input("overwrite", default=False, tooltip="Replace files of an earlier recipe."),
+                *(_widget(setting) for setting in settings if setting.metadata.get("later")),
             ],
             outputs=[
                 io.String.Output("files", display_name="files", tooltip="The files written, below the output folder.")
@@ -355,6 +360,8 @@ class TrainingRecipe(io.ComfyNode):
 def _widget(setting: dataclasses.Field[Any]) -> io.WidgetInput:
     """The widget of a training setting: its default, text and limits are the library's."""
     about = {"default": setting.default, "tooltip": setting.metadata["help"]}
+    if setting.metadata.get("later"):
+        about["optional"] = True
     limits = {key: setting.metadata[key] for key in ("min", "max", "step") if key in setting.metadata}
     if "choices" in setting.metadata:
         return io.Combo.Input(setting.name, options=list(setting.metadata["choices"]), **about)
@@ -369,7 +376,7 @@ def _widget(setting: dataclasses.Field[Any]) -> io.WidgetInput:
 
 
 def _values(kind: type[Training | Machine], settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {each.name: _value(each, settings[each.name]) for each in dataclasses.fields(kind)}
+    return {each.name: _value(each, settings.get(each.name, each.default)) for each in dataclasses.fields(kind)}
 
 
 def _value(setting: dataclasses.Field[Any], given: Any) -> Any:

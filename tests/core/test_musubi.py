@@ -1,9 +1,11 @@
 """The musubi-tuner recipe: what it writes, read back the way the other side reads it."""
 
 import argparse
+import ast
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -723,3 +725,51 @@ def test_links_in_the_training_folder_are_not_followed(tmp_path):
     for name, text in made.items():
         assert not (folder / name).is_symlink() and (folder / name).read_bytes() == text.encode()
     assert os.access(folder / "train_sparse.sh", os.X_OK) and not list(folder.glob(".*"))
+
+
+def option(words: list[str], flag: str) -> str | None:
+    return words[words.index(flag) + 1] if flag in words else None
+
+
+def training_words(recipe: Training) -> list[list[str]]:
+    return [words for script, words in words_of(recipe) if script == "wan_train_network.py"]
+
+
+def test_only_the_layers_that_are_kept_are_trained_when_asked_for() -> None:
+    (plain,) = training_words(Training())
+    (kept,) = training_words(Training(layers="attention"))
+    assert option(plain, "--network_args") is None
+    # As musubi-tuner reads it: name=value, the value a Python literal, each pattern matched with the whole name.
+    name, _, value = option(kept, "--network_args").partition("=")
+    (pattern,) = ast.literal_eval(value)
+    assert name == "exclude_patterns"
+    assert re.fullmatch(pattern, "blocks.3.ffn.0") and not re.fullmatch(pattern, "blocks.3.self_attn.q")
+    assert [word for word in kept if word not in ("--network_args", option(kept, "--network_args"))] == plain
+    for text in (musubi.shell_script(Training(layers="attention"), MACHINE, "a"),
+                 musubi.batch_file(Training(layers="attention"), MACHINE, "a")):  # fmt: skip
+        assert "exclude_patterns=[r'.*ffn.*']" in text.replace("'\"'\"'", "'")
+    with pytest.raises(TrainingError, match="--network_args"):
+        musubi.check(Training(layers="attention", extra="--network_args x=1"), MACHINE, SIDES)
+
+
+def test_a_range_of_noise_levels_is_cut_out_and_not_squeezed_in() -> None:
+    (words,) = training_words(Training(min_timestep=750))
+    assert (option(words, "--min_timestep"), option(words, "--max_timestep")) == ("750", "1000")
+    assert "--preserve_distribution_shape" in words
+    assert "--min_timestep" not in training_words(Training())[0]
+    with pytest.raises(TrainingError, match="must be smaller"):
+        musubi.check(Training(min_timestep=900, max_timestep=900), MACHINE, SIDES)
+
+
+def test_each_model_of_wan22_is_trained_within_its_own_part_of_the_range() -> None:
+    both = training_words(Training(task="t2v-A14B", min_timestep=750))
+    assert [(option(w, "--min_timestep"), option(w, "--max_timestep")) for w in both] == [
+        ("875", "1000"),
+        ("750", "875"),
+    ]
+    high = Training(task="t2v-A14B", min_timestep=900)
+    (only,) = training_words(high)
+    assert option(only, "--dit") == "DIT_HIGH_NOISE" and option(only, "--min_timestep") == "900"
+    # The low-noise model is then neither asked for, nor spoken of at the end.
+    text = musubi.files(high, dataclasses.replace(MACHINE, dit=""))["train_detailed.sh"]
+    assert "DIT_HIGH_NOISE=" in text and "\nDIT=" not in text and "difflora subtract" not in text

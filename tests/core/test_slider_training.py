@@ -394,3 +394,34 @@ def test_a_saved_trained_lora_is_read_back_bit_for_bit(tmp_path) -> None:
 def test_factors_that_are_not_finite_are_no_lora() -> None:
     with pytest.raises(TensorError, match="learning rate"):
         TrainedLora({"blocks.0.q": (torch.full((2, 1), torch.inf), torch.ones(1, 2))}, "x", {})
+
+
+def test_a_gradient_that_is_the_slope_of_the_loss_passes_and_changes_nothing() -> None:
+    for mode in ("direct", "pair"):
+        one = trainer(mode=mode)
+        before = [parameter.detach().clone() for parameter in one.factors.parameters()]
+        with one.factors.attached():
+            one.check_gradient()
+        assert all(torch.equal(a, b) for a, b in zip(before, one.factors.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("what", ["none", "of another layer", "too large"])
+def test_a_model_whose_gradient_is_wrong_is_refused_before_the_first_step(what: str) -> None:
+    model = Small()
+
+    class Wrong(torch.autograd.Function):
+        """As a kernel without a backward, or one whose buffers were used again: the forward is right."""
+
+        @staticmethod
+        def forward(_: object, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(_: object, gradient: Tensor) -> Tensor:
+            return {"none": gradient * 0, "of another layer": gradient.flip(0, 1), "too large": gradient * 3}[what]
+
+    one = trainer(model)
+    one.velocity = lambda x, sigma: Wrong.apply(model(x, sigma))
+    with pytest.raises(TrainingError, match="slope"), one.factors.attached():
+        one.check_gradient()
+    assert one.done == 0

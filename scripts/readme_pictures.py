@@ -86,7 +86,9 @@ def main() -> None:
             bottom = show(
                 page, "DiffLoraLoad", "DiffLoraSubtract", "DiffLoraSelectBlocks", "DiffLoraRerank", "DiffLoraSave"
             )
-            save(page.page.screenshot(clip={"x": 0, "y": 0, "width": WIDTH, "height": bottom}), "page.jpg")
+            # Without the banner above, and without the folder that Save LoRA names at the bottom.
+            clip = {"x": 0, "y": 78, "width": WIDTH, "height": bottom - 78 - 140}
+            save(page.page.screenshot(clip=clip), "page.jpg")
             show(page, "DiffLoraSweepGrid")
             player = page.page.locator(".difflora").filter(has=page.page.get_by_role("button", name="Wipe")).first
             player.get_by_role("button", name="Wipe").click()

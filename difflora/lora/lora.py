@@ -310,20 +310,33 @@ class CombinedLora(Lora):
         having = {name: tuple(i for i, lora in enumerate(loras) if name in lora) for name in everything}
         self.one_sided = {name: sides for name, sides in having.items() if len(sides) < len(loras)}
         common = [name for name in everything if name not in self.one_sided]
+        misfits = [name for name in everything if _misfit(name, loras)]
+        if misfits and 2 * len(misfits) <= len(common):  # else they are of different base models
+            if unmatched != "drop":
+                raise PairError(
+                    f"{printable(misfits[0])} has different shapes ({_shapes(misfits[0], loras)}), and so have "
+                    f'{len(misfits) - 1} more modules. To leave them out, set unmatched to "drop".'
+                )
+            self.warnings += (
+                Sentence(
+                    "{0} modules have different shapes in these LoRAs and were left out: {1}.",
+                    len(misfits),
+                    printable(", ".join(misfits[:5]) + ", …" * (len(misfits) > 5), 300),
+                ),
+            )
+            common = [name for name in common if name not in misfits]
+            everything = [name for name in everything if name not in misfits]
+            self.one_sided = {name: sides for name, sides in self.one_sided.items() if name not in misfits}
         self._check(loras, everything, common)
         self.specs = {name: self._spec(name, loras) for name in (common if unmatched == "drop" else everything)}
 
     def _check(self, loras: Sequence[Lora], everything: Sequence[str], common: Sequence[str]) -> None:
         for name in everything:
             having = [lora for lora in loras if name in lora]
-            shapes = [lora.specs[name].shape for lora in having]
-            if any(math.prod(shape) != math.prod(shapes[0]) or shape[:1] != shapes[0][:1] for shape in shapes):
-                listed = " and ".join(
-                    f"{label(lora)}{_model(lora)}: {shape}" for lora, shape in zip(having, shapes, strict=True)
-                )
+            if _misfit(name, loras):
                 raise PairError(
-                    f"{printable(name)} has different shapes ({listed}): these LoRAs were trained on different base "
-                    "models."
+                    f"{printable(name)} has different shapes ({_shapes(name, loras)}): these LoRAs were trained on different "
+                    "base models."
                 )
             if len({lora.specs[name].is_vector for lora in having}) > 1:
                 raise PairError(
@@ -426,6 +439,16 @@ def narrowed(candidates: tuple[Family, ...], specs: Mapping[str, Spec]) -> tuple
 def label(lora: Lora) -> str:
     """What to call a LoRA in a message: its file name or names."""
     return " and ".join(lora.made_from) or "the LoRA"
+
+
+def _misfit(name: str, loras: Sequence[Lora]) -> bool:
+    """Whether a module has weights of different shapes; a kernel may be flattened on either side."""
+    shapes = [lora.specs[name].shape for lora in loras if name in lora]
+    return any(shape[:1] != shapes[0][:1] or math.prod(shape) != math.prod(shapes[0]) for shape in shapes[1:])
+
+
+def _shapes(name: str, loras: Sequence[Lora]) -> str:
+    return " and ".join(f"{label(lora)}{_model(lora)}: {lora.specs[name].shape}" for lora in loras if name in lora)
 
 
 def _model(lora: Lora) -> str:

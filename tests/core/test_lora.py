@@ -791,3 +791,23 @@ def test_a_configuration_beside_is_a_small_plain_file(what: str, tmp_path: Path)
     with pytest.raises(FileError, match="adapter_model.safetensors: adapter_config.json beside it") as error:
         difflora.load(path)
     assert str(tmp_path) not in str(error.value)
+
+
+def test_a_module_that_does_not_fit_is_left_out_with_the_unmatched_ones(tmp_path: Path) -> None:
+    """Text-to-video against image-to-video: patch_embedding has other inputs, the rest is alike."""
+    shared = {Q: factors(seed=1), K: factors(seed=2), FFN: factors(seed=3)}
+    sides = [
+        difflora.load(write(tmp_path / f"{n}.safetensors", {**shared, Q: factors(seed=n), "patch_embedding": other}))
+        for n, other in ((10, factors(8, 64)), (11, factors(8, 144)))
+    ]
+    for unmatched in ("keep", "error"):
+        with pytest.raises(PairError, match='patch_embedding has different shapes .*set unmatched to "drop"'):
+            difflora.subtract(*sides, unmatched=unmatched)
+    difference = difflora.subtract(*sides, unmatched="drop")
+    assert sorted(difference) == sorted(shared)
+    assert any("left out: patch_embedding" in line for line in difference.warnings)
+    other_model = difflora.load(
+        write(tmp_path / "c.safetensors", {name: factors(48, 32) for name in (Q, K)} | {FFN: factors()})
+    )
+    with pytest.raises(PairError, match="different base models"):
+        difflora.subtract(sides[0], other_model, unmatched="drop")

@@ -70,6 +70,7 @@ class Way:
 
 
 TABLES = {
+    "goal": [Way(pairs=126), Way(pairs=20)],
     "base": [
         Way(mode, pairs, noise)
         for pairs, mode, noise in itertools.product((20, 126), ("direct", "pair"), ("composition", "all"))

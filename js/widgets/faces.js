@@ -96,6 +96,8 @@ export const FACES = {
   DiffLoraCompareCheckpoints: withReport,
   DiffLoraCheckPairs: withReport,
   DiffLoraTrainingRecipe: withReport,
+  DiffLoraEncodePairs: withReport,
+  DiffLoraTrainSlider: withReport,
   DiffLoraEmptyText: withProblems,
   DiffLoraImageFolder: withProblems,
   DiffLoraSavePair: withProblems,

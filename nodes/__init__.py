@@ -4,7 +4,7 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .algebra import analyze, calibrate, extract, load_subtract, purify, save, select_rerank
 from .demo import offer_demo_models
-from .slider import block_toggle, empty_text, native, wanvideo
+from .slider import block_toggle, empty_text, make_map, native, wanvideo
 from .sweep import compare, response, sweep
 from .training import encode, pairs, runs, train
 
@@ -17,6 +17,7 @@ FAMILIES: list[list[type[io.ComfyNode]]] = [
     save.NODES,
     native.NODES,
     wanvideo.NODES,
+    make_map.NODES,
     block_toggle.NODES,
     extract.NODES,
     empty_text.NODES,

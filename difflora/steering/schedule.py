@@ -1,8 +1,12 @@
-"""How far into a schedule a noise level is."""
+"""How far into a schedule a noise level is, and which strength a map gives it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from ..errors import InputError
+from .curve import lerp
+from .slider_map import SliderMap
 
 
 def percent_of(sigma: float, percent_to_sigma: Callable[[float], float]) -> float:
@@ -23,3 +27,27 @@ def percent_of(sigma: float, percent_to_sigma: Callable[[float], float]) -> floa
 def flow_percent(sigma: float, shift: float) -> float:
     """The same in closed form for a flow model, whose sigma is shift · t / (1 + (shift − 1) · t) with t from 1 to 0."""
     return round(100 * (1 - sigma / (shift - (shift - 1) * sigma)), 3)
+
+
+def sampled(sigmas: Sequence[float], start_step: int, end_step: int) -> list[float]:
+    """The noise levels that the steps of a sampler begin at, out of a whole schedule.
+
+    sigmas    one more than there are steps: the last one is where sampling ends
+    end_step  the first step that is not sampled any more; -1 for all of them
+    raises    InputError if no step is left
+    """
+    steps = len(sigmas) - 1
+    end = steps if end_step == -1 else min(end_step, steps)
+    if not 0 <= start_step < end:
+        raise InputError(
+            f"start_step {start_step} and end_step {end_step} leave nothing of a schedule of {steps} steps. Set them as on the "
+            "sampler."
+        )
+    return [float(sigma) for sigma in sigmas[start_step:end]]
+
+
+def step_strengths(
+    sigmas: Sequence[float], shift: float, slider_map: SliderMap, strength: float, outside: float
+) -> list[float]:
+    """The strength of each step of a flow model, with a map that is level."""
+    return [lerp(outside, strength, slider_map.weight_at(flow_percent(sigma, shift))) for sigma in sigmas]

@@ -43,6 +43,11 @@ class SliderMap:
         """Whether every place in the clip has the same weight: such a map needs one pass a step."""
         return self.frames.is_level and self.mask is None
 
+    def weight_at(self, percent: float) -> float:
+        """The weight of every place at a step, of a map that is level."""
+        assert self.is_level
+        return self.steps.at(percent) * self.frames.points[0][1]
+
     def field(self, frames: int, height: int, width: int, stride: int) -> Tensor:
         """The weights of a clip's places, apart from those of the steps.
 

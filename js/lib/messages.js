@@ -33,6 +33,11 @@ import { readPlayer } from "./player.js";
  * @property {Record<string, number>} energy the sum of all squares, of those left out too
  * @property {Record<string, [number, number]>} shape outputs and inputs: a rank costs their sum
  *
+ * @typedef {object} MapPreview the weights of a map, as pictures of few places
+ * @property {number} width
+ * @property {number} height
+ * @property {string[]} frames one hexadecimal digit a place, row by row
+ *
  * @typedef {object} Message
  * @property {Report} [report]
  * @property {Record<string, ModuleNumbers>} [modules] every module of the LoRA that went into the node, in its order
@@ -40,6 +45,7 @@ import { readPlayer } from "./player.js";
  * @property {string} [selection] the text that picked some of the modules
  * @property {[number, number]} [strength_range] recommended by the file's metadata
  * @property {import("./player.js").Player} [player] clips to play in step
+ * @property {MapPreview} [map]
  */
 
 const LEVELS = ["info", "warning", "error"];
@@ -94,7 +100,19 @@ export const readMessage = (output) => {
   }
   const player = readPlayer(value.player);
   if (player) message.player = player;
+  const map = readMap(value.map);
+  if (map) message.map = map;
   return message;
+};
+
+/** @param {unknown} value @returns {MapPreview | null} */
+const readMap = (value) => {
+  if (!isObject(value) || !Array.isArray(value.frames)) return null;
+  const { width, height, frames } = value;
+  const isSide = (/** @type {unknown} */ side) => Number.isInteger(side) && Number(side) > 0 && Number(side) <= 64;
+  if (!isSide(width) || !isSide(height) || !frames.length || frames.length > 64) return null;
+  const fits = (/** @type {unknown} */ frame) => typeof frame === "string" && frame.length === width * height && /^[0-9a-f]+$/.test(frame);
+  return frames.every(fits) ? { width, height, frames } : null;
 };
 
 /** A text, or a text and what it was made of. @param {unknown} value @param {number} depth how many sentences it is in @returns {Sentence} */

@@ -7,6 +7,7 @@ import { viewPath } from "../lib/player.js";
 import { blockGrid } from "./block_grid.js";
 import { blockTiles } from "./block_tiles.js";
 import { attach, field, laterOn } from "./host.js";
+import { mapView } from "./map_view.js";
 import { playerView } from "./player.js";
 import { reportView } from "./report.js";
 import { messageOf, reportOf } from "./said.js";
@@ -48,6 +49,13 @@ const withSlider = (node) =>
       linked: strength.linked,
       recommended: () => messageOf(node)?.strength_range ?? null,
     });
+  });
+
+/** @param {Node} node */
+const withMap = (node) =>
+  attach(node, "difflora_map", 300, (changed) => {
+    const [steps, frames] = ["steps", "frames"].map((name) => field(node, name, changed));
+    return mapView({ steps, frames, preview: () => messageOf(node)?.map ?? null });
   });
 
 /** @param {Node} node */
@@ -104,6 +112,7 @@ export const FACES = {
   DiffLoraStrengthSweep: withProblems,
   DiffLoraSelectBlocks: withGrid,
   DiffLoraRerank: withSpectrum,
+  DiffLoraSliderMap: withMap,
   DiffLoraSliderModel: withSlider,
   DiffLoraSliderWanVideo: withSlider,
   DiffLoraSweepGrid: withPlayer,

@@ -8,6 +8,9 @@ from comfy_api.v0_0_2 import io
 
 LoraDelta = io.Custom("LORA_DELTA")
 
+# A difflora.steering.SliderMap: where and when a slider acts.
+SliderMapType = io.Custom("SLIDER_MAP")
+
 WrapperLora = io.Custom("WANVIDLORA")
 WrapperModel = io.Custom("WANVIDEOMODEL")
 WrapperText = io.Custom("WANVIDEOTEXTEMBEDS")

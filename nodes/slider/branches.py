@@ -19,6 +19,29 @@ def factors(delta: LowRank, strength: float, device: torch.device, dtype: torch.
     return up.to(dtype), down.to(dtype)
 
 
+class AdjustableBranch:
+    """A branch whose strength changes in place: torch.compile sees the same tensors, and compiles nothing again.
+
+    up    (out, k) in the layer's dtype, with the strength in it, rounded once as in `factors`
+    down  (k, in)
+    """
+
+    def __init__(self, delta: LowRank, strength: float, device: torch.device, dtype: torch.dtype) -> None:
+        self.up, self.down = factors(delta, strength, device, dtype)
+        self._terms = [(term.up.to(device, torch.float32), term.scale) for term in delta.terms]
+        self._strength = strength
+
+    def set_strength(self, strength: float) -> None:
+        if strength == self._strength:
+            return
+        start = 0
+        for up, scale in self._terms:
+            end = start + up.shape[1]
+            self.up[:, start:end].copy_(up * (scale * strength))
+            start = end
+        self._strength = strength
+
+
 def attach(layer: nn.Module, up: Tensor, down: Tensor) -> Callable[[], None]:
     """Add a branch to a layer; returns what takes it off again. Any number can come and go, in any order.
 
@@ -38,6 +61,11 @@ def attach(layer: nn.Module, up: Tensor, down: Tensor) -> Callable[[], None]:
             del layer.forward
 
     return detach
+
+
+def has_branches(layer: nn.Module) -> bool:
+    """Whether something computes beside the layer: then its `forward` must be called."""
+    return bool(getattr(vars(layer).get("forward"), "branches", None))
 
 
 def _with_branches(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:

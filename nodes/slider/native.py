@@ -9,19 +9,36 @@ from typing import Any
 import comfy.utils
 from comfy.weight_adapter.lora import LoRAAdapter
 from comfy_api.v0_0_2 import io
+from comfy_execution.utils import get_executing_context
 from torch import nn
 
 from ...difflora import Lora
+from ...difflora.errors import InputError, UnsupportedError
 from ...difflora.lora.cache import deltas_of
 from ...difflora.lora.deltas import Delta, LowRank
+from ...difflora.lora.lora import label
 from ...difflora.sentence import Sentence
+from ...difflora.steering.slider_map import SliderMap
 from ..common.inputs import one_of
 from ..common.progress import progress_bar
 from ..common.search import found_by
 from ..common.types import LoraDelta
 from .bypass import put_beside
+from .followers import takers_of_weights
+from .mapped import check_no_map, put_map, refuse_step_caches
 from .model_weights import Targets
-from .strength import STRENGTH_0, checked, slider_ui, strength_input
+from .strength import (
+    STRENGTH_0,
+    Notice,
+    checked,
+    checked_outside,
+    map_input,
+    outside_input,
+    slider_ui,
+    strength_input,
+)
+
+NOT_SAVED = Sentence("not in the weights: saving or merging the model leaves the slider out")
 
 
 class SliderModel(io.ComfyNode):
@@ -47,25 +64,44 @@ class SliderModel(io.ComfyNode):
                     tooltip="patch: into the weights, as ComfyUI's own loader does. bypass: beside the weights, exact on fp8 "
                     "models, no copies. auto: bypass on fp8 models, patch otherwise.",
                 ),
+                map_input(
+                    "From Slider Map: where and when the slider acts. Computed beside the weights; a map of frames or a mask "
+                    "takes two or three passes a step."
+                ),
+                outside_input(),
             ],
             outputs=[io.Model.Output("changed", display_name="model", tooltip="The model with the slider on.")],
+            hidden=[io.Hidden.dynprompt],
         )
 
     @classmethod
-    def execute(cls, model: Any, lora: Lora, strength: float, apply: str) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: Any,
+        lora: Lora,
+        strength: float,
+        apply: str,
+        map: SliderMap | None = None,
+        strength_outside: float = 0.0,
+    ) -> io.NodeOutput:
         strength = checked(strength)
         one_of("apply", apply, ["auto", "patch", "bypass"])
         targets = Targets(model, lora)
+        if map is not None:
+            return _with_map(
+                model, lora, targets, apply, (strength, checked_outside(strength_outside)), map, cls.hidden
+            )
         bypass = apply == "bypass" or (apply == "auto" and targets.is_quantised)
+        lines, warnings = [], list(targets.warnings)
         counts = len(targets.keys), len(lora)
-        if bypass:
-            line = Sentence("{0} of {1} modules applied, beside the weights", *counts)
-        else:
-            line = Sentence("{0} of {1} modules applied", *counts)
-        warnings = list(targets.warnings)
         if strength == 0:
-            line = STRENGTH_0
+            lines = [STRENGTH_0]
         else:
+            if bypass:
+                lines = [Sentence("{0} of {1} modules applied, beside the weights", *counts), NOT_SAVED]
+                warnings += _lost_behind(cls.hidden.dynprompt)
+            else:
+                lines = [Sentence("{0} of {1} modules applied", *counts)]
             if bypass and targets.is_quantised:
                 patched = sum(not _is_linear(model, lora, targets, name) for name in targets.keys)
                 if patched:
@@ -75,7 +111,62 @@ class SliderModel(io.ComfyNode):
                         )
                     )
             model = applied(model, lora, targets, strength, bypass)
-        return io.NodeOutput(model, ui=slider_ui(lora, [line], warnings))
+        return io.NodeOutput(model, ui=slider_ui(lora, lines, warnings))
+
+
+def _with_map(
+    model: Any,
+    lora: Lora,
+    targets: Targets,
+    apply: str,
+    ends: tuple[float, float],
+    slider_map: SliderMap,
+    hidden: Any,
+) -> io.NodeOutput:
+    """The same with a map: always beside the weights. `ends` are the strengths at weight 1 and 0."""
+    if apply == "patch":
+        raise InputError(
+            "apply is patch, which writes one strength into the weights, but a map needs several. Set apply to auto or bypass."
+        )
+    check_no_map(model)
+    if not slider_map.is_level:
+        refuse_step_caches(model.model_options)
+    others = [name for name in targets.keys if not _is_linear(model, lora, targets, name)]
+    if others:
+        raise UnsupportedError(
+            f"map: {len(others)} modules of {label(lora)} cannot be computed beside the weights, the first is {others[0]}. "
+            "Leave biases, norms and convolutions out with Select Blocks (attn, ffn), and put Re-rank behind full "
+            "differences."
+        )
+    lines = [Sentence("{0} of {1} modules applied, beside the weights", len(targets.keys), len(lora)), NOT_SAVED]
+    notice = Notice(lora, lines, [*targets.warnings, *_lost_behind(hidden.dynprompt)], hidden.dynprompt)
+    mapped = model.clone()
+    key = _free_key(mapped)
+    beside = put_beside(mapped, key, _low_rank(lora, targets), ends[0], adjustable=True)
+    put_map(mapped, key, beside, slider_map, *ends, notice.add)
+    return io.NodeOutput(mapped, ui=notice.ui)
+
+
+def _lost_behind(dynprompt: Any) -> list[Sentence]:
+    """A warning if a node behind this one saves or merges the model's weights."""
+    context = get_executing_context()
+    if dynprompt is None or context is None:
+        return []
+    kinds = takers_of_weights(dynprompt.get_original_prompt(), dynprompt.get_display_node_id(context.node_id))
+    return [
+        Sentence("{0} behind this slider gets the model without it: set apply to patch, or use Save LoRA.", kind)
+        for kind in kinds
+    ]
+
+
+def _low_rank(lora: Lora, targets: Targets) -> dict[str, LowRank]:
+    """The small factors of the modules that a model has, by the path of their layer."""
+    deltas = deltas_of(lora, progress_bar())
+    return {
+        key.removesuffix(".weight"): delta
+        for name, key in targets.keys.items()
+        if isinstance(delta := deltas[name], LowRank)
+    }
 
 
 def applied(model: Any, lora: Lora, targets: Targets, strength: float, bypass: bool) -> Any:

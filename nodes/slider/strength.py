@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from comfy_api.v0_0_2 import io
+from comfy_execution.utils import get_executing_context
+from server import PromptServer
 
 from ...difflora import Lora
 from ...difflora.clips.strengths import LIMIT
@@ -15,6 +17,7 @@ from ...difflora.sentence import Sentence
 from ..common.inputs import within
 from ..common.messages import report, ui
 from ..common.strength import strength_range
+from ..common.types import SliderMapType
 
 STEP = 0.05
 MOST_STEPS = 10_000  # entries in a list of strengths, one a step
@@ -31,6 +34,30 @@ def strength_input(zero: str) -> io.Input:
         step=STEP,
         tooltip=f"More of the property above 0, less below. -3 to +3 is safe with most sliders; 0 is {zero}.",
     )
+
+
+def outside_input() -> io.Input:
+    """The widget of the strength where a map's weight is 0."""
+    return io.Float.Input(
+        "strength_outside",
+        default=0.0,
+        min=-LIMIT,
+        max=LIMIT,
+        step=STEP,
+        optional=True,
+        tooltip="The strength where the map's weight is 0; at weight 1 it is strength. Does nothing without a map.",
+    )
+
+
+def map_input(tooltip: str) -> io.Input:
+    """The input for a Slider Map."""
+    return SliderMapType.Input("map", optional=True, tooltip=tooltip)
+
+
+def checked_outside(strength: object) -> float:
+    """The strength at weight 0. Raises InputError for what is no number, and for one out of range."""
+    within(-LIMIT, LIMIT, strength_outside=strength)
+    return float(strength)  # type: ignore[arg-type]  # within() lets only numbers pass
 
 
 def checked(strength: object) -> float:
@@ -53,6 +80,26 @@ def checked_schedule(strength: object) -> float | list[float]:
             f"strength is a list of {len(strength)} values; give one number, or a list with one number for each step."
         )
     return [checked(value) for value in strength]
+
+
+class Notice:
+    """A slider's message, to which a line can be added while a sampler runs; ComfyUI's history holds the same object."""
+
+    def __init__(self, lora: Lora, lines: Iterable[Sentence], warnings: Iterable[Sentence], dynprompt: Any) -> None:
+        self._report = label(lora), [*lines], [*warnings]
+        self.ui = slider_ui(lora, self._report[1], self._report[2])
+        context = get_executing_context()
+        self._node = context.node_id if context else None
+        self._shown_on = dynprompt.get_display_node_id(self._node) if dynprompt and self._node else self._node
+
+    def add(self, line: Sentence) -> None:
+        """Show a further line, in the place of the last one that was added."""
+        title, lines, warnings = self._report
+        self.ui["difflora"][0] |= report(title, [*lines, line], warnings)
+        context = get_executing_context()
+        told = {"node": self._node, "display_node": self._shown_on, "output": self.ui}
+        server = PromptServer.instance
+        server.send_sync("executed", told | {"prompt_id": context.prompt_id if context else None}, server.client_id)
 
 
 def slider_ui(lora: Lora, lines: Iterable[Sentence], warnings: Iterable[Sentence] = ()) -> dict[str, Any]:

@@ -9,12 +9,23 @@ from ...difflora import Lora
 from ...difflora.errors import InputError
 from ...difflora.lora.lora import label
 from ...difflora.sentence import Sentence
+from ...difflora.steering.schedule import step_strengths
+from ...difflora.steering.slider_map import SliderMap
+from ..common.inputs import within
 from ..common.progress import progress_bar
 from ..common.search import found_by
 from ..common.types import LoraDelta, WrapperLora, WrapperModel
 from .model_weights import Targets
-from .strength import checked_schedule, slider_ui, strength_input
+from .strength import (
+    checked_outside,
+    checked_schedule,
+    map_input,
+    outside_input,
+    slider_ui,
+    strength_input,
+)
 from .temp_files import TempFiles
+from .wrapper_steps import steps_of
 from .wrapper_wires import chained, check_unmerged, check_width, lora_entry
 
 _files = TempFiles()
@@ -60,6 +71,47 @@ class SliderWanVideo(io.ComfyNode):
                     tooltip="The model that this will be set on, to check that the LoRA was made for it and that its loader "
                     "merged no LoRA: the slider would silently do nothing then.",
                 ),
+                map_input(
+                    "From Slider Map, with a curve over the steps only: it becomes one strength a step, for WanVideo Set LoRAs."
+                ),
+                outside_input(),
+                io.AnyType.Input(
+                    "scheduler",
+                    optional=True,
+                    tooltip="For a map: the scheduler of the WanVideo Scheduler that the sampler uses. It knows the steps, their "
+                    "noise and the shift.",
+                ),
+                io.Sigmas.Input(
+                    "sigmas",
+                    optional=True,
+                    tooltip="For a map, in place of scheduler: the sampler's sigmas, with the three values below as on the "
+                    "sampler.",
+                ),
+                io.Float.Input(
+                    "shift",
+                    default=5.0,
+                    min=0.01,
+                    max=100.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="For a map with sigmas: the sampler's shift.",
+                ),
+                io.Int.Input(
+                    "start_step",
+                    default=0,
+                    min=0,
+                    max=10_000,
+                    optional=True,
+                    tooltip="For a map with sigmas: the sampler's start_step, such as that of Wan2.2's second sampler.",
+                ),
+                io.Int.Input(
+                    "end_step",
+                    default=-1,
+                    min=-1,
+                    max=10_000,
+                    optional=True,
+                    tooltip="For a map with sigmas: the sampler's end_step. -1 is to the end.",
+                ),
             ],
             outputs=[WrapperLora.Output("wan_lora", display_name="lora", tooltip="For WanVideo Set LoRAs.")],
         )
@@ -82,8 +134,21 @@ class SliderWanVideo(io.ComfyNode):
         low_mem_load: bool,
         prev_lora: list[Any] | None = None,
         model: Any = None,
+        map: SliderMap | None = None,
+        strength_outside: float = 0.0,
+        scheduler: Any = None,
+        sigmas: Any = None,
+        shift: float = 5.0,
+        start_step: int = 0,
+        end_step: int = -1,
     ) -> io.NodeOutput:
         strength = checked_schedule(strength)
+        if map is not None:
+            within(0.01, 100, shift=shift)
+            within(0, 10_000, start_step=start_step)
+            within(-1, 10_000, end_step=end_step)
+            steps = steps_of(scheduler, sigmas, start_step, end_step, shift) if map.is_level else None
+            strength = _strengths(map, strength, checked_outside(strength_outside), steps)
         if not any(strength if isinstance(strength, list) else [strength]):
             return io.NodeOutput(list(prev_lora or []), ui=slider_ui(lora, [Sentence("strength 0: nothing is added")]))
         if merge_loras and isinstance(strength, list):
@@ -103,6 +168,23 @@ class SliderWanVideo(io.ComfyNode):
             lines.append(Sentence("a strength for each of {0} steps, for WanVideo Set LoRAs only", len(strength)))
         warnings += _left_out(lora, merge_loras)
         return io.NodeOutput(chained(prev_lora, entry), ui=slider_ui(lora, lines, warnings))
+
+
+def _strengths(
+    slider_map: SliderMap, strength: float | list[float], outside: float, steps: tuple[list[float], float] | None
+) -> float | list[float]:
+    """What a map makes of the strength: one for each step, or a single one where all are the same."""
+    if isinstance(strength, list):
+        raise InputError(
+            f"strength is a list of {len(strength)} values, one a step, and map gives one a step as well. Use one of them."
+        )
+    if steps is None:
+        raise InputError(
+            "map: WanVideo Set LoRAs takes one strength a step, so only a map of steps works here. Leave frames empty and mask "
+            "unconnected in Slider Map."
+        )
+    strengths = step_strengths(*steps, slider_map, strength, outside)
+    return strengths if len(set(strengths)) > 1 else strengths[0]
 
 
 def _left_out(lora: Lora, merge_loras: bool) -> list[Sentence]:

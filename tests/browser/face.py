@@ -10,6 +10,7 @@ from tests.comfy_page import ComfyPage
 VIEWS = {
     "DiffLoraSelectBlocks": "difflora_grid",
     "DiffLoraRerank": "difflora_spectrum",
+    "DiffLoraSliderMap": "difflora_map",
     "DiffLoraSliderModel": "difflora_strength",
     "DiffLoraSliderWanVideo": "difflora_strength",
     "DiffLoraBlockToggle": "difflora_blocks",

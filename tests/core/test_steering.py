@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from difflora.errors import InputError
 from difflora.steering.curve import MOST_POINTS, Curve, lerp
 from difflora.steering.passes import Passes
-from difflora.steering.schedule import flow_percent, percent_of
+from difflora.steering.schedule import flow_percent, percent_of, sampled, step_strengths
 from difflora.steering.slider_map import SliderMap, clip_frames, latent_means
 
 CASES = json.loads((Path(__file__).parents[1] / "data/curves.json").read_text("utf-8"))
@@ -237,3 +237,24 @@ class TestSchedule:
     def test_the_last_noise_level_is_100_per_cent(self):
         assert flow_percent(0.0, 5.0) == 100
         assert percent_of(0.0, lambda share: 1 - share) == 100
+
+    def test_the_steps_of_a_sampler_out_of_a_schedule(self):
+        sigmas = [1.0, 0.9, 0.7, 0.4, 0.0]
+        assert sampled(sigmas, 0, -1) == sigmas[:4]
+        assert sampled(sigmas, 0, 2) == [1.0, 0.9] and sampled(sigmas, 2, -1) == [0.7, 0.4]
+        assert sampled(sigmas, 2, 100) == [0.7, 0.4]
+        for start, end in ((4, -1), (2, 2), (3, 1), (0, 0)):
+            with pytest.raises(InputError, match="4 steps"):
+                sampled(sigmas, start, end)
+
+    @pytest.mark.parametrize("shift", [1.0, 5.0])
+    def test_the_strengths_of_two_samplers_are_those_of_one(self, shift):
+        """Each entry belongs to its noise level, wherever the schedule is cut, and however many steps it has."""
+        times = [1 - i / 8 for i in range(9)]
+        sigmas = [shift * t / (1 + (shift - 1) * t) for t in times]
+        steered = SliderMap(Curve.parse("0:0, 50:1, 75:1, 75:0", "steps"), Curve.parse("1", "frames"))
+        whole = step_strengths(sampled(sigmas, 0, -1), shift, steered, 3.0, -1.0)
+        assert whole == pytest.approx([-1, 0, 1, 2, 3, 3, -1, -1])
+        halves = [step_strengths(sampled(sigmas, *part), shift, steered, 3.0, -1.0) for part in ((0, 3), (3, -1))]
+        assert halves[0] + halves[1] == whole
+        assert step_strengths(sigmas[:-1:2], shift, steered, 3.0, -1.0) == whole[::2]

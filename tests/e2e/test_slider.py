@@ -370,3 +370,15 @@ def test_a_strength_that_is_not_one_number_is_refused_in_one_sentence(files, val
     assert failed.value.node_id == "slider"
     assert failed.value.details["exception_type"].endswith("InputError")
     assert failed.value.message.startswith("strength is ")
+
+
+def test_a_slider_beside_the_weights_says_that_a_saving_node_behind_it_loses_it(files):
+    prompt = graph(1.0, apply="bypass") | {"save": node("ModelSave", model=["slider", 0], filename_prefix="lost")}
+    told = {line["text"]: line["level"] for line in message(files.run(prompt), "slider")["report"]["lines"]}
+    assert (
+        told["ModelSave behind this slider gets the model without it: set apply to patch, or use Save LoRA."]
+        == "warning"
+    )
+    assert told["not in the weights: saving or merging the model leaves the slider out"] == "info"
+    prompt["slider"]["inputs"]["apply"] = "patch"
+    assert not any("ModelSave" in text for text in lines(files.run(prompt)))

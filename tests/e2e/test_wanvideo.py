@@ -115,6 +115,48 @@ class TestWire:
                 comfy.run(prompt)
             assert failed.value.node_id == "slider"
 
+    def test_a_map_of_steps_is_a_list_by_noise_for_one_sampler_and_for_two(self, comfy):
+        """Shift 1, so a noise of 0.6 is 40 per cent. Wan2.2's second sampler starts at entry 0 of its own list."""
+
+        def strengths(start=0, end=-1, steps="50:0, 50:1", **more):
+            prompt = made_from_pair() | {
+                "map": node("DiffLoraSliderMap", steps=steps, frames="", feather=1),
+                "sigmas": node("TestSigmas", text="[1, 0.9, 0.6, 0.5, 0.1, 0]"),
+                "show": node("TestShow", value=["slider", 0]),
+            }
+            schedule = {"sigmas": ["sigmas", 0], "shift": 1.0, "start_step": start, "end_step": end}
+            prompt["slider"] = slider(2.5, map=["map", 0], strength_outside=-1.0, **schedule | more)
+            return [entry["strength"] for entry in shown(comfy, prompt)]
+
+        assert strengths() == [[-1.0, -1.0, -1.0, 2.5, 2.5]]
+        assert strengths(0, 4) == [[-1.0, -1.0, -1.0, 2.5]]
+        assert strengths(2) == [[-1.0, 2.5, 2.5]]
+        assert strengths(3) == [2.5]  # all the same: no list
+        assert strengths(0, 3, strength_outside=0.0) == []
+        assert strengths(steps="0:1, 100:0", strength_outside=0.0)[0] == pytest.approx([2.5, 2.25, 1.5, 1.25, 0.25])
+
+    def test_a_map_that_the_wrapper_cannot_follow_is_an_error_on_the_slider(self, comfy):
+        for steps, frames, more, reason in (
+            ("50:0, 50:1", "", {}, "the sampler's steps"),
+            ("", "0:0, 100:1", {"sigmas": ["sigmas", 0]}, "only a map of steps"),
+            ("50:0, 50:1", "", {"sigmas": ["sigmas", 0], "start_step": 5}, "leave nothing"),
+            ("50:0, 50:1", "", {"sigmas": ["sigmas", 0], "merge_loras": True}, "cannot merge"),
+            ("50:0, 50:1", "", {"scheduler": ["name", 0]}, "does not say how many steps"),
+            ("50:0, 50:1", "", {"sigmas": ["sigmas", 0], "strength": ["list", 0]}, "Use one of them"),
+        ):
+            prompt = made_from_pair() | {
+                "map": node("DiffLoraSliderMap", steps=steps, frames=frames, feather=1),
+                "sigmas": node("TestSigmas", text="[1, 0.9, 0.6, 0.5, 0.1, 0]"),
+                "name": node("TestJson", text='"unipc"'),
+                "list": node("TestJson", text="[1, 2]"),
+                "show": node("TestShow", value=["slider", 0]),
+                "slider": slider(2.5, map=["map", 0]),
+            }
+            prompt["slider"]["inputs"] |= more
+            with pytest.raises(NodeFailed, match=reason) as failed:
+                comfy.run(prompt)
+            assert failed.value.node_id == "slider"
+
     def test_a_file_that_is_gone_is_made_again(self, comfy):
         prompt = made_from_pair() | {"slider": slider(1.25), "show": node("TestShow", value=["slider", 0])}
         [entry] = shown(comfy, prompt)
@@ -205,6 +247,23 @@ class TestWrapper:
         got = sampled(comfy, prompt.prompt)
         assert torch.equal(got["slid 0"], got["slid 2"])
         assert not torch.equal(got["slid 0"], got["slid 1"])
+
+    def test_a_map_with_the_samplers_own_scheduler_equals_the_list_that_it_means(self, comfy):
+        prompt = with_sliders([2.0, ["values", 0], 2.0])
+        prompt.prompt["map"] = node("DiffLoraSliderMap", steps="50:0, 50:1", frames="", feather=1)
+        settings = prompt.prompt["sample slid 0"]["inputs"]
+        how = {name: settings[name] for name in ("steps", "shift")}
+        prompt.prompt["scheduler"] = node("WanVideoScheduler", scheduler="unipc", start_step=0, end_step=-1, **how)
+        prompt.prompt["slider 0"]["inputs"] |= {"map": ["map", 0], "scheduler": ["scheduler", 3]}
+        prompt.prompt["show"] = node("TestShow", value=["slider 0", 0])
+        [entry] = shown(
+            comfy, {name: one for name, one in prompt.prompt.items() if not name.startswith(("sample", "save"))}
+        )
+        assert len(entry["strength"]) == settings["steps"] and {0.0, 2.0} == set(entry["strength"])
+        prompt.prompt["values"] = node("TestJson", text=json.dumps(entry["strength"]))
+        got = sampled(comfy, prompt.prompt)
+        assert torch.equal(got["slid 0"], got["slid 1"])
+        assert not torch.equal(got["slid 0"], got["slid 2"])
 
     def test_the_same_behind_a_style_and_a_distill_lora(self, comfy, style_and_distill):
         prompt = with_sliders([-2.0, 0.0, 2.0, -2.0], before=style_and_distill)

@@ -23,6 +23,7 @@ def _pack_module(name: str):
     return importlib.import_module(f"pack.{name}")
 
 
+followers = _pack_module("nodes.slider.followers")
 wires = _pack_module("nodes.slider.wrapper_wires")
 whole_blocks = _pack_module("nodes.slider.whole_blocks")
 errors = _pack_module("difflora.errors")
@@ -244,3 +245,19 @@ class TestSwitchOff:
 
 def gates(transformer):
     return [i for i, block in enumerate(transformer.blocks) if "forward" in block.__dict__]
+
+
+def test_nodes_behind_that_take_only_the_weights_are_found_however_far_behind():
+    def prompt(*nodes):
+        return {name: {"class_type": kind, "inputs": {"a": [source, 0], "b": 1}} for name, kind, source in nodes}
+
+    chain = prompt(
+        ("s", "Slider", "m"), ("t", "ModelSamplingSD3", "s"), ("u", "ModelSave", "t"), ("v", "KSampler", "s")
+    )
+    assert followers.takers_of_weights(chain, "s") == ["ModelSave"]
+    assert followers.takers_of_weights(chain, "v") == []
+    beside = prompt(("s", "Slider", "m"), ("u", "ModelMergeSimple", "m"), ("w", "CheckpointSave", "u"))
+    assert followers.takers_of_weights(beside, "s") == []
+    assert followers.takers_of_weights(beside, "m") == ["CheckpointSave", "ModelMergeSimple"]
+    circle = prompt(("s", "Slider", "t"), ("t", "ModelMergeBlocks", "s"))
+    assert followers.takers_of_weights(circle, "s") == ["ModelMergeBlocks"]

@@ -459,6 +459,57 @@ class TestTwoSizes:
         return ([images, images[:, :, : images.shape[2] // 2]],)
 
 
+class TestInt8:
+    """The same model with the second feed-forward layer of every block in ComfyUI's INT8 layout, where it has one."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "quantise"
+    CATEGORY = "test"
+
+    def quantise(self, model):
+        from comfy.quant_ops import QuantizedTensor
+
+        for block in model.model.diffusion_model.blocks:
+            layer = block.ffn[2]
+            weight = QuantizedTensor.from_float(layer.weight.data.clone(), "TensorWiseINT8Layout")
+            layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+        return (model,)
+
+
+class TestSigmas:
+    """A schedule from its noise levels as a JSON list."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"text": ("STRING", {"default": "[1, 0]"})}}
+
+    RETURN_TYPES = ("SIGMAS",)
+    FUNCTION = "make"
+    CATEGORY = "test"
+
+    def make(self, text):
+        return (torch.tensor(json.loads(text)),)
+
+
+class TestMasks:
+    """A mask of many pictures, each brighter than the one before."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"count": ("INT", {"default": 9, "min": 1, "max": 1000})}}
+
+    RETURN_TYPES = ("MASK",)
+    FUNCTION = "make"
+    CATEGORY = "test"
+
+    def make(self, count):
+        return ((torch.arange(count) / count)[:, None, None].expand(count, 64, 64).clone(),)
+
+
 class TestClip:
     """Frames that say what they are: the left half's grey is 20 + 10 · its number, the right half's 128 + 20 · strength."""
 
@@ -488,6 +539,7 @@ NODE_CLASS_MAPPINGS = {
     "TestSpoil": TestSpoil,
     "TestClip": TestClip,
     "TestBreak": TestBreak,
+    "TestMasks": TestMasks,
     "TestRecord": TestRecord,
     "TestConditioning": TestConditioning,
     "TestEmbeds": TestEmbeds,
@@ -495,6 +547,7 @@ NODE_CLASS_MAPPINGS = {
     "TestMood": TestMood,
     "TestTwoSizes": TestTwoSizes,
     "TestHash": TestHash,
+    "TestInt8": TestInt8,
     "TestJson": TestJson,
     "TestKeep": TestKeep,
     "TestSaveParameters": TestSaveParameters,
@@ -503,5 +556,6 @@ NODE_CLASS_MAPPINGS = {
     "TestSaveWrapperWeights": TestSaveWrapperWeights,
     "TestShapes": TestShapes,
     "TestShow": TestShow,
+    "TestSigmas": TestSigmas,
     "TestText": TestText,
 }

@@ -101,7 +101,10 @@ def kept_bytes(trainer: Any) -> int:
     sizes: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        try:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        except RuntimeError:  # ComfyUI's quantised tensors have no storage of their own
+            sizes[id(tensor)] = tensor.nbytes
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -27,6 +27,7 @@ from ..lora.extract import extract
 from ..lora.file import FileLora, load
 from ..lora.lora import CombinedLora, Lora, SelectedLora
 from ..lora.selection import stack_of, summary
+from ..names import families
 from ..rank.analysis import Analysis, ModuleNumbers, analyze_pair
 from ..rank.calibrate import calibrate_norm
 from ..rank.passing_stats import ComparedLora
@@ -34,7 +35,7 @@ from ..rank.purify import purify
 from ..rank.rerank import RerankedLora, rerank
 from ..rank.rules import RULES, FixedRank, RankRule, rule_of
 from ..saving import recipes, wan22
-from ..saving.save import ENERGY_KEY, drafted
+from ..saving.save import ENERGY_KEY, drafted, read_by_comfyui
 from ..sentence import printable
 from ..storage.dtypes import CODES
 from ..storage.reader import read_header
@@ -343,6 +344,8 @@ def run_inspect(given: argparse.Namespace) -> int:
         "scale": scales,
         "unit": file.unit,
         "dtypes": dict(Counter(CODES[entry.dtype] for entry in entries)),
+        "family": file.family.name if file.family else None,
+        "roles": _roles(file),
         "contents": summary(file),
         "recipe": None,
         "twin": None,
@@ -379,6 +382,11 @@ def run_inspect(given: argparse.Namespace) -> int:
                 + (f", {report['vectors']} biases, norms or tables" if vectors else ""),
             ),
             ("", printable(report["contents"], 400)),
+            *(
+                [("roles", ", ".join(f"{role} {count}" for role, count in report["roles"].items()))]
+                if report["roles"]
+                else []
+            ),
             (
                 "scale",
                 "alpha / rank = " + " to ".join(dict.fromkeys(f"{scale:g}" for scale in (scales[0], scales[-1])))
@@ -576,6 +584,12 @@ def _free(output: Path, given: argparse.Namespace, *inputs: Lora) -> Path:
     return output
 
 
+def _roles(lora: Lora) -> dict[str, int]:
+    """How many modules each word for a role selects."""
+    counts = Counter(role for name in lora if (known := families.own(name)) for role in known[0].roles)
+    return {role: counts[role] for role in families.ROLES if counts[role]}
+
+
 def _expression(given: argparse.Namespace) -> str | None:
     if given.select is not None and (given.target_blocks or given.target_indices):
         raise UsageError("--select and --target-blocks or --target-indices say the same thing twice; give one")
@@ -687,6 +701,7 @@ def _draft(
         "dialect": given.dialect,
         "matrices": matrices,
         "vectors": len(lora) - matrices,
+        "read_by_comfyui": read_by_comfyui(lora, given.dialect),
         "rank": _ranks(lora),
         "sshs_model_hash": read_header(draft.temporary).metadata["sshs_model_hash"],
     }

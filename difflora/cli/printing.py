@@ -99,6 +99,9 @@ def print_report(report: Report) -> None:
     if report["vectors"]:
         written += f"; {report['vectors']} biases, norms or tables"
     rows = [("modules", written)]
+    if report.get("read_by_comfyui") is not None:
+        modules = report["matrices"] + report["vectors"]
+        rows.append(("read by ComfyUI", f"{report['read_by_comfyui']} of {modules}"))
     rows += [("skipped", f"{listed(line['modules'])}: {line['why']}") for line in report.get("skipped", [])]
     rows += [
         ("zero on one side", f"{listed(line['modules'])}: {line['why']}")

@@ -61,6 +61,18 @@ def save(
     return draft.path
 
 
+def read_by_comfyui(lora: Lora, dialect: str) -> int | None:
+    """How many of a LoRA's modules ComfyUI (0.33) finds by the names of a dialect; None for a model that is not known."""
+    family = lora.family
+    if family is None:
+        return None
+    modules = [name.removesuffix(".bias") for name in lora.specs]
+    return sum(
+        all(families.comfyui_reads(one.name, family) for one in written(name, dialect, family, lora.prefix))
+        for name in modules
+    )
+
+
 @contextlib.contextmanager
 def drafted(
     lora: Lora,
@@ -139,7 +151,6 @@ class _Writer:
         sizes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
         self.module_of: dict[str, tuple[str, str]] = {}
         self.rows_of: dict[str, tuple[tuple[families.Rows | None, families.Rows | None], ...]] = {}
-        self.read_by_comfyui = 0
         for module, spec in lora.specs.items():
             if spec.is_vector:
                 weight, _, last = module.rpartition(".")
@@ -162,7 +173,6 @@ class _Writer:
                 if dialect not in _WITH_ALPHA or (dialect == NATIVE and not families.has_alpha(name, family)):
                     del tensors["alpha"]
             there = written(name, dialect, family, lora.prefix)
-            self.read_by_comfyui += all(families.comfyui_reads(one.name, family) for one in there)
             for one in there:
                 for part, (kind, size) in tensors.items():
                     key = f"{one.name}.{ending(name, part, dialect)}"

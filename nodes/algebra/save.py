@@ -11,6 +11,7 @@ from comfy_api.v0_0_2 import io
 from ...difflora import Lora, save
 from ...difflora.errors import OutputError
 from ...difflora.names.keys import OUTPUT_DIALECTS
+from ...difflora.saving.save import read_by_comfyui
 from ...difflora.sentence import Sentence, printable
 from ...difflora.storage.dtypes import OUTPUT_DTYPES
 from ..common.inputs import one_of
@@ -88,6 +89,9 @@ class SaveLora(io.ComfyNode):
         size = path.stat().st_size / 1e6
         what = Sentence("{0} modules, rank {1}, {2}, {3} MB", len(lora), lora.rank_text, dtype, f"{size:.1f}")
         lines = [str(path), what]
+        found = read_by_comfyui(lora, dialect)
+        if found is not None:
+            lines.append(Sentence("Read by ComfyUI: {0} of {1} modules", found, len(lora)))
         return io.NodeOutput(str(path), ui=ui(report(path.name, lines, lora.warnings)))
 
 

@@ -56,7 +56,7 @@ def test_flat_names_are_read_as_the_models_own(model, prefix, family):
     for stem in stems:
         keys[stem + UP] = (640, 1)
         keys[stem + DOWN] = (1, 2048 if "attn2_to_" in stem else 640)
-    found = read_keys(keys, {}, keys.__getitem__)
+    found = read_keys(keys, {}, shape_of=keys.__getitem__)
     assert family in [one.name for one in found.families]
     own = {piece.module for module in found.modules for piece in found.pieces.get(module, ())} | (
         found.modules.keys() - found.pieces.keys()

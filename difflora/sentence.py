@@ -64,6 +64,11 @@ def joined(sentences: list[Sentence], sign: str) -> Sentence:
     )
 
 
+def with_minus(number: str) -> str:
+    """A number as it is written for people: with a real minus sign."""
+    return number.replace("-", "−")
+
+
 def printable(value: object, limit: int = 120) -> str:
     """A value from a file, safe to put into a message: one line, printable, not too long."""
     text = "".join(char if char.isprintable() else "?" for char in str(value))

@@ -10,7 +10,7 @@ import { setWords } from "./lib/words.js";
 import { el } from "./widgets/dom.js";
 import { FACES } from "./widgets/faces.js";
 import { later, replaceStale } from "./widgets/host.js";
-import { forgetFailures, rememberFailure } from "./widgets/said.js";
+import { askLastWords, forgetFailures, rememberFailure } from "./widgets/said.js";
 
 /** Texts of nodes in the user's language. @type {import("./lib/node_texts.js").NodeTexts} */
 let nodeTexts = {};
@@ -37,6 +37,9 @@ app.registerExtension({
     api.addEventListener("execution_start", () => {
       forgetFailures();
       later();
+    });
+    api.addEventListener("execution_cached", async ({ detail }) => {
+      if (await askLastWords(String(detail.prompt_id), (detail.nodes ?? []).map(String))) later();
     });
     api.addEventListener("execution_error", ({ detail }) => {
       rememberFailure(String(detail?.node_id), String(detail.exception_message ?? "").trim());

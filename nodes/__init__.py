@@ -3,9 +3,11 @@
 from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .algebra import analyze, calibrate, extract, load_subtract, purify, save, select_rerank
+from .common.routes import answer_last_words, answer_lora
 from .demo import offer_demo_models
 from .slider import block_toggle, empty_text, make_map, native, wanvideo
 from .sweep import compare, response, sweep
+from .sweep.export import answer_export
 from .training import encode, pairs, runs, train
 
 FAMILIES: list[list[type[io.ComfyNode]]] = [
@@ -38,4 +40,7 @@ class DifferentialLora(ComfyExtension):
         # Not in on_load, which ComfyUI 0.3.75 never calls.
         offer_demo_models()
         sweep.watch_prompts()
+        answer_last_words()
+        answer_export()
+        answer_lora(load_subtract.describe)
         return [node for family in FAMILIES for node in family]

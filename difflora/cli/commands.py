@@ -47,6 +47,7 @@ from .parser import DEFAULT_RANK, EXTRACT_RANK, OLD_FLAGS, UsageError, parser, w
 from .printing import (
     Report,
     bar,
+    cancelled_text,
     finish,
     finish_twins,
     print_groups,
@@ -444,7 +445,7 @@ def run_analyze(given: argparse.Namespace) -> int:
         [
             ("norms", f"A {numbers.norm_a:.4g}, B {numbers.norm_b:.4g}, difference {numbers.norm:.4g}"),
             ("cosine of A and B", f"{numbers.cosine:.4f}"),
-            ("cancelled", f"{numbers.cancelled:.1%} of both sides' energy"),
+            ("cancelled", cancelled_text(numbers.cancelled)),
             ("energy by rank", ", ".join(f"{rank}: {share:.1%}" for rank, share in report["energy"].items())),
             *(
                 [("only in one file", f"{len(numbers.only_a)} modules in A, {len(numbers.only_b)} in B")]

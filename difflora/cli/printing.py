@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..progress import Progress
+from ..rank.analysis import nothing_cancels
 from ..sentence import printable, singular
 
 Report = dict[str, Any]
@@ -110,7 +111,6 @@ def print_report(report: Report) -> None:
     for key, title, text in (
         ("retained_energy", "retained energy", "{:.2%}"),
         ("cosine", "cosine of A and B", "{:.4f}"),
-        ("cancelled", "cancelled", "{:.1%} of both sides' energy"),
         ("share_gone", "taken out", "{:.1%} of the slider"),
         ("unit", "strength 1 is", "{}"),
         ("by_qr", "slow path", "{} modules, by QR"),
@@ -118,6 +118,8 @@ def print_report(report: Report) -> None:
     ):
         if report.get(key) is not None:
             rows.append((title, text.format(report[key])))
+    if report.get("cancelled") is not None:
+        rows.append(("cancelled", cancelled_text(report["cancelled"])))
     if report.get("untouched"):
         rows.append(("left alone", f"{report['untouched']} modules that the others do not have"))
     if report.get("stored_in_full"):
@@ -156,10 +158,17 @@ def print_groups(groups: Mapping[str, Mapping[str, float]], title: str) -> None:
     width = max(len(title), *(len(group) for group in groups)) if groups else len(title)
     sys.stdout.write(f"\n  {title:<{width}}  modules  norm A    norm B    norm A-B  cosine  cancelled  energy at 4\n")
     for group, one in groups.items():
+        cancelled = "nothing" if nothing_cancels(one["cancelled"]) else f"{one['cancelled']:.1%}"
         sys.stdout.write(
             f"  {group:<{width}}  {one['modules']:>7}  {one['norm_a']:<8.4g}  {one['norm_b']:<8.4g}  "
-            f"{one['norm']:<8.4g}  {one['cosine']:>6.3f}  {one['cancelled']:>9.1%}  {one['energy_rank_4']:>11.1%}\n"
+            f"{one['norm']:<8.4g}  {one['cosine']:>6.3f}  {cancelled:>9}  {one['energy_rank_4']:>11.1%}\n"
         )
+
+
+def cancelled_text(share: float) -> str:
+    if nothing_cancels(share):
+        return "nothing: the two point in opposite directions"
+    return f"{share:.1%} of both sides' energy"
 
 
 def warn(warnings: Iterable[str]) -> None:

@@ -62,6 +62,8 @@ MEASURES = {
     "saturation": Measure(Sentence("saturation"), "C*", 2),
     "a": Measure("green to red", "a*", 2),
     "b": Measure("blue to yellow", "b*", 2),
+    "drift_a": Measure("colour drift, green to red", "a* from the baseline", 2),
+    "drift_b": Measure("colour drift, blue to yellow", "b* from the baseline", 2),
     "colour_drift": Measure(Sentence("colour drift"), "ΔE in a*b* from the baseline", 2),
     "distance": Measure("distance", "ΔE from the baseline, pixel by pixel", 2),
 }
@@ -199,7 +201,7 @@ def measure_clip(clip: StoredClip, moments: int, tick: Callable[[], None] = lamb
 def measure_frames(
     frames: Tensor, following: Tensor | None = None, tick: Callable[[], None] = lambda: None
 ) -> ClipNumbers:
-    """All measures of some frames. following: the frame after each; without them, motion is 0."""
+    """All measures of some frames. following: the frame after each; single pictures have none, and no motion."""
     grey = luma(frames)
     colours = cielab(frames)
     mean = colours.mean((0, 2, 3))
@@ -215,12 +217,13 @@ def measure_frames(
         "edges": mean_of(edge_density),
         "entropy": mean_of(local_entropy),
         "sharpness": mean_of(sharpness),
-        "motion": 0.0 if following is None else motion(grey, luma(following)),
         "brightness": float(mean[0]),
         "saturation": float(colours[:, 1:].square().sum(1).sqrt().mean()),
         "a": float(mean[1]),
         "b": float(mean[2]),
     }
+    if following is not None:
+        values["motion"] = motion(grey, luma(following))
     return ClipNumbers(values, colours)
 
 
@@ -354,7 +357,8 @@ def measure_sweeps(sweeps: Sequence[Sweep], moments: int = 12, progress: Progres
             done += 1
             tick()
         rows.append(row)
-    values = {name: np.array([[numbers[name] for numbers in row] for row in rows]) for name in MEASURES}
+    measured = [name for name in MEASURES if all(name in numbers for row in rows for numbers in row)]
+    values = {name: np.array([[numbers[name] for numbers in row] for row in rows]) for name in measured}
     everything = set().union(*(sweep.strengths for sweep in sweeps))
     broken = set().union(*(sweep.broken for sweep in sweeps))
     left_out = everything - set(common) - broken
@@ -362,15 +366,24 @@ def measure_sweeps(sweeps: Sequence[Sweep], moments: int = 12, progress: Progres
 
 
 def compared(numbers: ClipNumbers, base: ClipNumbers) -> dict[str, float]:
-    """How far a clip is from the baseline. colour_drift: of the mean colour. distance: of pixels at the same place."""
-    drift = math.hypot(numbers.values["a"] - base.values["a"], numbers.values["b"] - base.values["b"])
+    """How far a clip is from the baseline.
+
+    colour_drift    of what stays: the median over all pixels of the change at the same place. Things that a slider adds or
+                    takes away have colours of their own; as long as they cover less than half of the picture, they do not
+                    count, while a tint that lies over everything does in full.
+    distance        of pixels at the same place, averaged
+    """
     if numbers.colours.shape != base.colours.shape:
         raise UnsupportedError(
             f"sweep: a clip of {_size(numbers)} cannot be compared with a baseline of {_size(base)}. Keep size and length."
         )
+    change = numbers.colours - base.colours
+    drift_a, drift_b = (float(change[:, channel].median()) for channel in (1, 2))
     return {
-        "colour_drift": drift,
-        "distance": float((numbers.colours - base.colours).square().sum(1).sqrt().mean()),
+        "drift_a": drift_a,
+        "drift_b": drift_b,
+        "colour_drift": math.hypot(drift_a, drift_b),
+        "distance": float(change.square().sum(1).sqrt().mean()),
     }
 
 

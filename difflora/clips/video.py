@@ -95,6 +95,14 @@ def read_video(path: Path, only: Collection[int] | None = None, size: tuple[int,
         raise FileError(f"{path.name}: this clip cannot be read ({problem}). Delete it; it is made again.") from problem
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """ComfyUI's entries in a video, as the JSON texts that they are."""
+    import av
+
+    with av.open(str(path)) as file:
+        return {key: text for key, text in file.metadata.items() if key in ("prompt", "workflow")}
+
+
 def plays(path: Path, frames: int, width: int, height: int) -> bool:
     """Whether this is a clip of so many frames of this size whose first and last frame can be decoded."""
     import av

@@ -304,3 +304,15 @@ def average_spectrum(spectra: list[Tensor]) -> Tensor:
     longest = max(len(values) for values in spectra)
     padded = torch.stack([torch.nn.functional.pad(values, (0, longest - len(values))) for values in spectra])
     return padded.square().mean(0).sqrt()
+
+
+def nothing_cancels(share: float) -> bool:
+    """Whether `cancelled` is below 0, beyond rounding: the difference has more energy than both sides together."""
+    return share < -0.0005
+
+
+def cancelled_text(share: float, digits: int = 1) -> Sentence:
+    """What `cancelled` means, in words."""
+    if nothing_cancels(share):
+        return Sentence("nothing cancels: the two point in opposite directions")
+    return Sentence("{0} cancelled", f"{abs(share):.{digits}%}")

@@ -46,6 +46,8 @@ import { readPlayer } from "./player.js";
  * @property {[number, number]} [strength_range] recommended by the file's metadata
  * @property {import("./player.js").Player} [player] clips to play in step
  * @property {MapPreview} [map]
+ * @property {Record<string, unknown>} [ran] the widgets' values in the run, where the widget shows more than that run
+ * @property {string} [key] what the server keeps the message under
  */
 
 const LEVELS = ["info", "warning", "error"];
@@ -93,6 +95,8 @@ export const readMessage = (output) => {
     }
     message.spectrum = spectrum;
   }
+  if (isObject(value.ran)) message.ran = value.ran;
+  if (typeof value.key === "string") message.key = value.key;
   if (typeof value.selection === "string") message.selection = value.selection;
   const range = value.strength_range;
   if (Array.isArray(range) && range.length === 2 && range.every((v) => Number.isFinite(v)) && range[0] < range[1]) {

@@ -9,29 +9,58 @@ import { Selection, SelectionError } from "./selection.js";
 
 /**
  * Which modules come into a node: told by the nearest node before it that knows.
- * @param {Node} node @param {Said} said @param {Node[]} seen behind it @returns {Modules | null}
+ * @param {Node} node @param {Said} said @param {Node[]} seen behind it @param {string} [input] only what comes in there @returns {Modules | null}
  */
-const modulesInto = (node, said, seen = []) => {
-  for (const source of loraInputs(node)) {
+const modulesInto = (node, said, seen = [], input = undefined) => {
+  for (const source of loraInputs(node, input)) {
     const list = seen.includes(source) ? null : modulesOutOf(source, said, [...seen, node]);
     if (list) return list;
   }
-  return said(node)?.modules ?? null;
+  return input ? null : (said(node)?.modules ?? null);
 };
 
-/** Which modules come out of a node. What Select Blocks leaves out follows its text at once, without a run. @param {Node} node @param {Said} said @param {Node[]} seen @returns {Modules | null} */
+/**
+ * Which modules come out of a node. Subtract, Select Blocks and Re-rank follow what comes in and their widgets at once: what
+ * they said in the last run may be of other files. @param {Node} node @param {Said} said @param {Node[]} seen @returns {Modules | null}
+ */
 const modulesOutOf = (node, said, seen) => {
-  if (node.comfyClass !== "DiffLoraSelectBlocks") return said(node)?.modules ?? modulesInto(node, said, seen);
-  const list = modulesInto(node, said, seen);
+  if (node.comfyClass === "DiffLoraSelectBlocks") return selected(node, said, modulesInto(node, said, seen));
+  if (node.comfyClass === "DiffLoraRerank") return modulesInto(node, said, seen);
+  if (node.comfyClass === "DiffLoraSubtract") {
+    const [a, b] = ["a", "b"].map((input) => modulesInto(node, said, seen, input));
+    if (a && b) {
+      const drop = widgetOf(node, "unmatched")?.value === "drop";
+      const names = drop ? Object.keys(a).filter((name) => Object.hasOwn(b, name)) : [...Object.keys(a), ...Object.keys(b)];
+      return joined(names.map((name) => [name, {}])); // the numbers of one side are not the difference's
+    }
+  }
+  return said(node)?.modules ?? modulesInto(node, said, seen);
+};
+
+/** @param {Node} node @param {Said} said @param {Modules | null} list */
+const selected = (node, said, list) => {
   const text = isLinked(node, "selection") ? said(node)?.selection : String(widgetOf(node, "selection")?.value);
   if (!list || text === undefined || widgetOf(node, "rest")?.value !== "leave out") return list;
   try {
     const chosen = Selection.parse(text).weights(Object.keys(list));
-    return Object.fromEntries(Object.entries(list).filter(([name]) => chosen.has(name)));
+    return only(list, (name) => chosen.has(name));
   } catch (error) {
     if (!(error instanceof SelectionError)) throw error;
     return list; // that node says what is wrong
   }
+};
+
+// A file may call a module __proto__: only a map without a prototype takes that for a name like any other.
+
+/** @param {Modules} list @param {(name: string) => boolean} wanted @returns {Modules} */
+const only = (list, wanted) => joined(Object.entries(list).filter(([name]) => wanted(name)));
+
+/** @param {...(Modules | [string, any][])} lists @returns {Modules} */
+const joined = (...lists) => {
+  /** @type {Modules} */
+  const all = Object.create(null);
+  for (const list of lists) for (const [name, numbers] of Array.isArray(list) ? list : Object.entries(list)) all[name] = { ...numbers };
+  return all;
 };
 
 /**
@@ -43,10 +72,7 @@ export const modulesBefore = (node, said) => {
   const list = modulesInto(node, said);
   if (!list) return null;
   const sources = sourcesOf(node);
-  // A file may call a module __proto__: only a map without a prototype takes that for a name like any other.
-  /** @type {Modules} */
-  const known = Object.create(null);
-  for (const [name, numbers] of Object.entries(list)) known[name] = { ...numbers };
+  const known = joined(list);
   const behind = after(node);
   const measured = [...behind.flatMap(after), ...behind, ...sources.flatMap(after)].filter((other) => other !== node);
   for (const other of measured) {

@@ -13,6 +13,7 @@
  * @property {string} label usually a strength
  * @property {string} text
  * @property {boolean} baseline
+ * @property {string | null} key of the clip at full size, where the server keeps it
  *
  * @typedef {object} Player
  * @property {VideoFile[]} videos
@@ -42,6 +43,7 @@ export const readPlayer = (value) => {
     label: String(clip.label ?? ""),
     text: String(clip.text ?? ""),
     baseline: Boolean(clip.baseline),
+    key: typeof clip.key === "string" ? clip.key : null,
   }));
   const sound = clips.every(({ video, box }) => videos[video] && box.length === 4 && box.every((n) => Number.isFinite(n) && n >= 0) && box[2] > 0 && box[3] > 0);
   const [fps, frames] = [Number(value.fps), Number(value.frames)];
@@ -99,10 +101,27 @@ export const keyed = (key, shift) => {
     ",": ["step", -1], ".": ["step", 1], "<": ["step", -1], ">": ["step", 1],
     "[": ["speed", -1], "]": ["speed", 1],
     "-": ["wipe", -0.05], "+": ["wipe", 0.05], "=": ["wipe", 0.05],
+    u: ["use", 0], s: ["save", "png"], c: ["copy", 0],
     o: ["mode", "one"], w: ["mode", "wipe"], d: ["mode", "difference"], g: ["mode", "all"],
     x: ["swap", 0], l: ["loop", 0], b: ["blind", 0], f: ["large", 0], Enter: ["choose", 0],
   };
   if (/^[1-9]$/.test(key)) return ["show", Number(key) - 1];
   const name = key.length === 1 ? key.toLowerCase() : key;
   return Object.hasOwn(acts, name) ? acts[name] : null;
+};
+
+export const FORMATS = /** @type {const} */ (["png", "mp4", "webp", "gif"]);
+
+/** The strength that a clip's label says; null if it says none. @param {string} label */
+export const strengthOf = (label) => {
+  const text = label.trim().replace("\u2212", "-");
+  const strength = Number(text);
+  return text && Number.isFinite(strength) && Math.abs(strength) <= 10 ? strength : null;
+};
+
+/** A name for a file of what is shown: letters, digits and signs that every system takes. @param {string[]} labels @param {Mode} mode @param {string} format @param {number} frame */
+export const fileName = (labels, mode, format, frame) => {
+  const plain = labels.map((label) => label.replace("\u2212", "-").replace(/[^\p{L}\p{N}+.-]+/gu, "_").replace(/^[._]+|[._]+$/g, "").slice(0, 40));
+  const shown = mode === "all" ? "all" : [...plain, ...(mode === "one" ? [] : [mode])].filter(Boolean).join("_");
+  return `${["slider", shown, format === "png" ? `frame${frame + 1}` : ""].filter(Boolean).join("_")}.${format}`;
 };

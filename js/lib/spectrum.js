@@ -125,3 +125,17 @@ export const outcome = (spectrum, rule) => {
   }
   return { ranks, lowest: ranks.size ? lowest : 0, highest, mean: ranks.size ? sum / ranks.size : 0, kept: total > 0 ? stays / total : 1 };
 };
+
+/** Which widgets count for a rule; for a rule that this does not know, every one. @type {Record<string, string[]>} */
+const COUNTS = { rank: ["rank"], energy: ["energy", "max_rank"], ratio: ["ratio", "max_rank"], knee: ["max_rank"], budget: ["rank", "max_rank"] };
+const SETTINGS = ["rank", "energy", "ratio", "max_rank"];
+
+/** Widgets that do nothing under a rule. @param {unknown} rule @returns {string[]} */
+export const idle = (rule) => {
+  const counts = Object.hasOwn(COUNTS, String(rule)) ? COUNTS[String(rule)] : SETTINGS;
+  return SETTINGS.filter((name) => !counts.includes(name));
+};
+
+/** Whether a run would cut elsewhere than the last one did. @param {Record<string, unknown> | undefined} ran @param {Record<string, unknown>} now */
+export const isOtherCut = (ran, now) =>
+  ran !== undefined && (ran.rule !== now.rule || SETTINGS.some((name) => !idle(now.rule).includes(name) && Number(ran[name]) !== Number(now[name])));

@@ -40,6 +40,37 @@ export const keyed = (key, value, fine) => {
   return key in targets ? Math.min(LIMIT, Math.max(-LIMIT, rounded(targets[key], 0.01))) : null;
 };
 
+/** What people type as a strength; null if it is none. @param {string} text */
+export const typed = (text) => {
+  const plain = text.trim().replace("\u2212", "-").replace(",", ".");
+  const value = Number(plain);
+  return plain && Number.isFinite(value) ? Math.min(LIMIT, Math.max(-LIMIT, rounded(value, 0.001))) : null;
+};
+
+/** What a turn of the wheel does to the value. @param {number} delta of the event, down is positive @param {number} value @param {boolean} fine */
+export const turned = (delta, value, fine) => Math.min(LIMIT, Math.max(-LIMIT, rounded(value - Math.sign(delta) * (fine ? 0.01 : 0.1), 0.01)));
+
+/** A range as Save LoRA takes it. @param {[number, number]} range */
+export const rangeText = ([low, high]) => `${Number(low.toFixed(3))} to ${Number(high.toFixed(3))}`;
+
+/** A name for a slider made of these files: what both names begin with, and "slider". @param {string[]} files */
+export const fileStem = (files) => {
+  const stems = files.map((file) => file.replace(/^.*[\\/]/, "").replace(/\.safetensors$/, ""));
+  const [first = "", ...others] = stems;
+  let length = first.length;
+  for (const other of others) while (length && !other.startsWith(first.slice(0, length))) length -= 1;
+  const plain = first.slice(0, length).replace(/[^\p{L}\p{N}._-]+/gu, "_").replace(/^[._-]+|[._-]+$/g, "");
+  return plain ? `${plain}_slider` : "";
+};
+
+/** Strengths that are remembered by LoRA, the latest last; bounded, and nothing but numbers. @param {unknown} stored @param {string} lora @param {number} [value] to remember @returns {{ kept: [string, number][], value: number | null }} */
+export const remembered = (stored, lora, value) => {
+  const list = /** @type {[string, number][]} */ (Array.isArray(stored) ? stored.filter((entry) => Array.isArray(entry) && typeof entry[0] === "string" && Number.isFinite(entry[1]) && Math.abs(entry[1]) <= LIMIT) : []);
+  const found = list.find(([name]) => name === lora)?.[1] ?? null;
+  if (value === undefined) return { kept: list, value: found };
+  return { kept: [...list.filter(([name]) => name !== lora), /** @type {[string, number]} */ ([lora, value])].slice(-200), value };
+};
+
 /** A strength as people write it: +2.5, 0, −1 (with a real minus). @param {number} value */
 export const signed = (value) => {
   const text = String(Number(Math.abs(value).toFixed(3)));

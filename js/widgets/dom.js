@@ -63,3 +63,11 @@ export const showTip = (target, lines) => {
 export const hideTip = () => {
   if (tip) tip.hidden = true;
 };
+
+/** A picture over the whole page, until Escape or a click. @param {string} url @param {string} label */
+export const showLarge = (url, label) => {
+  const dialog = el("dialog", { class: "difflora-large", "aria-label": label, click: () => dialog.close(), close: () => dialog.remove() }, el("img", { src: url, alt: label }));
+  dialog.addEventListener("keydown", (event) => event.stopPropagation()); // Escape closes it; no key is the canvas's
+  document.body.append(dialog);
+  dialog.showModal();
+};

@@ -1,16 +1,22 @@
 // @ts-check
 /** Which widget is on which node, and what it reads and writes there. */
 import { api } from "../../../scripts/api.js";
-import { sourcesOf } from "../lib/graph.js";
+import { app } from "../../../scripts/app.js";
+import { fedBySweep, filesBefore, isLinked, makersOf, sourcesOf, widgetOf } from "../lib/graph.js";
 import { modulesBefore } from "../lib/modules.js";
 import { viewPath } from "../lib/player.js";
+import { idle, isOtherCut } from "../lib/spectrum.js";
+import { rangeText, remembered } from "../lib/strength.js";
+import { say } from "../lib/words.js";
 import { blockGrid } from "./block_grid.js";
 import { blockTiles } from "./block_tiles.js";
-import { attach, field, laterOn } from "./host.js";
+import { asOneStep, encode, saveSlider, savesBehind, setWidget, useStrength } from "./deeds.js";
+import { showLarge } from "./dom.js";
+import { afterwards, attach, field, hideWidgets, later, laterOn } from "./host.js";
 import { mapView } from "./map_view.js";
 import { playerView } from "./player.js";
 import { reportView } from "./report.js";
-import { messageOf, reportOf } from "./said.js";
+import { askHeader, messageOf, pictureOf, reportOf } from "./said.js";
 import { spectrumChart } from "./spectrum.js";
 import { strengthSlider } from "./strength_slider.js";
 
@@ -39,17 +45,49 @@ const withTiles = (node) =>
     return blockTiles({ read: () => String(text.read() ?? ""), write: text.write, linked: text.linked });
   });
 
+/** Where strengths are remembered by LoRA, in this browser. */
+const REMEMBERED = "DifferentialLora.strengths";
+
+/** @param {Node} node @param {number} [value] to remember */
+const recall = (node, value) => {
+  const files = filesBefore(node);
+  if (!files.length) return null;
+  const { kept, value: found } = remembered(JSON.parse(localStorage.getItem(REMEMBERED) ?? "[]"), files.join(" − "), value);
+  if (value !== undefined) localStorage.setItem(REMEMBERED, JSON.stringify(kept));
+  return { name: files.map((file) => file.replace(/^.*[\\/]/, "").replace(/\.safetensors$/, "")).join(" − "), value: found };
+};
+
 /** @param {Node} node */
-const withSlider = (node) =>
+const withSlider = (node) => {
   attach(node, "difflora_strength", 300, (changed) => {
     const strength = field(node, "strength", changed);
+    const on = widgetOf(node, "on") ? field(node, "on", changed) : null;
     return strengthSlider({
       read: () => Number(strength.read()) || 0,
       write: strength.write,
       linked: strength.linked,
-      recommended: () => messageOf(node)?.strength_range ?? null,
+      on: on && { read: () => on.read() !== false, write: on.write },
+      recommended: () => rangeFor(node),
+      asOneStep,
+      remembered: () => recall(node),
+      remember: (value) => void recall(node, value),
+      save: () => saveSlider(node, rangeFor(node)?.range ?? null),
     });
   });
+  const hideSwitch = () => hideWidgets(node, isLinked(node, "on") ? [] : ["on"]); // the one on the slider is enough
+  const soon = () => setTimeout(hideSwitch);
+  afterwards(node, "onConfigure", soon);
+  afterwards(node, "onConnectionsChange", (_type, index, connected) => {
+    soon();
+    // A new slider on a LoRA starts where that one was left.
+    if (!connected || app.configuringGraph || node.inputs?.[index]?.name !== "lora" || widgetOf(node, "strength")?.value !== 1) return;
+    setTimeout(() => {
+      const known = recall(node)?.value ?? null;
+      if (known !== null && !isLinked(node, "strength")) setWidget(node, "strength", known);
+    });
+  });
+  soon();
+};
 
 /** @param {Node} node */
 const withMap = (node) =>
@@ -58,8 +96,23 @@ const withMap = (node) =>
     return mapView({ steps, frames, preview: () => messageOf(node)?.map ?? null });
   });
 
-/** @param {Node} node */
-const withSpectrum = (node) =>
+/** The range for a slider: measured by a Slider Response on clips that it made, or else told by its file. @param {Node} node @returns {{ range: [number, number], measured: boolean } | null} */
+const rangeFor = (node) => {
+  for (const response of node.graph?.nodes ?? []) {
+    if (/** @type {any} */ (response).comfyClass !== "DiffLoraSliderResponse") continue;
+    const range = messageOf(/** @type {any} */ (response))?.strength_range;
+    if (range && makersOf(/** @type {any} */ (response)).includes(node)) return { range, measured: true };
+  }
+  const range = messageOf(node)?.strength_range;
+  return range ? { range, measured: false } : null;
+};
+
+/** Only those of Re-rank's widgets are seen that count for its rule. @param {Node} node */
+const withSpectrum = (node) => {
+  const showThoseThatCount = () => {
+    const unseen = isLinked(node, "rule") ? [] : idle(widgetOf(node, "rule")?.value).filter((name) => !isLinked(node, name));
+    hideWidgets(node, unseen);
+  };
   attach(node, "difflora_spectrum", 340, (changed) => {
     const [rule, rank, energy, ratio, most] = ["rule", "rank", "energy", "ratio", "max_rank"].map((name) => field(node, name, changed));
     return spectrumChart({
@@ -73,11 +126,48 @@ const withSpectrum = (node) =>
       }),
       writeRank: rank.write,
       linked: rank.linked,
+      isOld: () => isOtherCut(messageOf(node)?.ran, { rule: rule.read(), rank: rank.read(), energy: energy.read(), ratio: ratio.read(), max_rank: most.read() }),
     });
   });
+  const soon = () => setTimeout(showThoseThatCount); // a node that is being loaded has its values and wires a moment later
+  afterwards(widgetOf(node, "rule"), "callback", showThoseThatCount);
+  afterwards(node, "onConfigure", soon);
+  afterwards(node, "onConnectionsChange", soon);
+  soon();
+};
 
 /** @param {Node} node */
 const withReport = (node) => attach(node, "difflora_report", 300, () => reportView({ report: () => reportOf(node) }));
+
+/** @param {Node} node */
+const withResponse = (node) =>
+  attach(node, "difflora_report", 300, () =>
+    reportView({
+      report: () => reportOf(node),
+      actions: () => {
+        const picture = pictureOf(node);
+        const range = messageOf(node)?.strength_range;
+        const saves = savesBehind(node);
+        return [
+          ...(picture ? [{ text: say("enlarge"), act: () => showLarge(api.apiURL(viewPath(picture)), node.title) }] : []),
+          ...(range && saves.length ? [{ text: say("rangeToSave"), act: () => asOneStep(() => saves.forEach((save) => setWidget(save, "recommended_strength", rangeText(range)))) }] : []),
+        ];
+      },
+    }),
+  );
+
+/** The file is looked into when it is picked, so that everything behind knows its blocks before a run. @param {Node} node */
+const withFile = (node) => {
+  withReport(node);
+  const look = async () => {
+    if (!node.graph || isLinked(node, "lora_name") || !file.read()) return;
+    if (await askHeader(node, String(file.read()), ignoreUnknown.read() === true)) later();
+  };
+  const soon = () => setTimeout(look); // a node that is being loaded has its values and wires a moment later
+  const [file, ignoreUnknown] = ["lora_name", "ignore_unknown"].map((name) => field(node, name, soon));
+  afterwards(node, "onConfigure", soon);
+  soon();
+};
 
 /** Nothing, until something has gone wrong. @param {Node} node */
 const withProblems = (node) =>
@@ -86,12 +176,18 @@ const withProblems = (node) =>
 /** @param {Node} node */
 const withPlayer = (node) =>
   attach(node, "difflora_player", 460, () =>
-    playerView({ player: () => messageOf(node)?.player ?? null, url: (video) => api.apiURL(viewPath(video)) }),
+    playerView({
+      player: () => messageOf(node)?.player ?? null,
+      url: (video) => api.apiURL(viewPath(video)),
+      usable: () => fedBySweep(node).length > 0,
+      use: (strength) => useStrength(node, strength),
+      encode,
+    }),
   );
 
 /** @type {Record<string, (node: Node) => void>} */
 export const FACES = {
-  DiffLoraLoad: withReport,
+  DiffLoraLoad: withFile,
   DiffLoraSubtract: withReport,
   DiffLoraAnalyze: withReport,
   DiffLoraSave: withReport,
@@ -99,7 +195,7 @@ export const FACES = {
   DiffLoraPurify: withReport,
   DiffLoraIndependent: withReport,
   DiffLoraCalibrate: withReport,
-  DiffLoraSliderResponse: withReport,
+  DiffLoraSliderResponse: withResponse,
   DiffLoraLoadCheckpoints: withReport,
   DiffLoraCompareCheckpoints: withReport,
   DiffLoraCheckPairs: withReport,

@@ -7,7 +7,7 @@ import { reportView } from "./report.js";
 import { forgetFailure, reportOf } from "./said.js";
 
 /** @typedef {import("../../../scripts/app.js").Node} Node */
-/** @typedef {{ element: HTMLElement, refresh: () => void, remove?: () => void, isReport?: boolean, quiet?: "lines" | "problems" }} View */
+/** @typedef {{ element: HTMLElement, refresh: () => void, remove?: () => void, isReport?: boolean, quiet?: "lines" | "problems", isOld?: () => boolean }} View */
 
 /** @typedef {{ node: Node, draw: () => void, seen: boolean }} Shown a view on a node, and whether it can be seen */
 
@@ -18,7 +18,7 @@ const views = new Map();
 const isVue = () => Boolean(/** @type {any} */ (window).LiteGraph.vueNodesMode);
 
 /** Have something done after a callback of a node's own. @param {any} node @param {string} name @param {(...values: any[]) => void} act */
-const afterwards = (node, name, act) => {
+export const afterwards = (node, name, act) => {
   const own = node[name];
   node[name] = function (/** @type {any[]} */ ...values) {
     const result = own?.apply(this, values);
@@ -42,6 +42,36 @@ export const field = (node, name, changed) => {
     },
     linked: () => isLinked(node, name),
   };
+};
+
+/** How hidden widgets said their size before. @type {WeakMap<object, any>} */
+const sizes = new WeakMap();
+
+/** The canvas leaves room for hidden widgets too; -4 is the gap that it adds to each. @param {any} widget @param {boolean} hidden */
+const takeNoRoom = (widget, hidden) => {
+  if (hidden) {
+    sizes.set(widget, widget.computeSize);
+    widget.computeSize = () => [0, -4];
+  } else widget.computeSize = sizes.get(widget);
+};
+
+/**
+ * Keep some of a node's widgets out of sight on the canvas, and show its others. Their values stay, and are sent and saved.
+ * Vue's nodes show all of them: they look only when a node is made. @param {Node} node @param {string[]} names
+ */
+export const hideWidgets = (node, names) => {
+  const before = node.computeSize()[1];
+  let changed = false;
+  for (const widget of node.widgets ?? []) {
+    const hidden = names.includes(widget.name);
+    if (Boolean(widget.hidden) === hidden) continue;
+    changed = true;
+    widget.hidden = hidden;
+    takeNoRoom(widget, hidden);
+  }
+  if (!changed || isVue()) return;
+  node.setSize([node.size[0], Math.max(node.size[1] + node.computeSize()[1] - before, node.computeSize()[1])]);
+  app.graph?.setDirtyCanvas(true, true);
 };
 
 /**
@@ -97,7 +127,7 @@ export const attach = (node, name, width, make, least = 60) => {
           forgetFailure(node);
           shown.draw();
         });
-        parts = view.isReport ? [view] : [view, reportView({ report: () => reportOf(node), quiet: view.quiet ?? "lines" })];
+        parts = view.isReport ? [view] : [view, reportView({ report: () => reportOf(node), quiet: view.quiet ?? "lines", isOld: view.isOld })];
         inner.append(...parts.map(({ element }) => element));
         grown.observe(inner);
       }

@@ -3,13 +3,23 @@
  * The A/B player. All clips are cells of one video's pictures, so they cannot but play in step, and another strength is
  * another part of the picture that is there already. (While a sweep is being rendered each clip has a video of its own.)
  */
-import { GAINS, MODES, SPEEDS, columnsFor, firstPair, frameAt, keyed, letter, shuffled, timeOf } from "../lib/player.js";
-import { say } from "../lib/words.js";
+import { FORMATS, GAINS, MODES, SPEEDS, columnsFor, fileName, firstPair, frameAt, keyed, letter, shuffled, strengthOf, timeOf } from "../lib/player.js";
+import { retellError, say } from "../lib/words.js";
 import { el, used } from "./dom.js";
+import { below, openMenu } from "./menu.js";
 
 /** @typedef {import("../lib/player.js").Player} Player */
 
-/** @param {{ player: () => Player | null, url: (video: import("../lib/player.js").VideoFile) => string }} host */
+/**
+ * @typedef {object} Host
+ * @property {() => Player | null} player
+ * @property {(video: import("../lib/player.js").VideoFile) => string} url
+ * @property {() => boolean} [usable] a strength can be handed to what the sweep feeds
+ * @property {(strength: number) => string} [use] hands it over, and says what was done
+ * @property {(view: Record<string, unknown>, moved: (share: number) => void, signal: AbortSignal) => Promise<Blob>} encode
+ */
+
+/** @param {Host} host */
 export const playerView = (host) => {
   /** @type {Player | null} */
   let player = null;
@@ -43,6 +53,9 @@ export const playerView = (host) => {
   const blindChip = chip("blind", () => act("blind", 0), "B");
   const chooseChip = chip("choose", () => act("choose", 0), "Enter");
   const largeChip = chip("large", () => act("large", 0), "F");
+  const useChip = chip("use", () => act("use", 0), "U");
+  const saveChip = chip("saveAs", () => openMenu(below(saveChip), savers(), saveChip), "S");
+  saveChip.setAttribute("aria-haspopup", "menu");
   const swapChip = chip("swap", () => act("swap", 0), "X", "⇄");
 
   const scrubber = (/** @type {any} */ word, /** @type {(value: number) => void} */ changed) =>
@@ -76,7 +89,7 @@ export const playerView = (host) => {
     rowA,
     rowB,
     el("div", { class: "line transport" }, play, back, forth, time, count, speedField, loopChip),
-    verdict,
+    el("div", { class: "line deeds" }, useChip, saveChip, verdict),
   );
   speedField.value = String(speed);
   gainField.value = String(gain);
@@ -160,7 +173,7 @@ export const playerView = (host) => {
   const show = () => {
     element.dataset.mode = mode;
     element.dataset.blind = blind;
-    for (const part of [stage, rowA, rowB, ...element.querySelectorAll(".bar, .transport")]) /** @type {HTMLElement} */ (part).hidden = !player;
+    for (const part of [stage, rowA, rowB, ...element.querySelectorAll(".bar, .transport, .deeds .chip")]) /** @type {HTMLElement} */ (part).hidden = !player;
     empty.hidden = Boolean(player);
     if (!player) return;
     const pair = mode === "wipe" || mode === "difference";
@@ -168,6 +181,8 @@ export const playerView = (host) => {
     blindChip.setAttribute("aria-pressed", String(blind !== "off"));
     loopChip.setAttribute("aria-pressed", String(loop));
     chooseChip.hidden = blind !== "hidden";
+    useChip.hidden = !canUse();
+    useChip.title = useChip.hidden ? "" : `${say("useTip", clipAt(a).label)} (U)`;
     gainField.hidden = mode !== "difference";
     keyA.hidden = rowB.hidden = !pair;
     rowA.hidden = order.length < 2;
@@ -246,10 +261,84 @@ export const playerView = (host) => {
       const { label, text } = clipAt(a);
       verdict.textContent = say("chosen", letter(a), [label, text].filter(Boolean).join(" · "));
     }
+    if (what === "use") return use();
+    if (what === "save") return void handOver("png", download);
+    if (what === "copy") return void handOver("png", copyPicture);
     if (what === "large") document.fullscreenElement ? document.exitFullscreen() : element.requestFullscreen?.();
     draw();
     show();
   };
+
+  // What becomes of it
+
+  const canUse = () => blind !== "hidden" && Boolean(host.usable?.()) && strengthOf(clipAt(a).label) !== null;
+
+  const use = () => {
+    const strength = canUse() ? strengthOf(clipAt(a).label) : null;
+    if (strength !== null && host.use) verdict.textContent = host.use(strength);
+  };
+
+  /** What is seen, as the server is asked for it. @param {string} format */
+  const view = (format) => {
+    const { clips, videos: files, fps, frames } = /** @type {Player} */ (player);
+    const places = mode === "all" ? order.map((_, place) => place) : mode === "one" ? [a] : [a, b];
+    return {
+      format, view: mode, wipe, gain: mode === "difference" ? gain : 1, fps, frames: format === "png" ? 1 : frames, frame: frameAt(videos[0].currentTime, /** @type {Player} */ (player)),
+      clips: places.map((place) => {
+        const clip = clips[order[place]];
+        const [label, text] = blind === "hidden" ? [letter(place), ""] : [clip.label, clip.text];
+        return { key: clip.key, video: files[clip.video].filename, box: clip.box, label, text, baseline: blind !== "hidden" && clip.baseline };
+      }),
+    };
+  };
+
+  /** @type {AbortController | null} */
+  let encoding = null;
+
+  /** @param {string} format @param {(blob: Promise<Blob>, name: string) => Promise<void>} hand */
+  const handOver = async (format, hand) => {
+    encoding?.abort();
+    const own = (encoding = new AbortController());
+    const asked = view(format);
+    const name = fileName(asked.clips.map(({ label }) => label), mode, format, asked.frame);
+    const moved = (/** @type {number} */ share) => (verdict.textContent = `${say("saving", name)} ${Math.round(100 * share)} %`);
+    if (format !== "png") moved(0);
+    try {
+      await hand(host.encode(asked, moved, own.signal), name);
+      verdict.textContent = say(hand === copyPicture ? "pictureCopied" : "saved", name);
+    } catch (error) {
+      verdict.textContent = own.signal.aborted ? say("stopped") : retellError(String(/** @type {Error} */ (error).message));
+    } finally {
+      if (encoding === own) encoding = null;
+    }
+  };
+
+  const download = async (/** @type {Promise<Blob>} */ blob, /** @type {string} */ name) => {
+    const address = URL.createObjectURL(await blob);
+    el("a", { href: address, download: name }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 10_000);
+  };
+
+  const copyPicture = async (/** @type {Promise<Blob>} */ blob) => {
+    // The clipboard needs https or localhost.
+    if (!navigator.clipboard?.write) throw new Error(say("noClipboard"));
+    await navigator.clipboard.write([new ClipboardItem({ "image/png": blob })]);
+  };
+
+  /** @returns {import("./menu.js").Item[]} */
+  const savers = () => [
+    { text: say("saveFrame"), act: () => handOver("png", download) },
+    { text: say("copyFrame"), act: () => handOver("png", copyPicture) },
+    ...(/** @type {Player} */ (player).frames > 1 ? FORMATS.slice(1).map((format) => ({ text: say("saveClip", format), act: () => void handOver(format, download) })) : []),
+    ...(encoding ? [{ text: say("stop"), act: () => encoding?.abort() }] : []),
+  ];
+
+  stage.addEventListener("contextmenu", (event) => {
+    if (!player) return;
+    used(event);
+    const strength = canUse() ? [{ text: say("useTip", clipAt(a).label), act: use }, null] : [];
+    openMenu(event, [...strength, ...savers()], element);
+  });
 
   const setBlind = (/** @type {boolean} */ on) => {
     const size = order.length;
@@ -360,5 +449,8 @@ export const playerView = (host) => {
   };
   show();
 
-  return { element, refresh, remove: close };
+  return { element, refresh, remove: () => {
+    encoding?.abort();
+    close();
+  } };
 };

@@ -8,7 +8,9 @@ import { el } from "./dom.js";
 
 const SIGNS = { info: "", warning: "!", error: "×" };
 
-/** @param {{ report: () => import("../lib/messages.js").Report | null, quiet?: "lines" | "problems" }} host */
+/** @typedef {{ text: string, act: () => void }} Action */
+
+/** @param {{ report: () => import("../lib/messages.js").Report | null, quiet?: "lines" | "problems", isOld?: () => boolean, actions?: () => Action[] }} host isOld: the widget above shows something newer; actions: what can be done with the result */
 export const reportView = (host) => {
   const title = el("span", { class: "title" });
   const copy = el("button", { type: "button", class: "chip", text: say("copy"), click: async () => {
@@ -20,7 +22,8 @@ export const reportView = (host) => {
     setTimeout(() => (copy.textContent = say("copy")), 1500);
   } });
   const list = el("ul", { class: "lines" });
-  const top = el("div", { class: "top" }, title, copy);
+  const actions = el("span", { class: "pair" });
+  const top = el("div", { class: "top" }, title, actions, copy);
   const empty = el("div", { class: "empty", text: say("noReport") });
   const element = el("div", { class: host.quiet ? "difflora difflora-report quiet" : "difflora difflora-report", role: "region", "aria-label": say("report"), "aria-live": "polite", tabindex: "0" }, empty, top, list);
 
@@ -32,9 +35,11 @@ export const reportView = (host) => {
     top.hidden = !report || Boolean(host.quiet);
     list.hidden = !report;
     if (!report) return;
+    actions.replaceChildren(...(host.actions?.() ?? []).map(({ text, act }) => el("button", { type: "button", class: "chip", text, click: act })));
     title.textContent = retell(report.title);
     title.title = title.textContent;
-    list.replaceChildren(...lines.map((line) => {
+    const heading = host.isOld?.() && lines.length ? [el("li", { class: "old", text: say("lastRun") })] : [];
+    list.replaceChildren(...heading, ...lines.map((line) => {
       const sign = SIGNS[line.level] ? [el("span", { class: "sign", role: "img", "aria-label": say(line.level), text: SIGNS[line.level] })] : [];
       return el("li", { class: line.level }, ...sign, el("span", { text: retell(line) }));
     }));

@@ -1,5 +1,6 @@
 // @ts-check
 /** What nodes said in their last run, as ComfyUI's page keeps it, and what went wrong in it. */
+import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { nodeOfRun } from "../lib/graph.js";
 import { readMessage } from "../lib/messages.js";
@@ -13,15 +14,23 @@ const read = new WeakMap();
 /** What went wrong in the last run, by node. @type {WeakMap<Node, string>} */
 let failures = new WeakMap();
 
+/** Where the page keeps a node's output. @param {import("../lib/graph.js").Node} node */
+const placeOf = ({ id, graph }) => (graph && graph !== graph.rootGraph && graph.id ? `${graph.id}:${id}` : String(id));
+
 /** What a node said in its last run. @param {import("../lib/graph.js").Node & { diffloraOutput?: any }} node */
 export const messageOf = (node) => {
+  if (!node) return null;
   const outputs = app.nodeOutputs ?? {};
-  const graph = node?.graph;
-  const inside = graph && graph !== graph.rootGraph && graph.id ? outputs[`${graph.id}:${node.id}`] : null;
-  const raw = (inside ?? outputs[String(node?.id)] ?? node?.diffloraOutput)?.difflora;
+  const raw = (outputs[placeOf(node)] ?? outputs[String(node.id)] ?? node.diffloraOutput)?.difflora;
   if (typeof raw !== "object" || raw === null) return null;
   if (!read.has(raw)) read.set(raw, readMessage(raw));
   return read.get(raw) ?? null;
+};
+
+/** The picture that a node showed in its last run. @param {Node} node @returns {import("../lib/player.js").VideoFile | null} */
+export const pictureOf = (node) => {
+  const [picture] = app.nodeOutputs?.[placeOf(node)]?.images ?? [];
+  return picture?.filename ? { filename: String(picture.filename), subfolder: String(picture.subfolder ?? ""), type: String(picture.type ?? "temp") } : null;
 };
 
 /** The report of a node's last run; if that failed, why. @param {Node} node @returns {import("../lib/messages.js").Report | null} */
@@ -41,4 +50,57 @@ export const forgetFailure = (node) => failures.delete(node);
 export const rememberFailure = (id, text) => {
   const node = nodeOfRun(app.graph, id);
   if (node) failures.set(node, text);
+};
+
+/** Let a node have said something that did not come with a run. @param {Node} node @param {unknown} message */
+const say = (node, message) => {
+  const output = { ...app.nodeOutputs?.[placeOf(node)], difflora: [message] };
+  node.diffloraOutput = output;
+  if (app.nodeOutputs) app.nodeOutputs[placeOf(node)] = output;
+};
+
+/**
+ * Ask the server what cached nodes said when they ran: ComfyUI does not send it again, to a page that was loaded anew or to
+ * a second one. @param {string} promptId @param {string[]} ids of the cached nodes, in the run @returns {Promise<boolean>} whether anything is new
+ */
+export const askLastWords = async (promptId, ids) => {
+  /** @type {Map<string, Node>} */
+  const nodes = new Map();
+  for (const id of ids) {
+    const node = nodeOfRun(app.graph, id);
+    if (node?.comfyClass?.startsWith("DiffLora")) nodes.set(id, node);
+  }
+  if (!nodes.size) return false;
+  const had = Object.fromEntries([...nodes].map(([id, node]) => [id, messageOf(node)?.key ?? ""]));
+  const answer = await api.fetchApi("/differential_lora/last_words", {
+    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ prompt_id: promptId, nodes: had }),
+  });
+  if (!answer.ok) return false;
+  const told = Object.entries(await answer.json());
+  for (const [id, message] of told) {
+    const node = nodes.get(id);
+    if (node) say(node, message);
+  }
+  return told.length > 0;
+};
+
+/** Which file each node was last asked about. @type {WeakMap<Node, string>} */
+const asked = new WeakMap();
+
+/**
+ * Ask the server what is in the file that a Load LoRA has picked. @param {Node} node @param {string} name @param {boolean} ignoreUnknown
+ * @returns {Promise<boolean>} whether the node says something new
+ */
+export const askHeader = async (node, name, ignoreUnknown) => {
+  const question = `${new URLSearchParams({ name, ignore_unknown: String(ignoreUnknown) })}`;
+  if (asked.get(node) === question) return false;
+  asked.set(node, question);
+  const before = messageOf(node);
+  const answer = await api.fetchApi(`/differential_lora/lora?${question}`);
+  const told = answer.ok || answer.status === 422 ? await answer.json() : null;
+  // Another file has been picked meanwhile, or a run knows better.
+  if (!told || asked.get(node) !== question || messageOf(node) !== before) return false;
+  forgetFailure(node);
+  say(node, told.error ? { report: { title: name, lines: [{ text: retellError(String(told.error)), level: "error" }] } } : told);
+  return true;
 };

@@ -11,6 +11,7 @@ import { el, keepKeys, svg, used } from "./dom.js";
  * @property {() => import("../lib/spectrum.js").Rule} rule
  * @property {(rank: number) => void} writeRank
  * @property {() => boolean} linked the rank comes from a wire
+ * @property {() => boolean} isOld the widgets have been changed since the last run
  */
 
 const WIDTH = 320;
@@ -137,5 +138,5 @@ export const spectrumChart = (host) => {
     chart.prepend(title);
   };
 
-  return { element, refresh };
+  return { element, refresh, isOld: host.isOld };
 };

@@ -1,25 +1,81 @@
 // @ts-check
 /** The strength slider: where it is safe, where it is not, and how far the file itself recommends to go. */
-import { LIMIT, SAFE, STRETCHED, keyed, positionOf, reachOf, signed, valueAt, zoneOf } from "../lib/strength.js";
+import { LIMIT, SAFE, STRETCHED, keyed, positionOf, reachOf, signed, turned, typed, valueAt, zoneOf } from "../lib/strength.js";
 import { say } from "../lib/words.js";
 import { el, used } from "./dom.js";
+import { below, openMenu } from "./menu.js";
 
 /**
  * @typedef {object} Host
  * @property {() => number} read
  * @property {(value: number) => void} write
  * @property {() => boolean} linked the strength comes from a wire
- * @property {() => [number, number] | null} recommended
+ * @property {() => { range: [number, number], measured: boolean } | null} recommended measured: by Slider Response, not told by the file
+ * @property {{ read: () => boolean, write: (on: boolean) => void } | null} on the switch, where the node has one
+ * @property {(change: () => void) => void} asOneStep of undo
+ * @property {() => { name: string, value: number | null } | null} remembered what is the default for the LoRA that comes in
+ * @property {(value: number) => void} remember
+ * @property {(() => void) | null} save offers the slider as a file
  */
+
+/** A strength that was copied on one slider, to be pasted on another. @type {number | null} */
+let copied = null;
 
 /** @param {Host} host */
 export const strengthSlider = (host) => {
   let reach = 5;
   let dragging = false;
 
-  const value = el("span", { class: "value", "aria-hidden": "true" });
+  /** @param {number} next */
+  const put = (next) => host.asOneStep(() => host.write(next));
+
+  const value = el("input", {
+    type: "text", class: "value", inputmode: "decimal", autocomplete: "off", spellcheck: "false", "aria-label": say("strength"), title: say("typeStrength"),
+    focus: () => value.select(),
+    blur: () => refresh(),
+    change: () => {
+      const next = typed(value.value);
+      if (next !== null && !host.linked()) put(next);
+      refresh();
+    },
+    keydown: (event) => {
+      event.stopPropagation(); // typing must not reach the canvas
+      if (event.key === "Enter" || event.key === "Escape") {
+        if (event.key === "Escape") value.value = signed(host.read());
+        track.focus({ preventScroll: true });
+      }
+    },
+  });
   const zone = el("span", { class: "zone" });
-  const flip = el("button", { type: "button", class: "chip", text: "±", title: say("flip"), "aria-label": say("flip"), click: () => host.write(-host.read() || 0) });
+  const flip = el("button", { type: "button", class: "chip", text: "±", title: say("flip"), "aria-label": say("flip"), click: () => put(-host.read() || 0) });
+  const power = el("button", {
+    type: "button", class: "power", role: "switch", title: say("switchTip"), "aria-label": say("switch"), hidden: !host.on,
+    click: () => host.asOneStep(() => host.on?.write(!host.on.read())),
+  });
+  const more = el("button", { type: "button", class: "chip", text: "⋯", title: say("more"), "aria-label": say("more"), "aria-haspopup": "menu", click: () => openMenu(below(more), choices(), more) });
+
+  /** @returns {(import("./menu.js").Item | null)[]} */
+  const choices = () => {
+    const strength = host.read();
+    const disabled = host.linked();
+    const own = host.remembered();
+    const to = (/** @type {number} */ target) => ({ text: signed(target), act: () => put(target), disabled });
+    return [
+      to(0), to(1), to(-1), to(3), to(-3), null,
+      { text: say("flip"), act: () => put(-strength || 0), disabled: disabled || strength === 0 },
+      { text: say("copyStrength", signed(strength)), act: () => void (copied = strength) },
+      { text: copied === null ? say("pasteStrength") : `${say("pasteStrength")} (${signed(copied)})`, act: () => copied !== null && put(copied), disabled: disabled || copied === null },
+      ...(own
+        ? [
+            null,
+            { text: say("remember", signed(strength), own.name), act: () => host.remember(strength) },
+            ...(own.value === null ? [] : [{ text: say("recall", signed(own.value)), act: () => own.value !== null && put(own.value), disabled }]),
+          ]
+        : []),
+      ...(host.on ? [null, { text: say("switch"), act: () => host.asOneStep(() => host.on?.write(!host.on.read())), checked: host.on.read() }] : []),
+      ...(host.save ? [null, { text: say("saveSlider"), act: host.save }] : []),
+    ];
+  };
   const fill = el("div", { class: "fill" });
   const advice = el("div", { class: "advice", hidden: true });
   const thumb = el("div", { class: "thumb" });
@@ -29,7 +85,7 @@ export const strengthSlider = (host) => {
     class: "track", role: "slider", tabindex: "0", "aria-label": say("strength"), "aria-valuemin": -LIMIT, "aria-valuemax": LIMIT, "aria-orientation": "horizontal",
   }, bands, advice, fill, thumb);
   const note = el("div", { class: "note" });
-  const element = el("div", { class: "difflora difflora-slider" }, el("div", { class: "top" }, value, zone, flip), track, ticks, note);
+  const element = el("div", { class: "difflora difflora-slider" }, el("div", { class: "top" }, value, zone, power, flip, more), track, ticks, note);
 
   /** @param {PointerEvent} event */
   const follow = (event) => {
@@ -58,8 +114,25 @@ export const strengthSlider = (host) => {
   track.addEventListener("lostpointercapture", end);
   track.addEventListener("dblclick", (event) => {
     used(event);
-    if (!host.linked()) host.write(0);
+    if (!host.linked()) put(0);
   });
+  element.addEventListener("contextmenu", (event) => {
+    if (event.target === value) return; // the browser's own, for text
+    used(event);
+    openMenu(event, choices(), track);
+  });
+  // The page behind zooms with the wheel: only who has chosen the track by a click or by Tab moves it.
+  track.addEventListener("focus", () => (track.dataset.captureWheel = "true")); // Vue's nodes hand it on otherwise
+  track.addEventListener("blur", () => delete track.dataset.captureWheel);
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  let turning;
+  track.addEventListener("wheel", (event) => {
+    if (document.activeElement !== track || host.linked()) return;
+    used(event);
+    host.write(turned(event.deltaY || event.deltaX, host.read(), event.shiftKey));
+    clearTimeout(turning);
+    turning = setTimeout(() => host.asOneStep(() => {}), 400); // a turn is one step of undo
+  }, { passive: false });
   track.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "Delete" || event.key === "Backspace") event.stopPropagation(); // not the node's end
@@ -67,7 +140,7 @@ export const strengthSlider = (host) => {
     const next = keyed(event.key, host.read(), event.shiftKey);
     if (next === null) return;
     used(event);
-    host.write(next);
+    put(next);
   });
 
   /** Bands and ticks for the part of the axis that is shown. */
@@ -93,23 +166,27 @@ export const strengthSlider = (host) => {
     }
     const kind = zoneOf(strength);
     const position = positionOf(strength, reach);
+    const off = host.on !== null && !host.on.read();
     element.dataset.zone = linked ? "linked" : kind;
-    value.textContent = linked ? "" : signed(strength);
-    zone.textContent = linked ? say("fromWire") : say(kind);
+    element.dataset.off = String(off);
+    value.hidden = linked;
+    if (document.activeElement !== value) value.value = signed(strength);
+    zone.textContent = off ? say("sliderOff") : linked ? say("fromWire") : say(kind);
+    power.setAttribute("aria-checked", String(!off));
     track.setAttribute("aria-valuenow", String(strength));
-    track.setAttribute("aria-valuetext", `${signed(strength)}, ${say(kind)}`);
+    track.setAttribute("aria-valuetext", `${signed(strength)}, ${say(off ? "sliderOff" : kind)}`);
     track.setAttribute("aria-disabled", String(linked));
     flip.toggleAttribute("disabled", linked || strength === 0);
     thumb.style.left = `${100 * position}%`;
     fill.style.left = `${100 * Math.min(0.5, position)}%`;
     fill.style.width = `${100 * Math.abs(position - 0.5)}%`;
-    const range = host.recommended();
+    const { range, measured } = host.recommended() ?? { range: null, measured: false };
     advice.hidden = !range;
     if (range) {
       advice.style.left = `${100 * positionOf(range[0], reach)}%`;
       advice.style.width = `${100 * (positionOf(range[1], reach) - positionOf(range[0], reach))}%`;
     }
-    note.textContent = range ? say("recommended", signed(range[0]), signed(range[1])) : "";
+    note.textContent = range ? say(measured ? "measured" : "recommended", signed(range[0]), signed(range[1])) : "";
   };
 
   return { element, refresh };

@@ -8,7 +8,8 @@ from comfy_api.v0_0_2 import io, ui
 
 from ...difflora import Analysis, Lora, analyze
 from ...difflora.lora.lora import label
-from ...difflora.sentence import Sentence
+from ...difflora.rank.analysis import cancelled_text
+from ...difflora.sentence import Sentence, with_minus
 from ..common import plots
 from ..common.inputs import one_of
 from ..common.messages import analysis_modules, report
@@ -80,7 +81,7 @@ def summary(analysis: Analysis, a: Lora, b: Lora, rank: int) -> list[Sentence]:
         Sentence("A: {0}, size {1}", label(a), f"{analysis.norm_a:.4g}"),
         Sentence("B: {0}, size {1}", label(b), f"{analysis.norm_b:.4g}"),
         Sentence("A − B: size {0}, {1} modules", f"{analysis.norm:.4g}", len(analysis.modules)),
-        Sentence("cosine {0}, {1} cancelled", f"{analysis.cosine:.4f}", f"{analysis.cancelled:.1%}"),
+        Sentence("cosine {0}, {1}", with_minus(f"{analysis.cosine:.4f}"), cancelled_text(analysis.cancelled)),
         Sentence("rank {0} keeps {1} of the energy", rank, f"{analysis.energy(rank):.1%}"),
     ]
     for side, names in (("A", analysis.only_a), ("B", analysis.only_b)):

@@ -15,7 +15,7 @@ from ...difflora.rank.analysis import pair_warnings
 from ...difflora.sentence import Sentence
 from ..common.fingerprints import files_fingerprint
 from ..common.inputs import listed_file, one_of
-from ..common.messages import lora_modules, report, ui
+from ..common.messages import lora_modules, merged, report, ui
 from ..common.search import found_by
 from ..common.strength import strength_range
 from ..common.types import LoraDelta
@@ -66,7 +66,16 @@ class LoadLora(io.ComfyNode):
     @classmethod
     def execute(cls, lora_name: str, ignore_unknown: bool = False) -> io.NodeOutput:
         lora = load(listed_file("loras", lora_name), ignore_unknown)
-        return io.NodeOutput(lora, ui=ui(_file_report(lora), lora_modules(lora), strength_range(lora)))
+        return io.NodeOutput(lora, ui=ui(_described(lora)))
+
+
+def describe(name: str, ignore_unknown: bool) -> dict[str, Any]:
+    """What Load LoRA says of a file, without a run."""
+    return _described(load(listed_file("loras", name), ignore_unknown))
+
+
+def _described(lora: FileLora) -> dict[str, Any]:
+    return merged(_file_report(lora), lora_modules(lora), strength_range(lora))
 
 
 def _file_report(lora: FileLora) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from comfy_api.v0_0_2 import io
 
 from ...difflora import Lora, rerank
 from ...difflora.lora.cache import deltas_of
-from ...difflora.rank.analysis import analyze_pair
+from ...difflora.rank.analysis import analyze_pair, cancelled_text
 from ...difflora.rank.rerank import check_something_left
 from ...difflora.rank.rules import RULES, rule_of
-from ...difflora.sentence import Sentence
+from ...difflora.sentence import Sentence, with_minus
 from ..common.inputs import one_of
 from ..common.messages import lora_modules, report, reranked_modules, ui
 from ..common.progress import progress_bar
@@ -140,10 +140,16 @@ class Rerank(io.ComfyNode):
         warnings = list(lora.warnings)
         if lora.difference:
             numbers = analyze_pair(lora)
-            cosine, cancelled = f"{numbers.cosine:.3f}", f"{numbers.cancelled:.0%}"
-            lines.append(Sentence("cosine of A and B {0}, {1} cancelled", cosine, cancelled))
+            lines.append(
+                Sentence(
+                    "cosine of A and B {0}, {1}",
+                    with_minus(f"{numbers.cosine:.3f}"),
+                    cancelled_text(numbers.cancelled, 0),
+                )
+            )
             warnings += numbers.warnings
-        shown = ui(report(Sentence("Re-rank"), lines, warnings), reranked_modules(small))
+        ran = {"rule": rule, "rank": rank, "energy": energy, "ratio": ratio, "max_rank": max_rank}
+        shown = ui(report(Sentence("Re-rank"), lines, warnings), reranked_modules(small), {"ran": ran})
         return io.NodeOutput(small, small.retained_energy, ui=shown)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from ...difflora import Analysis, Lora
 from ...difflora.rank.rerank import RerankedLora
 from ...difflora.sentence import Sentence
+from .routes import kept
 
 VALUES_SENT = (
     200_000  # singular values in all: beyond that the page gets the largest of each module, not to drown in numbers
@@ -57,8 +58,12 @@ def reranked_modules(lora: RerankedLora) -> dict[str, Any]:
 
 
 def ui(*parts: dict[str, Any]) -> dict[str, Any]:
-    """The `ui` of a node's output."""
+    """The `ui` of a node's output. It is kept for pages that do not hear it."""
+    return {"difflora": [kept(merged(*parts))]}
+
+
+def merged(*parts: dict[str, Any]) -> dict[str, Any]:
     message: dict[str, Any] = {}
     for part in parts:
         message |= part
-    return {"difflora": [message]}
+    return message

@@ -29,6 +29,7 @@ from .mapped import check_no_map, put_map, refuse_step_caches
 from .model_weights import Targets
 from .strength import (
     STRENGTH_0,
+    SWITCHED_OFF,
     Notice,
     checked,
     checked_outside,
@@ -36,6 +37,7 @@ from .strength import (
     outside_input,
     slider_ui,
     strength_input,
+    switch_input,
 )
 
 NOT_SAVED = Sentence("not in the weights: saving or merging the model leaves the slider out")
@@ -69,6 +71,7 @@ class SliderModel(io.ComfyNode):
                     "takes two or three passes a step."
                 ),
                 outside_input(),
+                switch_input(),
             ],
             outputs=[io.Model.Output("changed", display_name="model", tooltip="The model with the slider on.")],
             hidden=[io.Hidden.dynprompt],
@@ -83,7 +86,10 @@ class SliderModel(io.ComfyNode):
         apply: str,
         map: SliderMap | None = None,
         strength_outside: float = 0.0,
+        on: bool = True,
     ) -> io.NodeOutput:
+        if not on:
+            return io.NodeOutput(model, ui=slider_ui(lora, [SWITCHED_OFF]))
         strength = checked(strength)
         one_of("apply", apply, ["auto", "patch", "bypass"])
         targets = Targets(model, lora)

@@ -21,6 +21,7 @@ from ..common.types import SliderMapType
 
 STEP = 0.05
 MOST_STEPS = 10_000  # entries in a list of strengths, one a step
+SWITCHED_OFF = Sentence("switched off: nothing is changed, and the strength is kept")
 STRENGTH_0 = Sentence("strength 0: the base model, unchanged")
 
 
@@ -58,6 +59,16 @@ def checked_outside(strength: object) -> float:
     """The strength at weight 0. Raises InputError for what is no number, and for one out of range."""
     within(-LIMIT, LIMIT, strength_outside=strength)
     return float(strength)  # type: ignore[arg-type]  # within() lets only numbers pass
+
+
+def switch_input() -> io.Input:
+    """The switch of a slider. It is the last input: saved workflows lack it."""
+    return io.Boolean.Input(
+        "on",
+        default=True,
+        optional=True,
+        tooltip="Off is the same as strength 0. The strength is kept for when you switch it on again.",
+    )
 
 
 def checked(strength: object) -> float:

@@ -17,12 +17,14 @@ from ..common.search import found_by
 from ..common.types import LoraDelta, WrapperLora, WrapperModel
 from .model_weights import Targets
 from .strength import (
+    SWITCHED_OFF,
     checked_outside,
     checked_schedule,
     map_input,
     outside_input,
     slider_ui,
     strength_input,
+    switch_input,
 )
 from .temp_files import TempFiles
 from .wrapper_steps import steps_of
@@ -112,6 +114,7 @@ class SliderWanVideo(io.ComfyNode):
                     optional=True,
                     tooltip="For a map with sigmas: the sampler's end_step. -1 is to the end.",
                 ),
+                switch_input(),
             ],
             outputs=[WrapperLora.Output("wan_lora", display_name="lora", tooltip="For WanVideo Set LoRAs.")],
         )
@@ -141,7 +144,10 @@ class SliderWanVideo(io.ComfyNode):
         shift: float = 5.0,
         start_step: int = 0,
         end_step: int = -1,
+        on: bool = True,
     ) -> io.NodeOutput:
+        if not on:
+            return io.NodeOutput(list(prev_lora or []), ui=slider_ui(lora, [SWITCHED_OFF]))
         strength = checked_schedule(strength)
         if map is not None:
             within(0.01, 100, shift=shift)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -105,10 +106,12 @@ def player_of_sheet(
     key: str,
     metadata: dict[str, Any],
     progress: Progress,
+    stored: Sequence[str] = (),
 ) -> dict[str, Any]:
     """All clips in one video, so that they cannot but play in step.
 
     key     says what the clips are: a video of the same clips and metadata is not encoded again
+    stored  the clips' keys in the store, where they are kept at full size
     """
     height, width = np.shape(clips[0][0])[:2]
     cells = sheet_of(len(clips), width, height)
@@ -120,7 +123,7 @@ def player_of_sheet(
             write_video(making, reporting(sheet_frames(cells, clips), count, progress), fps, metadata, **PREVIEW)
     PREVIEWS.use([path])
     boxes = [[*cells.corner(index), cells.width, cells.height] for index in range(len(clips))]
-    return _player([path], [(0, box) for box in boxes], labels, fps, count)
+    return _player([path], [(0, box) for box in boxes], labels, fps, count, stored)
 
 
 def player_of_clips(
@@ -136,11 +139,16 @@ def player_of_clips(
         paths.append(path)
     PREVIEWS.use(paths)
     boxes = [(index, [0, 0, clip.about.width, clip.about.height]) for index, clip in enumerate(clips)]
-    return _player(paths, boxes, labels, fps, max(clip.about.frames for clip in clips))
+    return _player(paths, boxes, labels, fps, max(clip.about.frames for clip in clips), keys)
 
 
 def _player(
-    paths: Sequence[Path], places: Sequence[tuple[int, list[int]]], labels: Sequence[Label], fps: float, frames: int
+    paths: Sequence[Path],
+    places: Sequence[tuple[int, list[int]]],
+    labels: Sequence[Label],
+    fps: float,
+    frames: int,
+    keys: Sequence[str],
 ) -> dict[str, Any]:
     return {
         "player": {
@@ -152,8 +160,9 @@ def _player(
                     "label": label.strength,
                     "text": label.text,
                     "baseline": label.is_baseline,
+                    "key": key,
                 }
-                for (video, box), label in zip(places, labels, strict=True)
+                for (video, box), label, key in itertools.zip_longest(places, labels, keys)
             ],
             "fps": fps,
             "frames": frames,

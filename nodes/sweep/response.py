@@ -8,7 +8,8 @@ from comfy_api.v0_0_2 import io, ui
 
 from ...difflora.clips.mosaic import signed
 from ...difflora.clips.response import MEASURES, TARGETS, Response, Sweep, Verdict, measure_sweeps, range_text
-from ...difflora.sentence import Sentence
+from ...difflora.errors import UnsupportedError
+from ...difflora.sentence import Sentence, with_minus
 from ..common.inputs import one_of, within
 from ..common.messages import report
 from ..common.messages import ui as messages
@@ -43,7 +44,8 @@ class SliderResponse(io.ComfyNode):
                     min=0.0,
                     max=200.0,
                     step=0.5,
-                    tooltip="How far the mean colour may drift in CIELAB a*b*. 2 is just visible side by side. 0: any.",
+                    tooltip="How far the colour of what stays in the picture may drift, in CIELAB a*b*. 2 is just visible side by "
+                    "side. 0: any.",
                 ),
                 io.Float.Input(
                     "brightness_limit",
@@ -119,12 +121,15 @@ class SliderResponse(io.ComfyNode):
         within(1, 1000, moments=moments)
         sweeps = [sweep, *(other for name in MORE if (other := more.get(name)) is not None)]
         response = measure_sweeps(sweeps, moments, progress_bar())
+        if target not in response.values:
+            raise UnsupportedError("target: single pictures have no motion to measure. Choose another target.")
         watched = {"colour_drift": colour_limit, "brightness": brightness_limit, "saturation": saturation_limit}
         limits = {name: limit for name, limit in watched.items() if limit > 0 and name != target}
         recommended = response.recommended(limits)
         lines, warnings = _conclusions(response, target, limits, recommended)
         plot = response_plot(response, target, limits, recommended)
         preview = ui.PreviewImage(plot, cls=cls).as_dict()
+        found = {"strength_range": list(recommended)} if recommended[0] < recommended[1] else {}
         return io.NodeOutput(
             plot,
             response.csv(),
@@ -133,7 +138,7 @@ class SliderResponse(io.ComfyNode):
             response.symmetry(target),
             range_text(*recommended),
             Verdict(response, target, recommended),
-            ui={**preview, **messages(report(Sentence("Response"), lines, warnings))},
+            ui={**preview, **messages(report(Sentence("Response"), lines, warnings), found)},
         )
 
 
@@ -151,7 +156,8 @@ def _conclusions(
         for value, strength in zip((mean[0], base, mean[-1]), ends, strict=True)
         for part in (f"{value:.{digits}f}", signed(strength))
     ]
-    monotonicity, symmetry = f"{response.monotonicity(target):+.2f}", f"{response.symmetry(target):.2f}"
+    monotonicity = with_minus(f"{response.monotonicity(target):+.2f}")
+    symmetry = with_minus(f"{response.symmetry(target):.2f}")
     lines = [
         Sentence("{0}: {1} at {2}, {3} at {4}, {5} at {6} ({7})", title, *points, unit),
         Sentence("monotonicity {0}, symmetry of + and − {1}", monotonicity, symmetry),
@@ -169,16 +175,16 @@ def _conclusions(
         else:
             where = Sentence("within {0} everywhere", f"{limit:g}")
         lines.append(Sentence("{0}: {1}", MEASURES[name].title, where))
-    a, b = response.change("a"), response.change("b")
+    a, b = response.mean("drift_a"), response.mean("drift_b")
     tints = [
         part
         for end in (0, -1)
-        for part in (f"{a[end]:+.1f}".replace("-", "−"), f"{b[end]:+.1f}".replace("-", "−"), signed(strengths[end]))
+        for part in (with_minus(f"{a[end]:+.1f}"), with_minus(f"{b[end]:+.1f}"), signed(strengths[end]))
     ]
     lines.append(Sentence("tint: a* {0}, b* {1} at {2}; a* {3}, b* {4} at {5}", *tints))
     warnings = []
     if recommended[0] < recommended[1]:
-        lines.append(Sentence("recommended: {0}", range_text(*recommended)))
+        lines.append(Sentence("recommended: {0} to {1}", *map(signed, recommended)))
     else:
         warnings.append(Sentence("no strength stays within the limits; nothing is recommended"))
     if response.broken:

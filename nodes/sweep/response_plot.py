@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ...difflora.clips.mosaic import signed
 from ...difflora.clips.response import MEASURES, Response
+from ...difflora.sentence import with_minus
 from ..common.plots import FAINT, INK, new_figure, to_image
 
 if TYPE_CHECKING:
@@ -22,24 +24,28 @@ PANELS = ("edges", "entropy", "sharpness", "motion", "brightness", "saturation",
 def response_plot(
     response: Response, target: str, limits: Mapping[str, float], recommended: tuple[float, float]
 ) -> Tensor:
-    """Eight small curves over the strength. The target is drawn stronger; green is the recommended range."""
+    """Small curves over the strength. The target is drawn stronger; green is the recommended range."""
+    panels = [name for name in PANELS if name == "tint" or name in response.values]  # single pictures do not move
     figure = new_figure(13.2, 6.6)
-    for panel, axes in zip(PANELS, figure.subplots(2, 4).flat, strict=True):
+    for panel, axes in itertools.zip_longest(panels, figure.subplots(2, 4).flat):
+        if panel is None:
+            axes.remove()
+            continue
         _ground(axes, response, recommended)
         if panel == "tint":
             _tint(axes, response, limits.get("colour_drift"))
         else:
             _curve(axes, response, panel, target, limits.get(panel))
-    for axes in figure.axes[4:]:
+    for axes in figure.axes[-4:]:
         axes.set_xlabel("strength", color=INK, fontsize=9)
     monotone, symmetric = response.monotonicity(target), response.symmetry(target)
     title = MEASURES[target].title
     figure.suptitle(
-        f"How {title} answers the slider", fontsize=14, color=INK, x=0.012, y=0.985, ha="left", fontweight="bold"
+        f"How the strength changes the {title}", fontsize=14, color=INK, x=0.012, y=0.985, ha="left", fontweight="bold"
     )
     low, high = (signed(value) for value in recommended)
     clips = len(response.values[target])
-    facts = [f"monotonicity {monotone:+.2f}".replace("-", "−"), f"symmetry {symmetric:.2f}".replace("-", "−")]
+    facts = [with_minus(f"monotonicity {monotone:+.2f}"), with_minus(f"symmetry {symmetric:.2f}")]
     facts += [f"recommended {low} to {high}" if recommended[0] < recommended[1] else "no range within the limits"]
     facts += [f"mean and range of {clips} clips"] if clips > 1 else []
     figure.text(0.012, 0.915, "   ·   ".join(facts), color=INK, fontsize=10.5)
@@ -84,11 +90,11 @@ def _curve(axes: Axes, response: Response, name: str, target: str, limit: float 
 
 
 def _tint(axes: Axes, response: Response, limit: float | None) -> None:
-    """a* and b* apart, and the length of both together."""
-    for name, label, colour in (("a", "a*  green − red +", GREEN), ("b", "b*  blue − yellow +", VIOLET)):
+    """a* and b* on their own, and the length of both together."""
+    for name, label, colour in (("drift_a", "a*  green − red +", GREEN), ("drift_b", "b*  blue − yellow +", VIOLET)):
         axes.plot(
             response.strengths,
-            response.change(name),
+            response.mean(name),
             "o-",
             color=colour,
             linewidth=1.7,
@@ -102,8 +108,8 @@ def _tint(axes: Axes, response: Response, limit: float | None) -> None:
         axes.axhline(limit, color=GREEN, linewidth=1, linestyle="--")
     axes.axhline(0, color=FAINT, linewidth=0.8)
     axes.legend(frameon=False, fontsize=7.5, handlelength=1.4, labelspacing=0.25)
-    _title(axes, "colour drift", "ΔE in a*b* from the baseline", INK)
-    _room(axes, np.concatenate([drift, response.change("a"), response.change("b")]), 0.5)
+    _title(axes, "colour drift", "ΔE in a*b* from the baseline, of what stays", INK)
+    _room(axes, np.concatenate([drift, response.mean("drift_a"), response.mean("drift_b")]), 0.5)
 
 
 def _band(axes: Axes, response: Response, name: str, colour: str) -> None:

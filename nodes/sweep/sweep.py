@@ -375,8 +375,9 @@ class SweepLayout(io.ComfyNode):
         labels = [labels[index] for index in there]
         cells = [clip.cells(of.cell_size, progress_bar()) for clip in clips]
         frames = [list(cell) for cell in cells]
-        key = json.dumps([[of.keys[index] for index in there], cells[0].shape])
-        player = player_of_sheet(frames, labels, of.fps, key, embedded(cls.hidden), progress_bar())
+        stored = [of.keys[index] for index in there]
+        key = json.dumps([stored, cells[0].shape])
+        player = player_of_sheet(frames, labels, of.fps, key, embedded(cls.hidden), progress_bar(), stored)
         height, width = cells[0].shape[1:3]
         font = font_for(*(label.text for label in labels))
         picture = grid_images(grid_of(len(cells), width, height, of.arrange), frames, labels, font)

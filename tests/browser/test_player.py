@@ -258,3 +258,128 @@ def test_a_compared_pair_plays_too(page, comfy):
     player.press("w")
     assert player.pixel(0.2)[0] == pytest.approx(60, abs=3) and player.pixel(0.9)[0] == pytest.approx(90, abs=3)
     assert (player.text(".name.a"), player.text(".name.b")) == ("old", "new")
+
+
+# What becomes of a clip
+
+
+SLIDER = """([sweep, title]) => {
+    const target = LiteGraph.createNode('PrimitiveFloat');
+    target.title = title;
+    target.pos = [900, 40];
+    app.graph.add(target);
+    app.graph.getNodeById(Number(sweep)).connect(0, target, target.inputs.findIndex(i => i.name === 'value'));
+    return String(target.id);
+}"""
+WIRED = (
+    "id => { const node = app.graph.getNodeById(Number(id)); return node.inputs.filter(i => i.link != null).length; }"
+)
+MODE = "id => app.graph.getNodeById(Number(id)).mode"
+
+
+def undo(page):
+    page.page.mouse.move(5, 990)
+    page.run("() => document.activeElement?.blur()")
+    page.page.keyboard.press("Control+z")
+    page.page.wait_for_timeout(600)
+
+
+def test_a_strength_goes_to_what_the_sweep_feeds_and_undo_brings_the_wire_back(player):
+    page = player.page
+    slider = page.run(SLIDER, ["1", "<img src=x onerror=window.hacked=1>"])
+    page.run("() => app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
+    page.settle()
+    player.press("2")
+    stage = player.find(".stage").bounding_box()
+    page.page.mouse.click(stage["x"] + 30, stage["y"] + stage["height"] / 2, button="right")
+    menu = page.page.locator(".difflora-menu")
+    assert menu.get_by_role("menuitem").first.inner_text() == "Use strength −1"
+    page.page.keyboard.press("Escape")
+    assert menu.count() == 0
+    player.find(".use").click()
+    page.settle()
+    assert page.value(slider, "value") == -1
+    assert page.run(WIRED, slider) == 0
+    assert page.run(MODE, "3") == 2, "a grid without a sweep would end the next run"
+    verdict = player.text(".verdict")
+    assert "−1" in verdict and "wire" in verdict and "<img" in verdict
+    assert page.run("() => window.hacked") is None
+    assert "3" not in page.prompt()
+    undo(page)
+    assert page.run(WIRED, slider) == 1
+    assert page.run(MODE, "3") == 0
+
+
+@pytest.mark.parametrize("format", ["png", "mp4", "webp", "gif"])
+def test_what_is_shown_is_saved(player, format, tmp_path):
+    from PIL import Image
+
+    from difflora.clips.video import read_video
+
+    page = player.page
+    player.press("w")
+    player.choose(0)
+    player.choose(4, "clipCompared")
+    player.seek(5)
+    player.find(".saveAs").click()
+    with page.page.expect_download(timeout=30_000) as saved:
+        page.page.locator(".difflora-menu").get_by_role("menuitem").filter(has_text=format).click()
+    name = saved.value.suggested_filename
+    frame = "_frame6" if format == "png" else ""
+    assert name == f"slider_-3_+3_wipe{frame}.{format}"
+    path = tmp_path / name
+    saved.value.save_as(path)
+    if format == "mp4":
+        frames = list(read_video(path))
+    else:
+        with Image.open(path) as picture:
+            frames = []
+            for number in range(getattr(picture, "n_frames", 1)):
+                picture.seek(number)
+                frames.append(picture.convert("RGB").copy())
+    assert len(frames) == (1 if format == "png" else FRAMES)
+    import numpy as np
+
+    shown = np.asarray(frames[0 if format == "png" else 5])
+    assert shown.shape[:2] == (HEIGHT, WIDTH)
+    row = round(HEIGHT * 0.8)
+    for x in (0.3, 0.9):
+        assert shown[row, round(WIDTH * x), 0] == pytest.approx(player.pixel(x)[0], abs=12), x
+    assert name in player.text(".verdict")
+
+
+def test_a_frame_is_copied(player):
+    page = player.page
+    page.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    player.press("c")
+    copied = """async () => {
+        const [item] = await navigator.clipboard.read();
+        const picture = await createImageBitmap(await item.getType('image/png'));
+        return [picture.width, picture.height];
+    }"""
+    page.page.wait_for_function(
+        "e => e.querySelector('.verdict').textContent.includes('clipboard')", arg=player.element
+    )
+    assert page.run(copied) == [WIDTH, HEIGHT]
+
+
+def test_export_answers_nothing_but_the_players_own(comfy):
+    def ask(**changes):
+        clip = {"key": None, "video": "../../secret.mp4", "box": [0, 0, 8, 8], "label": "0"} | changes.pop("clip", {})
+        body = {"format": "png", "view": "one", "fps": 16, "frame": 0, "clips": [clip]} | changes
+        code, answer = comfy._request("/differential_lora/export", body)
+        return code, answer.decode("utf-8", "replace")
+
+    for changes in (
+        {},
+        {"clip": {"key": "../../x"}},
+        {"format": "exe"},
+        {"view": "all the files"},
+        {"clips": []},
+        {"view": "wipe"},
+        {"fps": 0},
+        {"fps": float("nan")},
+        {"frame": "x"},
+    ):
+        code, answer = ask(**changes)
+        assert code in (400, 422) and str(comfy.base) not in answer, changes

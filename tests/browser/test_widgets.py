@@ -73,7 +73,7 @@ def test_slider_says_how_safe_a_strength_is(drawn):
     ):
         slider.set("strength", value)
         assert slider.text(".zone") == zone
-        assert slider.text(".value") == shown
+        assert slider.find(".value").input_value() == shown
         assert float(slider.find(".track").get_attribute("aria-valuenow")) == value
     slider.set("strength", 2.5)
     slider.find("button[aria-label='Flip the sign']").click()
@@ -89,6 +89,183 @@ def test_slider_shows_the_range_that_the_file_recommends(drawn):
     band, track = box(slider, ".advice"), box(slider, ".track")
     assert (band["x"] - track["x"]) / track["width"] == pytest.approx(0.25, abs=0.01)
     assert band["width"] / track["width"] == pytest.approx(0.55, abs=0.01)
+
+
+def undo(page):
+    page.run("() => document.activeElement?.blur()")
+    page.page.keyboard.press("Control+z")
+    page.page.wait_for_timeout(500)
+
+
+def settled(page):
+    """What is in the graph now is a step that undo comes back to."""
+    page.run("() => app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
+
+
+@both_renderers
+def test_the_number_is_typed_and_each_step_is_undone_by_itself(drawn):
+    slider = Face(drawn, "DiffLoraSliderModel")
+    settled(drawn)
+    number, keyboard = slider.find(".value"), drawn.page.keyboard
+    for text, value in (("−2,25", -2.25), ("nonsense", -2.25), ("77", 10), ("1.5", 1.5)):
+        number.focus()
+        keyboard.press("Control+a")
+        keyboard.type(text)
+        keyboard.press("Enter")
+        assert slider.sent("strength") == value
+    assert drawn.run("e => document.activeElement === e", slider.find(".track"))
+    keyboard.press("ArrowRight")
+    keyboard.press("ArrowRight")
+    assert slider.value("strength") == pytest.approx(1.7)
+    for value in (1.6, 1.5, 10, -2.25, 1):
+        for _ in range(3):  # a node that has been resized meanwhile is a step of its own
+            undo(drawn)
+            if Face(drawn, slider.type, node_id=slider.id).value("strength") == pytest.approx(value):
+                break
+        assert Face(drawn, slider.type, node_id=slider.id).value("strength") == pytest.approx(value)
+
+
+@pytest.mark.parametrize("drawn", (False,), ids=("canvas",), indirect=True)
+def test_the_wheel_moves_the_track_that_has_the_focus_and_no_other(drawn):
+    slider = Face(drawn, "DiffLoraSliderModel")
+    track = box(slider, ".track")
+    drawn.page.mouse.move(track["x"] + 20, track["y"] + 10)
+    scale = drawn.run("() => app.canvas.ds.scale")
+    drawn.page.mouse.wheel(0, -100)
+    drawn.settle()
+    assert slider.value("strength") == 1
+    drawn.run(
+        "scale => { app.canvas.ds.reset(); app.canvas.ds.scale = scale; app.canvas.setDirty(true, true); }", scale
+    )
+    drawn.settle()
+    slider.find(".track").focus()
+    track = box(slider, ".track")
+    drawn.page.mouse.move(track["x"] + 20, track["y"] + 10)
+    for turns, value in ((-3, 0.7), (5, 1.2)):
+        for _ in range(abs(turns)):
+            drawn.page.mouse.wheel(0, -100 if turns > 0 else 100)
+        drawn.settle()
+        assert slider.value("strength") == pytest.approx(value)
+    assert drawn.run("() => app.canvas.ds.scale") == scale
+
+
+@both_renderers
+def test_the_switch_keeps_the_strength(drawn):
+    slider = Face(drawn, "DiffLoraSliderModel")
+    slider.set("strength", 2)
+    switch = slider.find("[role=switch]")
+    assert switch.get_attribute("aria-checked") == "true"
+    switch.click()
+    assert (slider.sent("on"), slider.sent("strength")) == (False, 2)
+    assert slider.text(".zone") == "off: the base model"
+    workflow = drawn.workflow()
+    drawn.clear()
+    drawn.load(workflow)
+    slider = Face(drawn, slider.type, node_id=slider.id)
+    assert slider.find("[role=switch]").get_attribute("aria-checked") == "false"
+    slider.find("[role=switch]").focus()
+    drawn.page.keyboard.press("Space")
+    assert slider.sent("on") is True
+
+
+@both_renderers
+def test_the_menu_sets_copies_and_remembers(drawn, pair):
+    drawn.run("() => localStorage.removeItem('DifferentialLora.strengths')")
+    load = Face(drawn, "DiffLoraLoad", (40, 40))
+    load.set("lora_name", pair[0])
+    one, other = Face(drawn, "DiffLoraSliderModel", (500, 40)), Face(drawn, "DiffLoraSliderModel", (900, 40))
+    wire = "([a, b]) => app.graph.getNodeById(Number(a)).connect(0, app.graph.getNodeById(Number(b)), 1)"
+    drawn.run(wire, [load.id, one.id])
+    menu = drawn.page.locator(".difflora-menu")
+
+    def choose(slider, text, button="right"):
+        if button == "right":
+            track = box(slider, ".track")
+            drawn.page.mouse.click(track["x"] + 30, track["y"] + 8, button="right")
+        else:
+            slider.find("[aria-label='More']").click()
+        menu.get_by_role("menuitem").filter(has_text=text).first.click()
+        drawn.settle()
+        assert menu.count() == 0
+
+    choose(one, "−3")
+    assert one.sent("strength") == -3
+    choose(one, "Copy −3", "left")
+    choose(other, "Paste")
+    assert other.sent("strength") == -3
+    choose(other, "Flip")
+    assert other.sent("strength") == 3
+    choose(one, "Remember −3 for dense")
+    third = Face(drawn, "DiffLoraSliderModel", (500, 500))
+    drawn.run(wire, [load.id, third.id])
+    drawn.page.wait_for_timeout(200)
+    assert third.value("strength") == -3, "a new slider on this LoRA starts there"
+    drawn.run(wire, [load.id, other.id])
+    drawn.page.wait_for_timeout(200)
+    assert other.value("strength") == 3, "one that somebody has set stays"
+    box(one, ".track")
+    one.find(".track").click(button="right")
+    drawn.page.keyboard.press("ArrowDown")
+    drawn.page.keyboard.press("ArrowDown")
+    assert drawn.run("() => document.activeElement.textContent") == "−1"
+    drawn.page.keyboard.press("Escape")
+    assert menu.count() == 0 and drawn.run("e => document.activeElement === e", one.find(".track"))
+
+
+@both_renderers
+def test_a_measured_range_is_on_the_slider_and_in_what_it_saves(drawn, pair):
+    drawn.load(
+        {
+            "1": {"class_type": "DiffLoraLoad", "inputs": {"lora_name": pair[0], "ignore_unknown": False}},
+            "2": {
+                "class_type": "DiffLoraSliderModel",
+                "inputs": {"lora": ["1", 0], "strength": 1.0, "apply": "auto", "on": True},
+            },
+            "3": {"class_type": "TestClip", "inputs": {"strength": ["2", 0], "frames": 1, "width": 16, "height": 16}},
+            "4": {
+                "class_type": "DiffLoraSweepGrid",
+                "inputs": {
+                    "images": ["3", 0], "arrange": "grid", "cell_size": 384, "fps": 16.0, "baseline": 0.0, "text": "",
+                },
+            },
+            "5": {
+                "class_type": "DiffLoraSliderResponse",
+                "inputs": {
+                    "sweep": ["4", 1], "target": "edges", "colour_limit": 5.0, "brightness_limit": 10.0,
+                    "saturation_limit": 10.0, "moments": 12,
+                },
+            },
+        }
+    )  # fmt: skip
+    # The wire of a model into a number is none that ComfyUI makes; the walk along wires is the same.
+    drawn.run("""() => {
+        const [slider, clip] = [2, 3].map(id => app.graph.getNodeById(id));
+        const index = clip.inputs.findIndex(i => i.name === 'strength');
+        if (!clip.inputs[index].link) { clip.inputs[index].type = '*'; slider.connect(0, clip, index); }
+    }""")
+    drawn.fit()
+    slider = Face(drawn, "DiffLoraSliderModel", node_id="2")
+    assert slider.find(".advice").is_hidden()
+    told = """() => { const output = { difflora: [{ strength_range: [-2.8, 1.1] }] };
+        app.nodeOutputs['5'] = output; app.graph.getNodeById(5).onExecuted?.(output); }"""
+    drawn.run(told)
+    drawn.settle()
+    assert slider.text(".note") == "Slider Response recommends −2.8 to +1.1"
+    assert slider.find(".advice").is_visible()
+    slider.find("[aria-label='More']").click()
+    drawn.page.locator(".difflora-menu").get_by_role("menuitem").filter(has_text="Save this slider").click()
+    drawn.settle()
+    [save] = drawn.node_ids("DiffLoraSave")
+    sent = drawn.prompt()[save]["inputs"]
+    assert sent["lora"] == ["1", 0]
+    assert (sent["filename_prefix"], sent["dtype"], sent["recommended_strength"]) == (
+        "dense_slider",
+        "bfloat16",
+        "-2.8 to 1.1",
+    )
+    slider.find("[aria-label='More']").evaluate("e => e.click()")
+    drawn.page.locator(".difflora-menu").get_by_role("menuitem").filter(has_text="Save this slider").click()
+    assert drawn.node_ids("DiffLoraSave") == [save], "the one that is there is taken"
 
 
 # Spectrum
@@ -120,6 +297,60 @@ def test_cut_and_kept_energy_follow_the_rank_without_a_run(drawn):
     rerank.set("rule", "ratio")
     rerank.set("ratio", 4.5)
     assert len(rerank.element.query_selector_all(".bar.keep")) == 3
+
+
+@pytest.mark.parametrize("drawn", (False,), ids=("canvas",), indirect=True)
+def test_rerank_asks_for_what_its_rule_needs_and_keeps_the_rest(drawn):
+    rerank = Face(drawn, "DiffLoraRerank")
+    rerank.set("energy", 0.77)
+    seen = """id => [...app.graph.getNodeById(Number(id)).widgets].filter(w => !w.hidden && !w.options?.hidden && w.type !== 'difflora')
+        .map(w => w.name)"""
+    needs = {
+        "rank": ["rank"],
+        "energy": ["energy", "max_rank"],
+        "ratio": ["ratio", "max_rank"],
+        "knee": ["max_rank"],
+        "budget": ["rank", "max_rank"],
+    }
+    heights = {}
+    for rule in (*needs, "rank"):
+        rerank.set("rule", rule)
+        assert drawn.run(seen, rerank.id) == ["rule", *needs[rule]]
+        height = drawn.run("id => app.graph.getNodeById(Number(id)).size[1]", rerank.id)
+        assert heights.setdefault(rule, height) == height, "back and forth, the node is as high as before"
+    assert heights["energy"] > heights["rank"], "no gap is left"
+    assert rerank.sent("energy") == 0.77 and rerank.sent("max_rank") == 64
+    workflow = drawn.workflow()
+    drawn.clear()
+    drawn.load(workflow)
+    rerank = Face(drawn, "DiffLoraRerank", node_id=rerank.id)
+    assert rerank.value("energy") == 0.77
+    assert drawn.run(seen, rerank.id) == ["rule", "rank"]
+    drawn.run(
+        """id => {
+            const source = LiteGraph.createNode('PrimitiveFloat');
+            app.graph.add(source);
+            const node = app.graph.getNodeById(Number(id));
+            source.connect(0, node, node.inputs.findIndex(i => i.name === 'energy'));
+        }""",
+        rerank.id,
+    )
+    rerank.set("rule", "rank")
+    assert drawn.run(seen, rerank.id) == ["rule", "rank", "energy"], "what has a wire stays in sight"
+
+
+@both_renderers
+def test_lines_of_an_older_run_are_called_that(drawn):
+    rerank = Face(drawn, "DiffLoraRerank")
+    ran = {"rule": "rank", "rank": 4, "energy": 0.9, "ratio": 10, "max_rank": 64}
+    spectrum = {"values": {"a": [4, 2, 1, 0.5, 0.25]}, "energy": {}}
+    lines = [{"text": "rank 32 → 4, 99 % of the energy kept", "level": "info"}]
+    rerank.told({"spectrum": spectrum, "ran": ran, "report": {"title": "Re-rank", "lines": lines}})
+    assert not rerank.element.query_selector("li.old")
+    rerank.set("rank", 2)
+    assert rerank.text("li.old") == "The last run:"
+    rerank.set("rank", 4)
+    assert not rerank.element.query_selector("li.old")
 
 
 # Block tiles

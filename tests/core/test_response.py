@@ -123,6 +123,27 @@ class TestColour:
         assert moved["colour_drift"] < 0.01 and moved["distance"] > 5
 
 
+class TestWhatStays:
+    """Colour drift is judged on what stays in the picture."""
+
+    @pytest.mark.parametrize("share", [0.1, 0.3, 0.45])
+    def test_red_things_on_a_grey_ground_are_no_drift(self, share):
+        ground = plain(srgb(50, 2, -3), height=64, width=200).clone()
+        base = measure_frames(ground)
+        red = torch.tensor((0.8, 0.1, 0.1))[None, :, None, None]
+        ground[..., : int(200 * share)] = red
+        added = measure_frames(ground)
+        assert added.values["a"] - base.values["a"] > 5, "the mean of all pixels does move"
+        assert response.compared(added, base)["colour_drift"] < 0.01
+
+    def test_a_tint_counts_in_full_whatever_was_added(self):
+        base = measure_frames(plain(srgb(50, 0, 0), height=64, width=200))
+        tinted = plain(srgb(50, 3, 4), height=64, width=200).clone()
+        tinted[..., :60] = 0.9
+        moved = response.compared(measure_frames(tinted), base)
+        assert (moved["drift_a"], moved["drift_b"], moved["colour_drift"]) == pytest.approx((3, 4, 5), abs=0.1)
+
+
 def curve(strengths, values, baseline=0.0, **others):
     named = {"edges": values} | others
     return Response(np.array(strengths, float), {name: np.array([row], float) for name, row in named.items()}, baseline)
@@ -200,6 +221,12 @@ class TestSweeps:
         assert found.mean("colour_drift")[2] == found.mean("distance")[2] == 0
         assert found.mean("motion") == pytest.approx([1] * 5, abs=0.1)
         assert (np.diff(np.abs(found.change("a"))[2:]) > 1).all()
+
+    def test_single_pictures_have_no_motion(self, store):
+        clips = [self.clip(store, f"still{index}", strength, frames=1) for index, strength in enumerate((-1, 0, 1))]
+        found = measure_sweeps([Sweep((-1.0, 0.0, 1.0), tuple(clips), 16, 0.0)])
+        assert "motion" not in found.values and "motion" not in found.csv()
+        assert {"edges", "colour_drift", "distance"} <= found.values.keys()
 
     def test_several_clips_are_averaged_and_what_one_lacks_is_left_out(self, store):
         one, other = self.sweep(store, [-1.0, 0.0, 1.0, 2.0]), self.sweep(store, [-1.0, 0.0, 1.0], seed=1)

@@ -382,3 +382,19 @@ def test_a_slider_beside_the_weights_says_that_a_saving_node_behind_it_loses_it(
     assert told["not in the weights: saving or merging the model leaves the slider out"] == "info"
     prompt["slider"]["inputs"]["apply"] = "patch"
     assert not any("ModelSave" in text for text in lines(files.run(prompt)))
+
+
+def test_a_slider_that_is_off_is_the_base_model_and_one_that_is_on_is_as_before(read):
+    def with_switch(**on):
+        prompt = graph(2.5)
+        prompt["slider"]["inputs"] |= on
+        return read(prompt)
+
+    base, _ = read(graph(0))
+    on, _ = with_switch()  # a saved workflow lacks the input
+    off, result = with_switch(on=False)
+    assert all(torch.equal(off[key], value) for key, value in base.items())
+    assert any(not torch.equal(on[key], value) for key, value in base.items())
+    again, _ = with_switch(on=True)
+    assert all(torch.equal(again[key], value) for key, value in on.items())
+    assert lines(result) == ["switched off: nothing is changed, and the strength is kept"]

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { nodeOfRun, sourcesOf } from "../../js/lib/graph.js";
+import { andAllBehind, fedBySweep, filesBefore, makersOf, nodeOfRun, savesOf, sourcesOf } from "../../js/lib/graph.js";
 import { modulesBefore } from "../../js/lib/modules.js";
 
 /** Nodes in a row or as given: id -> [class, ids that its LoRAs come from, widgets]. @param {Record<string, [string, string[], Record<string, any>?]>} plan */
@@ -65,4 +65,64 @@ test("a node inside subgraphs is found by the id it has in a run", () => {
   assert.deepEqual(nodeOfRun(root, "7:2"), { id: 2 });
   assert.equal(nodeOfRun(root, "2"), null);
   assert.equal(nodeOfRun(root, "2:7"), null);
+});
+
+/** A sweep that feeds a slider directly and a primitive through a reroute, and the grid that ends it. */
+const sweepGraph = () => {
+  /** @type {Record<string, any>} */
+  const nodes = {};
+  const graph = { getNodeById: (/** @type {any} */ id) => nodes[String(id)], links: /** @type {Record<number, any>} */ ({}) };
+  const add = (/** @type {string} */ id, /** @type {string} */ comfyClass, /** @type {string[]} */ widgets = []) => {
+    nodes[id] = { id, comfyClass, title: comfyClass, graph, inputs: [], outputs: [{ links: [] }], widgets: widgets.map((name) => ({ name, value: 1 })) };
+    nodes[id].getInputNode = (/** @type {number} */ index) => nodes[graph.links[nodes[id].inputs[index]?.link]?.origin_id];
+  };
+  let last = 0;
+  const wire = (/** @type {string} */ from, /** @type {string} */ to, /** @type {string} */ name, widget = false) => {
+    last += 1;
+    graph.links[last] = { origin_id: from, target_id: to, target_slot: nodes[to].inputs.length };
+    nodes[from].outputs[0].links.push(last);
+    nodes[to].inputs.push({ name, type: "*", link: last, ...(widget ? { widget: { name } } : {}) });
+  };
+  add("1", "DiffLoraStrengthSweep");
+  add("2", "DiffLoraSliderModel", ["strength"]);
+  add("3", "Reroute");
+  add("4", "PrimitiveFloat", ["value"]);
+  add("5", "DiffLoraSliderModel", ["strength"]);
+  add("6", "KSampler");
+  add("7", "DiffLoraSweepGrid");
+  add("8", "DiffLoraSliderResponse");
+  add("9", "SaveImage");
+  wire("1", "2", "strength", true);
+  wire("1", "3", "");
+  wire("3", "4", "value", true);
+  wire("4", "5", "strength", true);
+  wire("2", "6", "model");
+  wire("5", "6", "other");
+  wire("6", "7", "images");
+  wire("7", "8", "sweep");
+  wire("6", "9", "images");
+  return nodes;
+};
+
+test("a sweep's strength arrives at widgets, through reroutes, and not beyond a primitive", () => {
+  const nodes = sweepGraph();
+  assert.deepEqual(fedBySweep(nodes[7]).map(({ node, index, name }) => [node.id, index, name]), [["2", 0, "strength"], ["4", 0, "value"]]);
+  nodes[7].inputs[0].link = null;
+  assert.deepEqual(fedBySweep(nodes[7]), []);
+});
+
+test("behind a grid is all that depends on it, and nothing beside", () => {
+  assert.deepEqual(andAllBehind(sweepGraph()[7]).map(({ id }) => id), ["7", "8"]);
+});
+
+test("a Slider Response knows the sliders that made its clips, and a slider the node that saves its LoRA", () => {
+  const nodes = sweepGraph();
+  nodes[8].inputs[0].name = "sweep";
+  assert.deepEqual(makersOf(nodes[8]).map(({ id }) => id).sort(), ["1", "2", "3", "4", "5", "6"]);
+  nodes[7].inputs[0].name = "else";
+  assert.deepEqual(makersOf(nodes[8]), []);
+  const { nodes: pair } = graphOf({ ...PAIR, 7: ["DiffLoraSliderModel", ["6"]], 8: ["DiffLoraSave", ["6"]], 9: ["DiffLoraSave", ["3"]] });
+  pair[7].inputs[0].name = "lora";
+  assert.deepEqual(savesOf(pair[7]).map(({ id }) => id), ["8"]);
+  assert.deepEqual(filesBefore(pair[7]), ["", ""]);
 });

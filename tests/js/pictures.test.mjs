@@ -7,8 +7,8 @@ import { test } from "node:test";
 import { STEPS, heatStep, indexAt, inverted, layoutOf, MODELS, line, namesOf, presets, rectangle, short, strongest } from "../../js/lib/grid.js";
 import { readMessage } from "../../js/lib/messages.js";
 import { Selection } from "../../js/lib/selection.js";
-import { average, kept, outcome } from "../../js/lib/spectrum.js";
-import { keyed, positionOf, reachOf, rounded, signed, valueAt, zoneOf } from "../../js/lib/strength.js";
+import { RULES, average, idle, isOtherCut, kept, outcome } from "../../js/lib/spectrum.js";
+import { fileStem, keyed, positionOf, rangeText, reachOf, remembered, rounded, signed, turned, typed, valueAt, zoneOf } from "../../js/lib/strength.js";
 
 const T2V = namesOf(MODELS["Wan 14B T2V"]);
 const I2V = namesOf(MODELS["Wan 14B I2V"]);
@@ -180,4 +180,41 @@ test("messages are taken apart with care", () => {
 
 test("numbers are short", () => {
   assert.deepEqual([0, 1.23456, 0.00012, 123456, -0.5].map(short), ["0", "1.23", "1.2e-4", "1.2e+5", "-0.5"]);
+});
+
+test("only widgets that count for the rule are asked for, and only those make a run old", () => {
+  assert.deepEqual(idle("rank"), ["energy", "ratio", "max_rank"]);
+  assert.deepEqual(idle("energy"), ["rank", "ratio"]);
+  assert.deepEqual(idle("knee"), ["rank", "energy", "ratio"]);
+  assert.deepEqual(Object.keys(RULES).filter((name) => idle(name).length === 0), [], "each rule says what it needs");
+  assert.deepEqual([idle("a rule of tomorrow"), idle("constructor")], [[], []]);
+  const ran = { rule: "energy", rank: 4, energy: 0.9, ratio: 10, max_rank: 64 };
+  assert.equal(isOtherCut(ran, { ...ran }), false);
+  assert.equal(isOtherCut(ran, { ...ran, rank: 9, ratio: 3 }), false);
+  assert.equal(isOtherCut(ran, { ...ran, energy: 0.8 }), true);
+  assert.equal(isOtherCut(ran, { ...ran, max_rank: 32 }), true);
+  assert.equal(isOtherCut(ran, { ...ran, rule: "rank" }), true);
+  assert.equal(isOtherCut(undefined, ran), false);
+});
+
+test("a strength can be typed, turned and remembered", () => {
+  assert.deepEqual(["+2.5", "\u22121", " 0,75 ", "99", "-1e9", "", "x", "1 2"].map(typed), [2.5, -1, 0.75, 10, -10, null, null, null]);
+  assert.deepEqual([turned(-100, 1, false), turned(3, 0.1, false), turned(1, 0, true), turned(-1, 10, false)], [1.1, 0, -0.01, 10]);
+  const once = remembered(null, "a − b", 2).kept;
+  assert.deepEqual(remembered(once, "a − b").value, 2);
+  assert.deepEqual(remembered(once, "other").value, null);
+  assert.deepEqual(remembered(remembered(once, "a − b", -1).kept, "a − b"), { kept: [["a − b", -1]], value: -1 });
+  assert.deepEqual(remembered([["evil", "<b>"], ["far", 1e9], 3, null, ["good", 1]], "good"), { kept: [["good", 1]], value: 1 });
+  let list = /** @type {[string, number][]} */ ([]);
+  for (let n = 0; n < 300; n++) list = remembered(list, `lora ${n}`, 1).kept;
+  assert.equal(list.length, 200);
+  assert.equal(remembered(list, "lora 299").value, 1);
+});
+
+test("a saved slider is named after what its files have in common", () => {
+  assert.equal(fileStem(["sub/density_pos.safetensors", "sub\\density_neg.safetensors"]), "density_slider");
+  assert.equal(fileStem(["dense.safetensors", "sparse.safetensors"]), "");
+  assert.equal(fileStem(["one.safetensors"]), "one_slider");
+  assert.equal(fileStem([]), "");
+  assert.equal(rangeText([-2.8, 1.1]), "-2.8 to 1.1");
 });

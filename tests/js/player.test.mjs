@@ -4,9 +4,9 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { readMessage } from "../../js/lib/messages.js";
-import { columnsFor, firstPair, frameAt, keyed, letter, readPlayer, shuffled, timeOf, viewPath } from "../../js/lib/player.js";
+import { keyed, letter, shuffled, columnsFor, fileName, firstPair, frameAt, readPlayer, strengthOf, timeOf, viewPath } from "../../js/lib/player.js";
 
-const clip = (/** @type {object} */ more = {}) => ({ video: 0, box: [0, 0, 64, 48], label: "+1", text: "", baseline: false, ...more });
+const clip = (/** @type {object} */ more = {}) => ({ video: 0, box: [0, 0, 64, 48], label: "+1", text: "", baseline: false, key: null, ...more });
 const sound = { videos: [{ filename: "a b.mp4", subfolder: "x", type: "temp" }], clips: [clip(), clip({ box: [64, 0, 64, 48], label: "0", baseline: true })], fps: 16, frames: 81 };
 const player = /** @type {import("../../js/lib/player.js").Player} */ (readPlayer(sound));
 
@@ -71,4 +71,17 @@ test("keys", () => {
 test("clips side by side come near to a screen's shape", () => {
   assert.deepEqual([1, 4, 7, 9].map((count) => columnsFor(count, 640, 480)), [1, 2, 4, 3]);
   for (let count = 1; count < 30; count++) assert.ok(columnsFor(count, 480, 640) <= count);
+});
+
+test("a label says a strength or it does not", () => {
+  assert.deepEqual(["\u22123", "+2.5", "0", " 1 "].map(strengthOf), [-3, 2.5, 0, 1]);
+  assert.deepEqual(["", "dense", "11", "NaN", "3 steps", "1e9"].map(strengthOf), [null, null, null, null, null, null]);
+});
+
+test("files are named by what they show, in signs that every system takes", () => {
+  assert.equal(fileName(["\u22123"], "one", "mp4", 0), "slider_-3.mp4");
+  assert.equal(fileName(["+3", "0"], "wipe", "png", 11), "slider_+3_0_wipe_frame12.png");
+  assert.equal(fileName(["a", "b", "c"], "all", "gif", 0), "slider_all.gif");
+  assert.equal(fileName(["../../etc/<b>pass:wd</b>\u0000"], "one", "webp", 0), "slider_etc_b_pass_wd_b.webp");
+  assert.equal(fileName(["密度"], "one", "mp4", 0), "slider_密度.mp4");
 });

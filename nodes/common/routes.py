@@ -1,0 +1,63 @@
+"""What the page asks the server for, outside a run."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+from comfy_execution.utils import get_executing_context
+from server import PromptServer
+
+from ...difflora.errors import DiffLoraError
+from .last_words import LastWords, Message
+
+_last_words = LastWords()
+
+
+def kept(message: Message) -> Message:
+    """Keep the message of the node that is running, and give it the key that the page names it by."""
+    context = get_executing_context()
+    key = _last_words.keep(context.prompt_id, context.node_id, message) if context else ""
+    if key:
+        message["key"] = key
+    return message
+
+
+def answer_last_words() -> None:
+    """Hear of every prompt that is queued, and tell the page what its cached nodes said. Called while ComfyUI loads the pack."""
+
+    def watch(request: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(request.get("prompt"), dict):
+            # ComfyUI makes up an id where there is none, but only after this.
+            _last_words.watch(str(request.setdefault("prompt_id", str(uuid.uuid4()))), request["prompt"])
+        return request
+
+    async def answer(request: web.Request) -> web.Response:
+        try:
+            asked = await request.json()
+            prompt_id, had = str(asked["prompt_id"]), dict(asked["nodes"])
+        except (ValueError, KeyError, TypeError):
+            return web.json_response({"error": "Send prompt_id, and nodes as an object of ids."}, status=400)
+        return web.json_response(_last_words.find(prompt_id, had))
+
+    PromptServer.instance.add_on_prompt_handler(watch)
+    PromptServer.instance.routes.post("/differential_lora/last_words")(answer)
+
+
+def answer_lora(describe: Callable[[str, bool], Message]) -> None:
+    """Tell the page what is in a LoRA as soon as it is picked. Called while ComfyUI loads the pack.
+
+    describe    name, whether unknown keys are left out -> message; reads a header, and nothing outside the loras folders
+    """
+
+    async def answer(request: web.Request) -> web.Response:
+        name, ignore_unknown = request.query.get("name", ""), request.query.get("ignore_unknown") == "true"
+        try:
+            return web.json_response(await asyncio.to_thread(describe, name, ignore_unknown))
+        except DiffLoraError as error:
+            return web.json_response({"error": str(error)}, status=422)
+
+    PromptServer.instance.routes.get("/differential_lora/lora")(answer)

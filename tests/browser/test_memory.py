@@ -1,0 +1,107 @@
+"""A page that was not there when nodes ran shows what they said; and what is in a file is known when it is picked."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests import small_models
+from tests.browser.face import Face
+from tests.browser.test_widgets import chain, faces
+
+both_renderers = pytest.mark.parametrize("vue", (False, True), ids=("canvas", "vue"))
+
+
+def blocks_of(grid):
+    """The blocks of the rows that the grid shows."""
+    heads = grid.element.query_selector_all(".rowheader")
+    return [head.inner_text() for head in heads]
+
+
+def cached_in(run):
+    return [node for kind, told in run["status"]["messages"] if kind == "execution_cached" for node in told["nodes"]]
+
+
+def energy_shown(face):
+    return face["DiffLoraRerank"].text(".headline")
+
+
+@both_renderers
+def test_after_a_reload_cached_nodes_show_what_they_said(open_page, comfy, vue):
+    first = open_page(vue=vue)
+    prompt = chain(small_models.DENSE, small_models.SPARSE)
+    first.load(prompt)
+    first.queue()
+    first.fit()
+    shown = energy_shown(faces(first))
+    assert "%" in shown
+    workflow = first.workflow()
+    first.close()
+
+    second = open_page(vue=vue)  # another browser, in all that the server can see
+    second.load(workflow)
+    assert faces(second)["DiffLoraRerank"].find(".empty").is_visible()
+    assert "5" in cached_in(second.queue()), "otherwise this tests nothing"
+    second.settle()
+    face = faces(second)
+    assert energy_shown(face) == shown
+    assert len(blocks_of(face["DiffLoraSelectBlocks"])) == 3, "as many as the small model has, not Wan's 40"
+    hot = "e => [...e.querySelectorAll('[role=gridcell]:not(.absent)')].every(cell => cell.dataset.heat)"
+    second.page.wait_for_function(hot, arg=face["DiffLoraSelectBlocks"].element, timeout=10_000)
+    assert not face["DiffLoraSelectBlocks"].find(".chip:text('Strongest')").is_disabled()
+
+    # Another workflow with the same ids, then again in a page that has not seen it run: its own words, not the first's.
+    workflow["nodes"] = [
+        node | {"widgets_values": ["rank", 1, *node["widgets_values"][2:]]}
+        if node["type"] == "DiffLoraRerank"
+        else node
+        for node in workflow["nodes"]
+    ]
+    second.load(workflow)
+    second.queue()
+    other = energy_shown(faces(second))
+    assert other != shown
+    third = open_page(vue=vue)
+    third.load(workflow)
+    assert "5" in cached_in(third.queue())
+    third.settle()
+    assert energy_shown(faces(third)) == other
+    assert first.errors == second.errors == third.errors == []
+    second.close()
+    third.close()
+
+
+@both_renderers
+def test_the_grid_knows_the_lora_when_it_is_picked(page, comfy, vue):
+    page.set_renderer(vue)
+    for name, blocks in (("picked_3.safetensors", 3), ("picked_5.safetensors", 5)):
+        tensors = {}
+        for block in range(blocks):
+            module = f"diffusion_model.double_blocks.{block}.img_attn.qkv"
+            tensors[f"{module}.lora_down.weight"] = torch.ones(2, 8)
+            tensors[f"{module}.lora_up.weight"] = torch.ones(8, 2)
+        save_file(tensors, comfy.models("loras") / name)
+    load = Face(page, "DiffLoraLoad", (40, 80))
+    grid = Face(page, "DiffLoraSelectBlocks", (500, 80))
+    page.run(
+        "([a, b]) => app.graph.getNodeById(a).connect(0, app.graph.getNodeById(b), 0)", [int(load.id), int(grid.id)]
+    )
+    for blocks in (3, 5):
+        load.set("lora_name", f"picked_{blocks}.safetensors")
+        shows = "([e, n]) => e.querySelectorAll('.rowheader').length === n"
+        page.page.wait_for_function(shows, arg=[grid.element, blocks], timeout=10_000)
+        assert blocks_of(grid) == [f"d{block}" for block in range(blocks)]
+        assert f"{blocks} modules" in load.text(".lines")
+    # A reloaded graph knows it as soon, and without a run.
+    workflow = page.workflow()
+    page.clear()
+    page.load(workflow)
+    page.page.wait_for_function(shows, arg=[Face(page, grid.type, node_id=grid.id).element, 5], timeout=10_000)
+
+    load = Face(page, "DiffLoraLoad", node_id=load.id)
+    load.set("lora_name", "../../secret<b>.safetensors")
+    page.page.wait_for_function("e => e.querySelector('li.error')", arg=load.element, timeout=10_000)
+    assert "is not in the loras folder" in load.text("li.error")
+    assert str(comfy.base) not in load.element.inner_text()
+    page.errors.clear()  # the browser logs the answer's status
+    page.clear()
+    page.set_renderer(False)

@@ -1,0 +1,73 @@
+"""What the page asks the server for, by HTTP: what cached nodes said, and what is in a LoRA."""
+
+import json
+import urllib.parse
+
+import pytest
+
+from tests import small_models
+
+
+def rerank(rank, lora=small_models.DENSE):
+    settings = {"rule": "rank", "rank": rank, "energy": 0.9, "ratio": 10, "max_rank": 64}
+    return {
+        "1": {"class_type": "DiffLoraLoad", "inputs": {"lora_name": lora}},
+        "2": {"class_type": "DiffLoraRerank", "inputs": {"lora": ["1", 0], **settings}},
+        "3": {
+            "class_type": "DiffLoraSave",
+            "inputs": {
+                "lora": ["2", 0], "filename_prefix": f"routes{rank}", "dtype": "float32", "dialect": "native",
+                "if_exists": "overwrite",
+            },
+        },
+    }  # fmt: skip
+
+
+def ask(comfy, prompt_id, nodes):
+    code, answer = comfy._request("/differential_lora/last_words", {"prompt_id": prompt_id, "nodes": nodes})
+    assert code == 200
+    return json.loads(answer)
+
+
+def test_cached_nodes_are_answered_for_with_what_they_said(comfy):
+    first = comfy.run(rerank(3))
+    said = first.output("2")["difflora"][0]
+    again = comfy.run(rerank(3))
+    assert "2" in again.cached
+    prompt_id = again["prompt"][1]
+    told = ask(comfy, prompt_id, {"1": "", "2": "", "77": ""})
+    assert set(told) == {"1", "2"}
+    assert told["2"] == json.loads(json.dumps(said))
+    assert ask(comfy, prompt_id, {"2": told["2"]["key"]}) == {}
+    other = comfy.run(rerank(2))
+    assert ask(comfy, other["prompt"][1], {"2": ""})["2"]["key"] != told["2"]["key"]
+    assert ask(comfy, "no such prompt", {"2": ""}) == {}
+
+
+@pytest.mark.parametrize("body", [[], {"prompt_id": "x"}, {"prompt_id": "x", "nodes": 3}, "text"])
+def test_what_no_page_asks_is_refused(comfy, body):
+    code, _ = comfy._request("/differential_lora/last_words", body)
+    assert code == 400
+
+
+def test_a_header_is_told_without_a_run_and_without_a_path(comfy):
+    code, answer = comfy._request(f"/differential_lora/lora?name={small_models.DENSE}")
+    told = json.loads(answer)
+    assert code == 200
+    assert told["report"]["title"] == {"text": small_models.DENSE}
+    assert len(told["modules"]) > 10
+    read = json.loads(answer)["modules"]
+    ran = comfy.run(rerank(5))
+    assert read.keys() == ask(comfy, ran["prompt"][1], {"1": ""})["1"]["modules"].keys()
+    assert str(comfy.base) not in answer.decode()
+
+
+@pytest.mark.parametrize(
+    "name", ["", "absent.safetensors", "../../user/comfyui.db", "/etc/passwd", "C:\\x.safetensors", "a\0b", "..%2f" * 9]
+)
+def test_other_names_are_refused_in_one_line_without_a_path(comfy, name):
+    code, answer = comfy._request(f"/differential_lora/lora?{urllib.parse.urlencode({'name': name})}")
+    error = json.loads(answer)["error"]
+    assert code == 422
+    assert "is not in the loras folder" in error and "\n" not in error
+    assert str(comfy.base) not in error

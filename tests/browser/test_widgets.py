@@ -125,7 +125,7 @@ def test_the_number_is_typed_and_each_step_is_undone_by_itself(drawn):
         assert Face(drawn, slider.type, node_id=slider.id).value("strength") == pytest.approx(value)
 
 
-@pytest.mark.parametrize("drawn", (False,), ids=("canvas",), indirect=True)
+@both_renderers
 def test_the_wheel_moves_the_track_that_has_the_focus_and_no_other(drawn):
     slider = Face(drawn, "DiffLoraSliderModel")
     track = box(slider, ".track")

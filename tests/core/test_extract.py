@@ -160,7 +160,7 @@ def test_what_is_left_out_is_said(tmp_path):
     text = "\n".join(change.warnings)
     assert "1 weight is in tuned.safetensors only, and left out: blocks.2.ffn.0.weight" in text
     assert "2 weights are in base.safetensors only" in text
-    assert "tuned.safetensors: 1 weights are stored as whole numbers and were left out: blocks.0.ffn.2.weight" in text
+    assert "tuned.safetensors: 1 weight is stored as whole numbers, and left out: blocks.0.ffn.2.weight" in text
 
 
 def test_two_checkpoints_of_whole_numbers_are_said_to_be_such(tmp_path):

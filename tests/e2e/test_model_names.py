@@ -82,6 +82,8 @@ def test_every_name_that_comfyui_takes_is_read_as_the_same_weight(model):
             continue  # ComfyUI's map for Flux.1 and FLUX.2 is one, and names what only one of them has
         found = read_keys([f"{name}.alpha"], said)
         assert family in found.families or {"Flux", "FLUX.2"} >= {family.name, found.families[0].name}, name
+        if family not in found.families:
+            continue  # rows of Flux.1's fused matrix, which ComfyUI offers for FLUX.2's as well
         (spelled,) = found.modules
         pieces = found.pieces.get(spelled)
         assert {piece.module for piece in pieces or ()} or {spelled} == {module}, name

@@ -174,7 +174,7 @@ def test_context_windows_stay_inside_a_pass(comfy):
     """The windows split the clip below the mixing, so a white mask is the plain slider with the same windows."""
     windows = dict(
         context_length=9, context_overlap=4, context_schedule="standard_static", context_stride=1, closed_loop=False,
-        fuse_method="pyramid",
+        fuse_method="pyramid", freenoise=False,
     )  # fmt: skip
     prompt = graph(32, 48, 25)
     prompt["windowed"] = node("WanContextWindowsManual", model=["model", 0], **windows)

@@ -15,10 +15,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "workflows"
 
 @dataclass(frozen=True)
 class Node:
-    """values: widgets by name. inputs: "node" or "node:output number". size: width, and height if it is not its own.
-
-    drop: how much lower than its place it stands, to let a wire pass above.
-    """
+    """values: widgets by name. inputs: "node" or "node:output number". size: width, and height if it is not its own."""
 
     name: str
     type: str
@@ -26,22 +23,23 @@ class Node:
     inputs: dict[str, str] = field(default_factory=dict)
     title: str | None = None
     size: tuple[int, int | None] = (340, None)
-    drop: int = 0
 
 
 @dataclass(frozen=True)
 class Group:
-    """A frame with a title. columns: from left to right, each from top to bottom. side: of its stack, if it is narrower."""
+    """A frame with a title. columns: from left to right, each from top to bottom."""
 
     title: str
     columns: list[list[Node]]
     color: str
-    side: str = "right"
 
 
 @dataclass(frozen=True)
 class Workflow:
-    """stacks: from left to right, each a pile of groups from top to bottom."""
+    """name: at most 30 characters, beyond which its card is cut off.
+
+    stacks: from left to right, each a pile of groups from top to bottom; `layout` breaks them into rows.
+    """
 
     name: str
     note: str
@@ -114,14 +112,14 @@ def slider_group(title: str, dense: str = DENSE, sparse: str = SPARSE) -> Group:
     return Group(
         title,
         [
-            pair(dense, sparse),
             [
+                *pair(dense, sparse),
                 Node(
                     "subtract",
                     "DiffLoraSubtract",
                     {"weight_a": 1.0, "weight_b": 1.0, "unmatched": "keep"},
                     {"a": "dense", "b": "sparse"},
-                )
+                ),
             ],
             [Node("select", "DiffLoraSelectBlocks", {"selection": "attn"}, {"lora": "subtract"})],
             [Node("rank", "DiffLoraRerank", {"rule": "rank", "rank": 4}, {"lora": "select"})],
@@ -132,7 +130,7 @@ def slider_group(title: str, dense: str = DENSE, sparse: str = SPARSE) -> Group:
 
 def lora(name: str, file: str, strength: float, title: str, **inputs: str) -> Node:
     values = {"lora": file, "strength": strength, "low_mem_load": False, "merge_loras": False}
-    return Node(name, "WanVideoLoraSelect", values, inputs, title, drop=0 if inputs else 120)
+    return Node(name, "WanVideoLoraSelect", values, inputs, title)
 
 
 SAVE_VIDEO = Node(
@@ -197,7 +195,7 @@ def wrapper_text(nag: bool) -> Group:
         {"nag_scale": 11.0, "nag_tau": 2.5, "nag_alpha": 0.25},
         {"original_text_embeds": "prompt", "nag_text_embeds": "negative"},
     )
-    return Group("Text, with a negative prompt that works at CFG 1", [[encoder], [prompt, negative], [guidance]], GOLD)
+    return Group("Text, with a negative prompt that works at CFG 1", [[encoder, guidance], [prompt, negative]], GOLD)
 
 
 SWAP = Node(
@@ -249,7 +247,7 @@ def wrapper_sampler(steps: int, cfg: float, **inputs: str) -> Node:
 
 
 FAST = Workflow(
-    "1 Slider with WanVideoWrapper - 6 steps",
+    "1 Slider, wrapper, 6 steps",
     """# A slider on Wan2.1-T2V-14B, in 6 steps
 
 1. Choose your two LoRAs on the left.
@@ -269,8 +267,8 @@ Set its strength to 0. Eight steps: step-distill at 0.9.
 **The slider alone:** leave both prompts empty; that is what it was trained with.
 """,
     [
+        [slider_group("1. The pair becomes a slider")],
         [
-            slider_group("1. The pair becomes a slider"),
             Group(
                 "2. Model",
                 [
@@ -286,9 +284,6 @@ Set its strength to 0. Eight steps: step-distill at 0.9.
                 ],
                 BLUE,
             ),
-            wrapper_text(nag=True),
-        ],
-        [
             Group(
                 "3. LoRAs, none of them merged",
                 [
@@ -301,13 +296,14 @@ Set its strength to 0. Eight steps: step-distill at 0.9.
                 PLUM,
             ),
         ],
-        [Group("4. Sampling", [[SET_LORAS, FRAMES, wrapper_sampler(6, 1.0)]], BLUE)],
+        [wrapper_text(nag=True)],
+        [Group("4. Sampling", [[SET_LORAS, FRAMES], [wrapper_sampler(6, 1.0)]], BLUE)],
         [wrapper_video("sampler")],
     ],
 )
 
 FULL = Workflow(
-    "2 Slider with WanVideoWrapper - 30 steps without distillation",
+    "2 Slider, wrapper, 30 steps",
     """# A slider on Wan2.1-T2V-14B, in full
 
 As workflow 1, but without the step-distill LoRA: 30 steps at CFG 5, sped up by TeaCache, torch.compile and SageAttention,
@@ -328,13 +324,13 @@ bf16, not fp8_e4m3fn. Without Triton: delete *Torch Compile Settings*. Without S
 another strength.
 """,
     [
+        [slider_group("1. The pair becomes a slider")],
         [
-            slider_group("1. The pair becomes a slider"),
             Group(
                 "2. Model",
                 [
-                    [SWAP],
                     [
+                        SWAP,
                         Node(
                             "compile",
                             "WanVideoTorchCompileSettings",
@@ -359,6 +355,13 @@ another strength.
                 ],
                 BLUE,
             ),
+            Group(
+                "3. LoRAs, none of them merged",
+                [[lora("style", STYLE, 1.0, "Style LoRA")], [slider("style")]],
+                PLUM,
+            ),
+        ],
+        [
             wrapper_text(nag=False),
             Group(
                 "Better and faster",
@@ -378,6 +381,8 @@ another strength.
                                 "use_coefficients": True,
                             },
                         ),
+                    ],
+                    [
                         Node("slg", "WanVideoSLG", {"blocks": "9", "start_percent": 0.2, "end_percent": 0.7}),
                         # Not use_zero_init: with it, the sampler of 1.4.7 stops with an error.
                         Node(
@@ -393,18 +398,10 @@ another strength.
         ],
         [
             Group(
-                "3. LoRAs, none of them merged",
-                [[lora("style", STYLE, 1.0, "Style LoRA")], [slider("style")]],
-                PLUM,
-            ),
-        ],
-        [
-            Group(
                 "4. Sampling",
                 [
+                    [SET_LORAS, FRAMES],
                     [
-                        SET_LORAS,
-                        FRAMES,
                         wrapper_sampler(
                             30,
                             5.0,
@@ -413,7 +410,7 @@ another strength.
                             slg_args="slg",
                             experimental_args="experimental",
                         ),
-                    ]
+                    ],
                 ],
                 BLUE,
             )
@@ -428,7 +425,7 @@ def core_lora(name: str, file: str, strength: float, title: str, model: str) -> 
 
 
 NATIVE = Workflow(
-    "3 Slider with ComfyUI nodes only - 6 steps",
+    "3 Slider, no other packs",
     """# A slider on Wan2.1-T2V-14B, without other packs
 
 1. Choose your two LoRAs on the left.
@@ -456,6 +453,8 @@ At CFG 1 the negative prompt does nothing. For one that works, raise CFG to 5, s
     [
         [
             slider_group("1. The pair becomes a slider"),
+        ],
+        [
             Group(
                 "2. Model, style and step-distillation",
                 [
@@ -464,35 +463,12 @@ At CFG 1 the negative prompt does nothing. For one that works, raise CFG to 5, s
                             "unet",
                             "UNETLoader",
                             {"unet_name": "wan2.1_t2v_14B_fp8_e4m3fn.safetensors", "weight_dtype": "default"},
-                        )
+                        ),
+                        core_lora("style", STYLE, 1.0, "Style LoRA", "unet"),
+                        core_lora("distill", DISTILL, 1.0, "Step-distill LoRA", "style"),
                     ],
-                    [core_lora("style", STYLE, 1.0, "Style LoRA", "unet")],
-                    [core_lora("distill", DISTILL, 1.0, "Step-distill LoRA", "style")],
                 ],
                 BLUE,
-            ),
-            Group(
-                "Text",
-                [
-                    [
-                        Node(
-                            "clip", "CLIPLoader", {"clip_name": "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "type": "wan"}
-                        ),
-                        Node("empty", "DiffLoraEmptyText", {}, {"clip": "clip"}, "Empty Text: for the slider alone"),
-                    ],
-                    [Node("positive", "CLIPTextEncode", {"text": PROMPT}, {"clip": "clip"}, "Prompt", (400, 220))],
-                    [
-                        Node(
-                            "negative",
-                            "CLIPTextEncode",
-                            {"text": NEGATIVE},
-                            {"clip": "clip"},
-                            "Negative prompt",
-                            (400, 220),
-                        )
-                    ],
-                ],
-                GOLD,
             ),
         ],
         [
@@ -513,6 +489,31 @@ At CFG 1 the negative prompt does nothing. For one that works, raise CFG to 5, s
         ],
         [
             Group(
+                "Text",
+                [
+                    [
+                        Node(
+                            "clip", "CLIPLoader", {"clip_name": "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "type": "wan"}
+                        ),
+                        Node("empty", "DiffLoraEmptyText", {}, {"clip": "clip"}, "Empty Text: for the slider alone"),
+                    ],
+                    [
+                        Node("positive", "CLIPTextEncode", {"text": PROMPT}, {"clip": "clip"}, "Prompt", (400, 220)),
+                        Node(
+                            "negative",
+                            "CLIPTextEncode",
+                            {"text": NEGATIVE},
+                            {"clip": "clip"},
+                            "Negative prompt",
+                            (400, 220),
+                        ),
+                    ],
+                ],
+                GOLD,
+            ),
+        ],
+        [
+            Group(
                 "4. Sampling",
                 [
                     [
@@ -522,6 +523,8 @@ At CFG 1 the negative prompt does nothing. For one that works, raise CFG to 5, s
                             "EmptyHunyuanLatentVideo",
                             {"width": 640, "height": 480, "length": 81, "batch_size": 1},
                         ),
+                    ],
+                    [
                         Node(
                             "sampler",
                             "KSampler",
@@ -540,7 +543,7 @@ At CFG 1 the negative prompt does nothing. For one that works, raise CFG to 5, s
                                 "latent_image": "frames",
                             },
                         ),
-                    ]
+                    ],
                 ],
                 BLUE,
             )
@@ -563,7 +566,7 @@ At CFG 1 the negative prompt does nothing. For one that works, raise CFG to 5, s
 )
 
 EXPLORE = Workflow(
-    "4 Explore a pair and save the slider",
+    "4 Explore a pair, save slider",
     """# What is in a pair, and a slider out of it
 
 Needs no model: only your two LoRAs, in `models/loras`.
@@ -614,7 +617,6 @@ To see it move, open workflow 1, 2 or 3.
                     ]
                 ],
                 BLUE,
-                "left",
             ),
         ],
     ],
@@ -665,6 +667,8 @@ def swept(title: str, decode: list[Node]) -> list[list[Group]]:
                 ],
                 PLUM,
             ),
+        ],
+        [
             Group(
                 "Video of the grid",
                 [[Node("video", "CreateVideo", {"fps": 16.0}, {"images": "grid"})], [SAVE_VIDEO]],
@@ -684,8 +688,7 @@ def with_sweep(stacks: list[list[Group]]) -> list[list[Group]]:
                 if node.name == "slider":
                     values = {name: value for name, value in node.values.items() if name != "strength"}
                     swept_one = replace(node, values=values, inputs=node.inputs | {"strength": "sweep"})
-                    columns.append([SWEEP])
-                    column = [swept_one if other is node else other for other in column]
+                    column = [each for other in column for each in ((SWEEP, swept_one) if other is node else (other,))]
             columns.append(column)
         return replace(group, columns=columns)
 
@@ -703,7 +706,7 @@ Add a strength, and only that one is rendered. The same after an error, a Cancel
 """
 
 SWEEP_WRAPPER = Workflow(
-    "6 Strength sweep and response with WanVideoWrapper",
+    "6 Sweep of strengths, wrapper",
     """# Which strength, and how far can I go?
 
 Seven strengths on Wan2.1-T2V-14B in 6 steps each: about seven minutes on a 3090 (24 GB), with one model load.
@@ -728,7 +731,7 @@ Seven strengths on Wan2.1-T2V-14B in 6 steps each: about seven minutes on a 3090
 )
 
 SWEEP_NATIVE = Workflow(
-    "7 Strength sweep and response with ComfyUI nodes only",
+    "7 Sweep, no other packs",
     """# Which strength, and how far can I go?
 
 Seven strengths on Wan2.1-T2V-14B in 6 steps each, without other packs and with one model load.
@@ -760,7 +763,7 @@ DEMO_SAVE = Node(
 )
 
 DEMO = Workflow(
-    "0 Demo - a slider on any computer",
+    "0 Demo, runs on any computer",
     """# The whole method, small
 
 Press **Run**. Nothing has to be downloaded, and no GPU is needed: a tiny Wan2.1 and two LoRAs come with this pack. One LoRA
@@ -777,6 +780,7 @@ clip.)
 The text is an embedding of zeros, because this small model has never seen a word.
 """,
     [
+        [replace(DEMO_PAIR, columns=[*DEMO_PAIR.columns[:-1], [*DEMO_PAIR.columns[-1], DEMO_SAVE]])],
         [
             Group(
                 "1. A tiny Wan2.1",
@@ -792,14 +796,10 @@ The text is an embedding of zeros, because this small model has never seen a wor
                 ],
                 BLUE,
             ),
-            replace(DEMO_PAIR, columns=[*DEMO_PAIR.columns[:-1], [*DEMO_PAIR.columns[-1], DEMO_SAVE]]),
-        ],
-        [
             Group(
                 "3. Every strength",
                 [
-                    # So low that the wires of model and LoRA pass above it.
-                    [replace(SWEEP, drop=270)],
+                    [SWEEP],
                     [
                         Node(
                             "slider",
@@ -817,7 +817,7 @@ The text is an embedding of zeros, because this small model has never seen a wor
                 "4. Four pictures, without a text",
                 [
                     [
-                        Node("text", "DiffLoraZeroText", {}, drop=100),
+                        Node("text", "DiffLoraZeroText"),
                         Node(
                             "frames",
                             "EmptyHunyuanLatentVideo",
@@ -855,12 +855,14 @@ The text is an embedding of zeros, because this small model has never seen a wor
                             {"images": "larger"},
                             size=(620, None),
                         ),
+                    ],
+                    [
                         Node(
                             "save",
                             "SaveImage",
                             {"filename_prefix": "difflora_demo"},
                             {"images": "grid"},
-                            size=(620, 300),
+                            size=(420, 300),
                         ),
                     ],
                 ],
@@ -945,7 +947,7 @@ def trained_group(title: str, model: str, folders: tuple[str, str], size: int, *
 _, _, DEMO_PICTURES, DEMO_RESPONSE = DEMO.stacks
 
 TRAIN_DEMO = Workflow(
-    "8 Train a slider from pairs - on any computer",
+    "8 Train a slider, any computer",
     """# A slider from pairs of pictures
 
 Press **Run**. Nothing has to be downloaded, and no GPU is needed: a tiny Wan2.1 and 126 pairs of drawn scenes come with this
@@ -997,7 +999,7 @@ The text is an embedding of zeros, because this small model has never seen a wor
             Group(
                 "3. Every strength",
                 [
-                    [replace(SWEEP, drop=270)],
+                    [SWEEP],
                     [
                         Node(
                             "slider",
@@ -1023,7 +1025,7 @@ The text is an embedding of zeros, because this small model has never seen a wor
 )
 
 TRAIN_WAN = Workflow(
-    "9 Train a slider on Wan2.1 14B - untried on a GPU",
+    "9 Train on Wan2.1, untried",
     """# A slider for Wan2.1-T2V-14B, from pairs of pictures
 
 **Nobody has run this on a GPU yet.** By arithmetic it needs about 17 GB at 192 × 192 (weights 14.3); the node says what it needs before it

@@ -200,6 +200,18 @@ class ComfyPage:
             self.run("async () => { await app.extensionManager.command.execute('Comfy.Canvas.FitView'); }")
         self.page.wait_for_timeout(600)
 
+    def boxes(self) -> dict[str, list[float]]:
+        """Left, top, width and height of every node's body by id, in the graph's pixels, as it is drawn now; titles are above."""
+        return self.run("""() => Object.fromEntries(app.graph._nodes.map(node => {
+            const element = LiteGraph.vueNodesMode && document.querySelector(`[data-node-id="${node.id}"]`);
+            if (!element) return [node.id, [...node.pos, ...node.size]];
+            // Vue's own size of a node is not what it draws.
+            const { scale, offset } = app.canvas.ds, place = app.canvas.canvas.getBoundingClientRect();
+            const box = element.getBoundingClientRect();
+            const bottom = (box.bottom - place.top) / scale - offset[1];
+            return [node.id, [node.pos[0], node.pos[1], box.width / scale, bottom - node.pos[1]]];
+        }))""")
+
     def vue_node(self, node_id: str) -> Locator:
         """A node's element, with the Vue renderer."""
         return self.page.locator(f'[data-node-id="{node_id}"]')

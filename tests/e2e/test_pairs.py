@@ -302,7 +302,7 @@ def test_seed_of_the_recipe_does_not_change_by_itself(comfy):
     assert options["control_after_generate"] is False
 
 
-WORKFLOW = ROOT / "workflows/5 Paired dataset with FLUX.1 Kontext.json"
+WORKFLOW = ROOT / "workflows/5 Pairs with FLUX.1 Kontext.json"
 EDITOR = {"UNETLoader", "DualCLIPLoader", "VAELoader", "VAEEncode", "CLIPTextEncode", "ReferenceLatent", "FluxGuidance"}
 EDITOR |= {"ConditioningZeroOut", "KSampler", "VAEDecode"}
 

@@ -115,6 +115,9 @@ class TestFiles:
         merging = [node.values["merge_loras"] for node in workflow.nodes() if "merge_loras" in node.values]
         assert len(merging) >= 2 and not any(merging)
 
+    def test_no_name_is_cut_off_on_its_card(self):
+        assert max(len(path.stem) for path in FOLDER.iterdir()) <= 30
+
     def test_no_other_file_lies_in_the_folder(self):
         names = {path.stem for path in FOLDER.iterdir()}
         assert names >= {workflow.name for workflow in WORKFLOWS}

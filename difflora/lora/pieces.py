@@ -94,6 +94,23 @@ def joined(parts: Sequence[Part], deltas: Sequence[Delta], spec: Spec, shares_do
     return Dense(tuple(fulls), tuple(terms), spec.shape) if fulls else LowRank(tuple(terms), spec.shape)
 
 
+def widened(delta: Delta, start: int, total: int) -> Delta:
+    """A change of some rows of a weight, from `start` on, as a change of all its `total` rows."""
+
+    def placed(values: Tensor) -> Tensor:
+        out = values.new_zeros(total, *values.shape[1:])
+        out[start : start + len(values)] = values
+        return out
+
+    if isinstance(delta, Vector):
+        return Vector(placed(delta.value))
+    terms = tuple(Term(placed(term.up), term.down, term.scale) for term in delta.terms)
+    shape = (total, *delta.shape[1:])
+    if isinstance(delta, Dense):
+        return Dense(tuple((placed(full), scale) for full, scale in delta.fulls), terms, shape)
+    return LowRank(terms, shape)
+
+
 def cut(values: Tensor, rows: Sequence[tuple[Rows | None, Rows | None]]) -> Tensor:
     """The rows of a model's module as another code has them: the way back of `Part.placed`."""
     if len(rows) == 1:

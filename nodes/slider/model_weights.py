@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import comfy.lora
@@ -11,9 +11,11 @@ import torch
 
 from ...difflora import Lora
 from ...difflora.errors import PairError
+from ...difflora.lora.deltas import Delta, add
 from ...difflora.lora.lora import label
+from ...difflora.lora.pieces import widened
 from ...difflora.names import families
-from ...difflora.names.keys import KOHYA, NATIVE, write_key
+from ...difflora.names.keys import KOHYA, NATIVE, written
 from ...difflora.sentence import Sentence
 
 
@@ -21,6 +23,7 @@ class Targets:
     """The match between a LoRA and a model.
 
     keys      module name -> parameter name in the model's state dict
+    rows      module name -> (first row, number of rows), of modules that are a part of that parameter
     shapes    module name -> shape of that parameter: a LoRA may hold a convolution's kernel flattened, as ComfyUI does
     warnings  what the model cannot take, when that is no fault
     check     False to compare names only
@@ -28,25 +31,42 @@ class Targets:
     """
 
     def __init__(self, patcher: Any, lora: Lora, check: bool = True):
+        self.rows: dict[str, tuple[int, int]] = {}
         # The parameters themselves: in a state dict, other packs' quantised weights have the shape of their bytes.
         weights = dict(patcher.model.named_parameters(remove_duplicate=False))
         found = {name: _own_key(name, weights) for name in lora}
         if not all(found.values()):
             spellings = comfy.lora.model_lora_keys_unet(patcher.model, {})
-            found = {name: key or _spelled_key(name, lora, weights, spellings) for name, key in found.items()}
+            for name in [name for name, key in found.items() if not key]:
+                found[name], rows = _spelled_key(name, lora, weights, spellings)
+                if rows:
+                    self.rows[name] = rows
         self.keys = {name: key for name, key in found.items() if key}
         self.warnings: list[Sentence] = []
         missing = [name for name, key in found.items() if not key]
         self._refuse(lora, missing)
         self.shapes = {name: tuple(weights[key].shape) for name, key in self.keys.items()}
         for name, shape in self.shapes.items():
-            if check and not _fits(lora.specs[name].shape, shape):
+            own = (self.rows[name][1], *shape[1:]) if name in self.rows else shape
+            if check and not _fits(lora.specs[name].shape, own):
                 raise PairError(
                     f"{name}: {label(lora)} changes a weight of shape {tuple(lora.specs[name].shape)}"
                     f"{_of(lora.base_model)}, but the model's has shape {shape}: it was trained on "
                     "another base model."
                 )
         self.is_quantised = any(_is_quantised(weights[self.keys[name]]) for name in lora.matrices if name in self.keys)
+
+    def changes(self, deltas: Mapping[str, Delta]) -> Iterator[tuple[str, list[str], Delta]]:
+        """Parameter name, the modules that change it, and their exact sum: parts of a fused weight come together."""
+        names: dict[str, list[str]] = {}
+        for name, key in self.keys.items():
+            names.setdefault(key, []).append(name)
+        for key, group in names.items():
+            parts = [
+                widened(deltas[name], self.rows[name][0], self.shapes[name][0]) if name in self.rows else deltas[name]
+                for name in group
+            ]
+            yield key, group, add(parts)
 
     def _refuse(self, lora: Lora, missing: list[str]) -> None:
         if not self.keys:
@@ -93,15 +113,17 @@ def _own_key(name: str, weights: Mapping[str, torch.Tensor]) -> str | None:
 
 
 def _spelled_key(
-    name: str, lora: Lora, weights: Mapping[str, torch.Tensor], spellings: Mapping[str, str]
-) -> str | None:
-    """The same by every other name that ComfyUI knows for it."""
+    name: str, lora: Lora, weights: Mapping[str, torch.Tensor], spellings: Mapping[str, Any]
+) -> tuple[str | None, tuple[int, int] | None]:
+    """The same by every other name that ComfyUI knows for it, and which rows of it, if not all."""
     for dialect in (NATIVE, KOHYA):
-        written = write_key(name, "up", dialect, lora.family, lora.prefix)
-        key = spellings.get(written.removesuffix(".lora_up.weight"))
-        if isinstance(key, str) and key in weights:
-            return key
-    return None
+        target = spellings.get(written(name, dialect, lora.family, lora.prefix)[0].name)
+        if isinstance(target, str) and target in weights:
+            return target, None
+        # (weight, (dimension, first row, rows)); with a function behind it, its rows are turned around as well
+        if isinstance(target, tuple) and len(target) == 2 and target[0] in weights and target[1][0] == 0:
+            return target[0], (target[1][1], target[1][2])
+    return None, None
 
 
 def _is_quantised(weight: torch.Tensor) -> bool:

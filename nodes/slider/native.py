@@ -180,19 +180,20 @@ def applied(model: Any, lora: Lora, targets: Targets, strength: float, bypass: b
     model = model.clone()
     deltas = deltas_of(lora, progress_bar())
     beside: dict[str, LowRank] = {}
-    patches: list[dict[str, Any]] = [{} for _ in range(max(len(spec.ranks) or 1 for spec in lora.specs.values()))]
-    for name, key in targets.keys.items():
-        if bypass and _is_linear(model, lora, targets, name):
-            delta = deltas[name]
+    patches: list[dict[str, Any]] = []
+    for key, names, delta in targets.changes(deltas):
+        if bypass and all(_is_linear(model, lora, targets, name) for name in names):
             assert isinstance(delta, LowRank)
             beside[key.removesuffix(".weight")] = delta
         elif _is_passed_over(model, key):
             old = model.get_model_object(key)
-            new = old.float() + strength * deltas[name].dense().view(old.shape).to(old.device)
+            new = old.float() + strength * delta.dense().view(old.shape).to(old.device)
             model.add_object_patch(key, nn.Parameter(new, requires_grad=False))
         else:
-            for patch, term in zip(patches, _patches(deltas[name], targets.shapes[name]), strict=False):
-                patch[key] = term
+            for at, term in enumerate(_patches(delta, targets.shapes[names[0]])):
+                if at == len(patches):
+                    patches.append({})
+                patches[at][key] = term
     for patch in patches:
         if patch:
             model.add_patches(patch, strength)

@@ -8,6 +8,8 @@ from safetensors.torch import load_file, save_file
 
 import difflora
 from difflora.errors import FileError, TensorError
+from difflora.lora.deltas import LowRank, Term, Vector
+from difflora.lora.pieces import widened
 from difflora.names import families
 from difflora.names.families import FAMILIES
 from difflora.names.keys import OUTPUT_DIALECTS, read_keys, write_key
@@ -306,3 +308,11 @@ def test_every_layer_of_diffusers_model_is_known(name):
             if found is None or name not in found[0].targets:
                 unknown.append(module)
     assert not unknown
+
+
+def test_a_change_of_some_rows_is_one_of_all_rows():
+    up, down = product(6, 4, 2, 5)
+    delta = LowRank((Term(up, down, 0.5),), (6, 4))
+    full = widened(delta, 12, 18).dense(torch.float64)
+    assert torch.equal(full[12:], delta.dense(torch.float64)) and not full[:12].any()
+    assert torch.equal(widened(Vector(torch.ones(3)), 3, 9).dense(), torch.tensor([0.0] * 3 + [1.0] * 3 + [0.0] * 3))

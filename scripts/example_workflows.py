@@ -955,7 +955,7 @@ pack, one picture with many things in it and its twin with few. Training takes a
 
 1. **Encode Pairs** takes the pictures through the VAE.
 2. **Train Slider** trains one small LoRA that leads to many with +, and to few with −. It shows −3, 0 and +3 while it works.
-3. **Strength Sweep** and **Sweep Grid** show every strength, **Slider Response** draws what changed.
+3. **Strength Sweep** and **Sweep Grid** show every strength, **Sweep Response** draws what changed.
 
 **Cancel** whenever you like: the next run goes on from where it was. For more steps, raise *steps*.
 

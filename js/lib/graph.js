@@ -111,7 +111,7 @@ const targets = (node) =>
     }),
   );
 
-/** Every node behind the clips that a Slider Response measures: its sliders are among them. @param {Node} response @returns {Node[]} */
+/** Every node behind the clips that a Sweep Response measures: its sliders are among them. @param {Node} response @returns {Node[]} */
 export const makersOf = (response) =>
   (response.inputs ?? []).flatMap(({ name }) => (name.startsWith("sweep") ? upstream(response, name).slice(0, 1) : [])).flatMap((grid) => upstream(grid, "images"));
 

@@ -52,7 +52,7 @@ export const ENGLISH = {
   risky: "risky",
   flip: "Flip the sign",
   recommended: "The file recommends {0} to {1}",
-  measured: "Slider Response recommends {0} to {1}",
+  measured: "Sweep Response recommends {0} to {1}",
   typeStrength: "Type a strength",
   switch: "Switched on",
   switchTip: "Switch off or on; the strength is kept",

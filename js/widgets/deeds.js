@@ -45,7 +45,7 @@ export const useStrength = (grid, strength) => {
   return say("used", fed.map(({ node }) => node.title ?? "").join(", "), signed(strength));
 };
 
-/** The Save LoRA nodes for the sliders whose clips a Slider Response measures, as far as their range is not wired. @param {import("../lib/graph.js").Node} response */
+/** The Save LoRA nodes for the sliders whose clips a Sweep Response measures, as far as their range is not wired. @param {import("../lib/graph.js").Node} response */
 export const savesBehind = (response) =>
   [...new Set(makersOf(response).filter(({ comfyClass }) => comfyClass?.startsWith("DiffLoraSlider")).flatMap(savesOf))].filter((save) => !isLinked(save, "recommended_strength"));
 

@@ -96,7 +96,7 @@ const withMap = (node) =>
     return mapView({ steps, frames, preview: () => messageOf(node)?.map ?? null });
   });
 
-/** The range for a slider: measured by a Slider Response on clips that it made, or else told by its file. @param {Node} node @returns {{ range: [number, number], measured: boolean } | null} */
+/** The range for a slider: measured by a Sweep Response on clips that it made, or else told by its file. @param {Node} node @returns {{ range: [number, number], measured: boolean } | null} */
 const rangeFor = (node) => {
   for (const response of node.graph?.nodes ?? []) {
     if (/** @type {any} */ (response).comfyClass !== "DiffLoraSliderResponse") continue;

@@ -10,7 +10,7 @@ import { below, openMenu } from "./menu.js";
  * @property {() => number} read
  * @property {(value: number) => void} write
  * @property {() => boolean} linked the strength comes from a wire
- * @property {() => { range: [number, number], measured: boolean } | null} recommended measured: by Slider Response, not told by the file
+ * @property {() => { range: [number, number], measured: boolean } | null} recommended measured: by Sweep Response, not told by the file
  * @property {{ read: () => boolean, write: (on: boolean) => void } | null} on the switch, where the node has one
  * @property {(change: () => void) => void} asOneStep of undo
  * @property {() => { name: string, value: number | null } | null} remembered what is the default for the LoRA that comes in

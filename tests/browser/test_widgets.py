@@ -250,7 +250,7 @@ def test_a_measured_range_is_on_the_slider_and_in_what_it_saves(drawn, pair):
         app.nodeOutputs['5'] = output; app.graph.getNodeById(5).onExecuted?.(output); }"""
     drawn.run(told)
     drawn.settle()
-    assert slider.text(".note") == "Slider Response recommends −2.8 to +1.1"
+    assert slider.text(".note") == "Sweep Response recommends −2.8 to +1.1"
     assert slider.find(".advice").is_visible()
     slider.find("[aria-label='More']").click()
     drawn.page.locator(".difflora-menu").get_by_role("menuitem").filter(has_text="Save this slider").click()

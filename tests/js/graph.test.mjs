@@ -115,7 +115,7 @@ test("behind a grid is all that depends on it, and nothing beside", () => {
   assert.deepEqual(andAllBehind(sweepGraph()[7]).map(({ id }) => id), ["7", "8"]);
 });
 
-test("a Slider Response knows the sliders that made its clips, and a slider the node that saves its LoRA", () => {
+test("a Sweep Response knows the sliders that made its clips, and a slider the node that saves its LoRA", () => {
   const nodes = sweepGraph();
   nodes[8].inputs[0].name = "sweep";
   assert.deepEqual(makersOf(nodes[8]).map(({ id }) => id).sort(), ["1", "2", "3", "4", "5", "6"]);

@@ -125,7 +125,7 @@ class TestWire:
                 "show": node("TestShow", value=["slider", 0]),
             }
             schedule = {"sigmas": ["sigmas", 0], "shift": 1.0, "start_step": start, "end_step": end}
-            prompt["slider"] = slider(2.5, map=["map", 0], strength_outside=-1.0, **schedule | more)
+            prompt["slider"] = slider(2.5, map=["map", 0], **{"strength_outside": -1.0} | schedule | more)
             return [entry["strength"] for entry in shown(comfy, prompt)]
 
         assert strengths() == [[-1.0, -1.0, -1.0, 2.5, 2.5]]
@@ -242,8 +242,9 @@ class TestWrapper:
     def test_a_list_of_strengths_is_one_strength_a_step(self, comfy):
         """Other strengths in the last step only, and nothing but the last step's own list differs."""
         prompt = with_sliders([["same", 0], ["other", 0], 1.5])
-        prompt.prompt["same"] = node("TestJson", text=json.dumps([1.5] * 4))
-        prompt.prompt["other"] = node("TestJson", text=json.dumps([1.5] * 3 + [-1.5]))
+        steps = prompt.prompt["sample slid 0"]["inputs"]["steps"]
+        prompt.prompt["same"] = node("TestJson", text=json.dumps([1.5] * steps))
+        prompt.prompt["other"] = node("TestJson", text=json.dumps([1.5] * (steps - 1) + [-1.5]))
         got = sampled(comfy, prompt.prompt)
         assert torch.equal(got["slid 0"], got["slid 2"])
         assert not torch.equal(got["slid 0"], got["slid 1"])

@@ -25,12 +25,12 @@ from ..errors import DiffLoraError, ExistsError, FileError, OutputError, PairErr
 from ..lora.algebra import subtract
 from ..lora.extract import extract
 from ..lora.file import FileLora, load
-from ..lora.lora import CombinedLora, Lora, SelectedLora
+from ..lora.lora import CombinedLora, Lora
 from ..lora.selection import stack_of, summary
 from ..names import families
-from ..rank.analysis import Analysis, ModuleNumbers, analyze_pair
+from ..rank.analysis import Analysis, ModuleNumbers, analyze_difference
 from ..rank.calibrate import calibrate_norm
-from ..rank.passing_stats import ComparedLora
+from ..rank.passing_stats import MeasuredLora
 from ..rank.purify import purify
 from ..rank.rerank import RerankedLora, rerank
 from ..rank.rules import RULES, FixedRank, RankRule, rule_of
@@ -168,7 +168,8 @@ class _Subtraction:
         )
         self.chosen: Lora = self.difference if expression is None else self.difference.select(expression, self.nullify)
         self.rule = _rule(given, old_script.DEFAULT_RANK if self.old else DEFAULT_RANK)
-        self.result = self.chosen if self.rule is None else rerank(self.chosen, self.rule, given.max_rank)
+        self.cut = None if self.rule is None else rerank(self.chosen, self.rule, given.max_rank)
+        self.result = self.chosen if self.cut is None else self.cut
         self.report: Report = {"output": str(output), "notes": _answers(given), "scale": self.weight}
 
     def draft(self, kept: contextlib.ExitStack, metadata: Mapping[str, str]) -> Draft:
@@ -183,7 +184,7 @@ class _Subtraction:
         numbers: Analysis | None = None
         if (cut or self.normalise or given.analyze_blocks) and targeted:
             with bar("measuring") as progress:
-                numbers = analyze_pair(chosen, progress)
+                numbers = analyze_difference(chosen, progress)
             norms = {name: numbers.modules[name].norm for name in targeted}
             small = cut.small({name: norm / abs(self.weight) for name, norm in norms.items()})
             kept_norms = [norm for name, norm in norms.items() if name not in set(small)]
@@ -197,18 +198,18 @@ class _Subtraction:
         if self.old and written:
             report["notes"].append(old_script.strength_note(self.a, self.b, written, self.normalise))
 
-        compared: Analysis | ComparedLora
+        compared: Analysis | MeasuredLora
         if self.rule is None and numbers is None:
-            compared = ComparedLora(chosen, self.difference)
+            compared = MeasuredLora(chosen, self.difference)
             draft = _draft(kept, compared, self.output, given, report, metadata, self.old)
         else:
             if result is not measured:
-                metadata = {**metadata, ENERGY_KEY: f"{_energy(measured, written):.6f}"}
+                metadata = {**metadata, ENERGY_KEY: f"{_energy(self.cut, written):.6f}"}
             draft = _draft(kept, result, self.output, given, report, metadata, self.old)
-            compared = numbers = numbers or analyze_pair(measured)
-            report["retained_energy"] = _energy(measured, written)
+            compared = numbers = numbers or analyze_difference(measured)
+            report["retained_energy"] = _energy(self.cut, written)
             report["by_qr"] = numbers.slow
-            report["stored_in_full"] = _certificates(measured)
+            report["stored_in_full"] = _certificates(self.cut)
             if given.analyze_blocks:
                 report["blocks"] = _grouped(numbers, "block")
         report |= {
@@ -239,13 +240,14 @@ def _run_at_rank(started: float, lora: Lora, given: argparse.Namespace, default_
     output = _output(given, lora)
     chosen = _chosen(lora, given)
     rule = _rule(given, default_rank)
-    result = chosen if rule is None else rerank(chosen, rule, given.max_rank)
+    cut = None if rule is None else rerank(chosen, rule, given.max_rank)
+    result = chosen if cut is None else cut
     report: Report = {"output": str(output), "notes": [], "scale": _scale(given) or 1.0}
     _save(result, output, given, report)
-    if isinstance(result, RerankedLora):
-        report["retained_energy"] = result.retained_energy
-        report["by_qr"] = result.factorisation.slow
-        report["stored_in_full"] = _certificates(result)
+    if cut is not None:
+        report["retained_energy"] = cut.retained_energy
+        report["by_qr"] = cut.factorisation.slow
+        report["stored_in_full"] = _certificates(cut)
     report |= {"skipped": _not_selected(lora, chosen, given.nullify), "warnings": list(result.warnings)}
     return finish(given, report, started)
 
@@ -420,7 +422,7 @@ def run_analyze(given: argparse.Namespace) -> int:
     if not chosen.matrices:
         raise PairError("There is no weight matrix to compare: only biases, norms or modulation change.")
     with bar("comparing") as progress:
-        numbers = analyze_pair(chosen, progress)
+        numbers = analyze_difference(chosen, progress)
     if given.csv:
         sys.stdout.write(numbers.csv())
         return 0
@@ -657,9 +659,9 @@ def _answers(given: argparse.Namespace) -> list[str]:
     return notes
 
 
-def _energy(lora: Lora, written: Iterable[str]) -> float | None:
-    """Share of the energy that the rank keeps, over the modules that are written."""
-    if not isinstance(lora, RerankedLora):
+def _energy(lora: RerankedLora | None, written: Iterable[str]) -> float:
+    """Share of the energy that the rank keeps, over the modules that are written. Without a cut, all of it."""
+    if lora is None:
         return 1.0
     kept = total = 0.0
     for name in written:
@@ -669,9 +671,9 @@ def _energy(lora: Lora, written: Iterable[str]) -> float | None:
     return kept / total if total > 0 else 1.0
 
 
-def _certificates(lora: Lora) -> dict[str, float]:
+def _certificates(lora: RerankedLora | None) -> dict[str, float]:
     """Modules that were stored in full, and how far their error can be above the smallest possible one, as a share of it."""
-    if not isinstance(lora, RerankedLora):
+    if lora is None:
         return {}
     return {name: found.excess for name, found in lora.certificates.items()}
 
@@ -736,12 +738,8 @@ def _skipped(difference: CombinedLora, chosen: Lora, small: Sequence[str], nulli
 
 
 def _not_selected(of: Lora, chosen: Lora, nullify: bool) -> list[dict[str, Any]]:
-    selected: Lora | None = chosen
-    while selected is not None and not isinstance(selected, SelectedLora):
-        selected = selected.parents[0] if selected is not of and selected.parents else None
-    if selected is None:
-        return []
-    modules = [name for name in of if name not in selected.weights]
+    kept = set(chosen.unzeroed)
+    modules = [name for name in of if name not in kept]
     why = "not selected" + (", written as zeros" if nullify else "")
     return [{"why": why, "modules": modules}] if modules else []
 

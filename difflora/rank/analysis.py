@@ -178,10 +178,10 @@ def analyze(
 
     raises  PairError if they do not fit together or are the same
     """
-    return analyze_pair(subtract(a, b, weight_a, weight_b), progress)
+    return analyze_difference(subtract(a, b, weight_a, weight_b), progress)
 
 
-def analyze_pair(lora: Lora, progress: Progress | None = None) -> Analysis:
+def analyze_difference(lora: Lora, progress: Progress | None = None) -> Analysis:
     """The same for a difference that exists already, also one that was selected from or re-ranked."""
     pair = lora.difference
     if pair is None:
@@ -207,7 +207,7 @@ def _of_all(progress: Progress, total: int, done: int, _: int) -> None:
     progress(done, total)
 
 
-def pair_warnings(a: Lora, b: Lora) -> list[Sentence]:
+def training_warnings(a: Lora, b: Lora) -> list[Sentence]:
     """What the metadata of two LoRAs give reason to doubt, before anything is computed."""
     lines = []
     if a.base_model and b.base_model and a.base_model != b.base_model:

@@ -18,7 +18,7 @@ from ..storage.reader import FileIdentity
 from .analysis import cancelled_share
 
 
-class ComparedLora(Lora):
+class MeasuredLora(Lora):
     """Another LoRA, unchanged, that adds up the inner products of the two sides of `pair` as it is read."""
 
     def __init__(self, of: Lora, pair: CombinedLora):

@@ -17,7 +17,7 @@ from ..errors import FileError, PairError
 from ..lora.algebra import same_content, subtract
 from ..lora.lora import Lora
 from ..progress import Progress
-from ..rank.analysis import analyze, analyze_pair
+from ..rank.analysis import analyze, analyze_difference
 
 _CHECKPOINT = re.compile(r"(?P<name>.*?)-(?:step(?P<step>\d{8,})|(?P<epoch>\d{6,7}))\.safetensors")
 
@@ -157,7 +157,7 @@ def compare_runs(a: Run, b: Run, read: Callable[[str], Lora], progress: Progress
             continue
         difference = subtract(*sides)
         sides_before = sides
-        pair = analyze_pair(difference)
+        pair = analyze_difference(difference)
         # The sum, not the difference: that of two equal moments would be an error.
         direction = analyze(before, difference, 1.0, -1.0).cosine if before is not None else None
         moments.append(Moment(number, pair.norm_a, pair.norm_b, pair.norm, pair.cosine, direction, pair.energy(4)))

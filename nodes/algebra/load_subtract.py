@@ -11,7 +11,7 @@ from comfy_api.v0_0_2 import io
 
 from ...difflora import Lora, load, subtract
 from ...difflora.lora.file import FileLora
-from ...difflora.rank.analysis import pair_warnings
+from ...difflora.rank.analysis import training_warnings
 from ...difflora.sentence import Sentence
 from ..common.fingerprints import files_fingerprint
 from ..common.inputs import listed_file, one_of
@@ -152,7 +152,7 @@ class SubtractLoras(io.ComfyNode):
         lora = subtract(a, b, weight_a, weight_b, unmatched)
         one_sided = len(lora.one_sided)
         lines = [Sentence("{0} modules, rank {1}", len(lora.matrices), lora.rank_text)]
-        warnings = pair_warnings(a, b)
+        warnings = training_warnings(a, b)
         if one_sided:
             warnings.append(Sentence("{0} modules are in one LoRA only: {1}.", one_sided, _UNMATCHED[unmatched]))
         return io.NodeOutput(lora, ui=ui(report("A − B", lines, warnings), lora_modules(lora)))

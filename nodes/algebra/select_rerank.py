@@ -6,7 +6,7 @@ from comfy_api.v0_0_2 import io
 
 from ...difflora import Lora, rerank
 from ...difflora.lora.cache import deltas_of
-from ...difflora.rank.analysis import analyze_pair, cancelled_text
+from ...difflora.rank.analysis import analyze_difference, cancelled_text
 from ...difflora.rank.rerank import check_something_left
 from ...difflora.rank.rules import RULES, rule_of
 from ...difflora.sentence import Sentence, with_minus
@@ -139,7 +139,7 @@ class Rerank(io.ComfyNode):
         lines = [Sentence("rank {0} → {1}, {2} of the energy kept", lora.rank_text, small.rank_text, kept)]
         warnings = list(lora.warnings)
         if lora.difference:
-            numbers = analyze_pair(lora)
+            numbers = analyze_difference(lora)
             lines.append(
                 Sentence(
                     "cosine of A and B {0}, {1}",

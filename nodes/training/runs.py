@@ -11,7 +11,7 @@ from torch import Tensor
 from ...difflora import load
 from ...difflora.errors import FileError
 from ...difflora.lora.file import FileLora
-from ...difflora.rank.analysis import pair_warnings
+from ...difflora.rank.analysis import training_warnings
 from ...difflora.sentence import Sentence, joined, printable
 from ...difflora.training.runs import (
     Moment,
@@ -124,7 +124,7 @@ class LoadCheckpoints(io.ComfyNode):
             if one.unit == "epoch"
             else Sentence("both have the steps {0}", numbers),
         ]
-        return io.NodeOutput(a, b, ui=messages(report(Sentence("Pair"), lines, pair_warnings(a, b))))
+        return io.NodeOutput(a, b, ui=messages(report(Sentence("Pair"), lines, training_warnings(a, b))))
 
 
 class CompareCheckpoints(io.ComfyNode):

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 import difflora
 from difflora.errors import PairError
 from difflora.lora.lora import Lora
-from difflora.rank.analysis import Analysis, ModuleNumbers, analyze_pair, average_spectrum
-from difflora.rank.passing_stats import ComparedLora
+from difflora.rank.analysis import Analysis, ModuleNumbers, analyze_difference, average_spectrum
+from difflora.rank.passing_stats import MeasuredLora
 from tests.lora_files import FFN, K, Q, dense, factors, write, write_pair
 
 
@@ -100,7 +100,7 @@ def test_selected_and_reranked_differences_tell_the_same_of_a_and_b(pair: tuple[
     plain = difflora.analyze(*pair)
     chosen = difflora.subtract(*pair).select("attn=0.5")
     for lora in (chosen, difflora.rerank(chosen, difflora.FixedRank(2))):
-        numbers = analyze_pair(lora)
+        numbers = analyze_difference(lora)
         assert list(numbers.modules) == [Q, K]
         for name, one in numbers.modules.items():
             assert (one.norm_a, one.norm_b, one.cosine) == pytest.approx(
@@ -112,8 +112,8 @@ def test_selected_and_reranked_differences_tell_the_same_of_a_and_b(pair: tuple[
 
 
 def test_zeroed_modules_add_nothing(pair: tuple[Lora, Lora]) -> None:
-    numbers = analyze_pair(difflora.subtract(*pair).select("ffn", nullify=True))
-    alone = analyze_pair(difflora.subtract(*pair).select("ffn"))
+    numbers = analyze_difference(difflora.subtract(*pair).select("ffn", nullify=True))
+    alone = analyze_difference(difflora.subtract(*pair).select("ffn"))
     assert (numbers.norm, numbers.cosine, numbers.cancelled) == pytest.approx(
         (alone.norm, alone.cosine, alone.cancelled)
     )
@@ -142,7 +142,7 @@ def test_pairs_that_make_no_sense_are_errors(pair: tuple[Lora, Lora], tmp_path: 
     with pytest.raises(PairError, match="same weights"):
         difflora.analyze(pair[0], pair[0])
     with pytest.raises(ValueError, match="not a difference"):
-        analyze_pair(pair[0])
+        analyze_difference(pair[0])
     assert pair[0].difference is None
     assert difflora.subtract(*pair).select("all").difference is not None
 
@@ -247,9 +247,9 @@ def test_comparison_in_passing_agrees_with_the_factorisation(
         a, b = (difflora.load(path) for path in write_pair(Path(folder)))
         difference = difflora.subtract(a, b, weight_a, weight_b)
         chosen = difference.select(expression, nullify)
-        passing = ComparedLora(chosen, difference)
+        passing = MeasuredLora(chosen, difference)
         difflora.save(passing, Path(folder) / "out.safetensors")
-        exact = analyze_pair(chosen)
+        exact = analyze_difference(chosen)
         assert passing.cosine == pytest.approx(exact.cosine, abs=1e-5)
         assert passing.cancelled == pytest.approx(exact.cancelled, abs=1e-5)
         assert passing.recipe == chosen.recipe

@@ -95,7 +95,7 @@ def test_json_is_all_of_stdout_and_agrees_with_truth(
     assert told["cosine"] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-6)
     assert told["cancelled"] == pytest.approx(2 * a @ b / (a @ a + b @ b), abs=1e-6)
     assert told["retained_energy"] == pytest.approx(sum(s[:2].sum() for s in squares) / sum(s.sum() for s in squares))
-    assert (told["matrices"], told["vectors"], told["rank"], told["by_qr"]) == (3, 0, "2", 0)
+    assert (told["matrices"], told["vectors"], told["rank"], told["by_qr"]) == (3, 0, 2, 0)
     assert told["bytes"] == out.stat().st_size
     assert told["sshs_model_hash"] == metadata(out)["sshs_model_hash"]
 

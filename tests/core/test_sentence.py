@@ -11,7 +11,7 @@ from difflora.sentence import ONE, Sentence, singular
 ROOT = Path(__file__).resolve().parents[2]
 COUNTED = re.compile(r"\{\d+\} (?:of \{\d+\} )?((?:[a-z]+, )?[a-z]+s|matrices|of them are)\b")
 # Words that end in s and are no plural, or that follow something else than a count.
-NOT_COUNTED = {"matches", "is", "has", "was", "its", "this", "changes", "needs", "holds", "keeps", "looks", "says", "takes", "uses",
+NOT_COUNTED = {"factors", "matches", "is", "has", "was", "its", "this", "changes", "needs", "holds", "keeps", "looks", "says", "takes", "uses",
                "names", "gives", "shows", "lies", "does", "times", "stays"}  # fmt: skip
 
 

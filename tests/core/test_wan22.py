@@ -283,7 +283,9 @@ def test_failure_of_low_leaves_high_as_it_was(
 
         return call
 
-    module, name = {"fsync": (os, "fsync"), "analyze": (commands, "analyze_pair"), "replace": (os, "replace")}[where]
+    module, name = {"fsync": (os, "fsync"), "analyze": (commands, "analyze_difference"), "replace": (os, "replace")}[
+        where
+    ]
     monkeypatch.setattr(module, name, second_time(getattr(module, name)))
     refused(*words(pairs, "-o", tmp_path / "out.safetensors", "--overwrite"))
     assert done >= 2

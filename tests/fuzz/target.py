@@ -12,7 +12,7 @@ from difflora.errors import RecipeError
 from difflora.lora.extract import extract
 from difflora.lora.selection import summary
 from difflora.names.keys import OUTPUT_DIALECTS
-from difflora.rank.analysis import analyze_pair
+from difflora.rank.analysis import analyze_difference
 from difflora.saving.recipes import SavedRecipe, from_recipe, told
 
 MOST = 1_000_000  # values of one delta that are still multiplied out
@@ -83,7 +83,7 @@ def _save(path: Path) -> None:
 
 def _subtract(path: Path) -> None:
     lora = _small(path)
-    numbers = analyze_pair(difflora.subtract(lora, lora.scaled(0.5)))
+    numbers = analyze_difference(difflora.subtract(lora, lora.scaled(0.5)))
     assert numbers.csv() and 0 <= numbers.cancelled <= 1
 
 

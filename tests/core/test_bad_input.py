@@ -968,4 +968,5 @@ def test_metadata_in_a_report_are_printable_and_short(
     assert main(["inspect", str(a), "--json"]) == 0
     told = capsys.readouterr().out
     assert json.loads(told)["metadata"] == metadata and all(line.isprintable() for line in told.split("\n"))
-    assert read_header(out).metadata["ss_base_model_version"] == text
+    # What is longer than LONGEST_COPIED is not taken over: it could push the header past what can be read back.
+    assert read_header(out).metadata["ss_base_model_version"] == "unknown"

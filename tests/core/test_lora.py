@@ -693,7 +693,7 @@ def test_wrapped_names_pair_with_plain_ones_exactly(tmp_path: Path) -> None:
 
 
 def test_modules_that_wan_does_not_have_are_one_warning(tmp_path: Path) -> None:
-    modules = {"blocks.0.self_attn.qkv": factors(), "blocks.1.self_attn.zz": factors(), Q: factors()}
+    modules = {"blocks.0.self_attn.gate": factors(), "blocks.1.self_attn.zz": factors(), Q: factors()}
     lora = difflora.load(write(tmp_path / "a.safetensors", modules))
     (line,) = [line for line in lora.warnings if "Wan" in line]
     assert "zz" in line and "a.safetensors: " in line

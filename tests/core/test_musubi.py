@@ -145,12 +145,12 @@ def test_only_wan22_has_use_for_a_second_model():
     made = musubi.files(Training(), dataclasses.replace(MACHINE, dit_high_noise=""), SIDES)
     assert made == musubi.files(Training(), MACHINE, SIDES)
     assert not any("NOISE" in text or "timestep " in text or "subtract" in text for text in made.values())
-    assert musubi.hints(Training(), Machine("m", "d", "", "v", "t")) == [
-        "Install the package lion-pytorch into the Python of musubi-tuner."
-    ]
-    assert musubi.hints(WAN22, Machine("m", "d", "", "v", "t"))[1:] == [
-        "Fill in dit_high_noise at the top of the command files."
-    ]
+    hints, hints22 = (
+        [line for line in musubi.hints(training, Machine("m", "d", "", "v", "t")) if "tokenizer" not in line]
+        for training in (Training(), WAN22)
+    )
+    assert hints == ["Install the package lion-pytorch into the Python of musubi-tuner."]
+    assert hints22[1:] == ["Fill in dit_high_noise at the top of the command files."]
 
 
 @pytest.mark.skipif(not shutil.which("bash") or os.name == "nt", reason="no bash")

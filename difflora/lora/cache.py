@@ -1,6 +1,6 @@
-"""The deltas of LoRAs in use, kept in memory: another strength reads no file and repeats no SVD.
+"""The deltas of LoRAs in use, kept in memory, so that changing the strength reads no file and repeats no SVD.
 
-Re-ranking at a small rank and the sliders fill it; selections, sliders and saving read it.
+Filled by re-ranking at a small rank and by the sliders; read by selections, sliders and saving.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .deltas import Delta, is_finite
 
 
 class Source(Protocol):
-    """What deltas can be kept of: a `Lora`."""
+    """Anything whose deltas can be kept: a `Lora`."""
 
     @property
     def names(self) -> tuple[str, ...]: ...
@@ -33,10 +33,10 @@ def kept(lora: Source) -> Mapping[str, Delta] | None:
 
 
 def deltas_of(lora: Source, progress: Progress | None = None) -> Mapping[str, Delta]:
-    """All deltas of a LoRA, read if need be, and kept for as long as it lives.
+    """All deltas of a LoRA, read if necessary, and kept for as long as it lives.
 
-    progress  called with (done, total) modules; may raise to cancel, and nothing is kept then
-    raises    TensorError where a value is NaN or infinite
+    progress  called with (done, total) modules; may raise to cancel, in which case nothing is kept
+    raises    TensorError if a value is NaN or infinite
     """
     if lora not in _kept:
         deltas: dict[str, Delta] = {}
@@ -56,7 +56,7 @@ def deltas_of(lora: Source, progress: Progress | None = None) -> Mapping[str, De
 
 
 def stream(lora: Source, modules: Sequence[str], tick: Callable[[], None]) -> Iterator[tuple[str, Delta]]:
-    """The deltas of these modules in this order: from memory if they are there, and else as `Lora.stream` reads them."""
+    """The deltas of these modules in this order: from memory if they are there, otherwise as `Lora.stream` reads them."""
     known = kept(lora)
     return lora.stream(modules, tick) if known is None else ((name, known[name]) for name in modules)
 
@@ -64,6 +64,6 @@ def stream(lora: Source, modules: Sequence[str], tick: Callable[[], None]) -> It
 def read(
     lora: Source, modules: Sequence[str], from_files: Callable[[Sequence[str]], dict[str, Delta]]
 ) -> dict[str, Delta]:
-    """The same all at once, with `from_files` where they are not in memory."""
+    """The same all at once, with `from_files` for those that are not in memory."""
     known = kept(lora)
     return from_files(modules) if known is None else {name: known[name] for name in modules}

@@ -1,7 +1,7 @@
-"""Adapters that are low-rank in another form: written as plain factors, exactly.
+"""Adapters that are low-rank in another form, converted exactly to plain factors.
 
 Every function returns (up, down) with ``up @ down`` equal to the change of the weight, kernel flattened, before the
-scale. Names of parts are LyCORIS's. All arithmetic is in float64: products of factors are rounded nowhere.
+scale. Names of parts are LyCORIS's. All arithmetic is in float64: products of factors are not rounded.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def kronecker(parts: Mapping[str, Tensor]) -> Factors:
 
 
 def kronecker_full(parts: Mapping[str, Tensor]) -> Tensor:
-    """The same LoKr multiplied out, (out, in·kernel), without more memory than that takes.
+    """The same LoKr multiplied out, (out, in·kernel), without any extra memory.
 
-    Where both sides are stored in full, each value is one product, which float32 rounds as float64 and then float32 would.
+    If both sides are stored in full, each value is one product, which float32 rounds as float64 and then float32 would.
     """
     left = parts["lokr_w1"] if "lokr_w1" in parts else parts["lokr_w1_a"].double() @ parts["lokr_w1_b"].double()
     if "lokr_w2" in parts:
@@ -124,7 +124,7 @@ def loha_shape(shapes: Mapping[str, Shape]) -> tuple[Shape, int, int]:
 
 
 def lokr_shape(shapes: Mapping[str, Shape]) -> tuple[Shape, int, int | None]:
-    """As `loha_shape`; alpha is divided by nothing where both sides are stored in full, and then does not count."""
+    """As `loha_shape`. If both sides are stored in full, there is no rank to divide alpha by, and alpha is ignored."""
     divisor = None
     if "lokr_w1" in shapes:
         (rows_1, columns_1), rank_1 = shapes["lokr_w1"], min(shapes["lokr_w1"])

@@ -1,8 +1,8 @@
-r"""Regular expressions that cannot hang: matched by stepping through all states at once, never by backtracking.
+r"""Regular expressions that cannot hang: all states are stepped at once, without backtracking.
 
 Selections arrive over the network unchecked, and one ``(\w+)+!`` would stop Python's own matcher for hours.
-Time here grows with pattern length times text length, whatever the pattern. The JavaScript twin (`js/lib/patterns.js`)
-reads the same language, so the page and the server always agree on what a pattern matches.
+Here the time grows with pattern length times text length for any pattern. The JavaScript version (`js/lib/patterns.js`)
+reads the same syntax, so the page and the server always agree on what a pattern matches.
 
 Known: literals, ``.``, ``[a-z]``, ``[^…]``, ``\d \w \s`` and their capitals, ``\b``, ``^ $``, groups, ``|``,
 ``* + ? {m,n}``. Not known: back references, look-around, flags.
@@ -100,7 +100,7 @@ class _Reader:
             return node
         if node.kind == "at":
             raise PatternError(f'"{sign}" has nothing to repeat', start)
-        if self.peek() == "?":  # lazy or greedy is the same to a yes-or-no answer
+        if self.peek() == "?":  # lazy or greedy makes no difference for a yes-or-no answer
             self.take()
         if self.peek() in ("*", "+", "?", "{") and self.peek():
             raise PatternError(f'"{self.peek()}" repeats what is already repeated', self.at)
@@ -184,7 +184,7 @@ class _Reader:
 
 
 class Work:
-    """How much may still be done for one question: states of patterns entered, weighed by their size."""
+    """How much work is left for one query: pattern states entered, weighted by their size."""
 
     def __init__(self) -> None:
         self.left = math.inf
@@ -217,7 +217,7 @@ class Pattern:
         self._states: list[_State] = [("end", (), "", 0, 0)]
         self._start = self._build(tree, 0)
         self.size = len(self._states)
-        # A set of many ranges takes as long as several states.
+        # A set with many ranges takes as long as several states.
         self._costs = [1 + len(ranges) // 8 for _, ranges, *_ in self._states]
 
     def _add(self, kind: str, then: int, other: int = 0, *, ranges: _Ranges = (), sign: str = "") -> int:
@@ -250,7 +250,7 @@ class Pattern:
                 then = self._add("fork", self._build(part, then), end)
         for _ in range(node.low):
             first = self._build(part, then)
-            if first == then:  # an empty group: no number of them adds a state
+            if first == then:  # an empty group adds no state, however often it is repeated
                 break
             then = first
         return then
@@ -276,7 +276,7 @@ class Pattern:
         return False
 
     def _reach(self, active: set[int], text: str, position: int) -> set[int]:
-        """All states that can be entered from `active` without reading a character."""
+        """All states that can be reached from `active` without reading a character."""
         reached: set[int] = set()
         waiting = list(active)
         while waiting:

@@ -1,7 +1,7 @@
-"""Modules that a file has in other pieces than the model: q, k and v apart, or in one.
+"""Modules that a file splits differently from the model: q, k and v separate, or in one.
 
-Nothing is approximated. What a file has apart becomes one change whose factors are put side by side, each with rows of its
-own: `up` is block-diagonal, and the ranks add up. What it has in one is cut by the rows of `up`.
+Nothing is approximated. Separate modules become one change whose factors are put side by side, each with its own
+rows: `up` is block-diagonal, and the ranks add up. A combined module is split by the rows of `up`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .deltas import Delta, Dense, LowRank, Spec, Term, Vector
 
 @dataclass(frozen=True)
 class Part:
-    """A module of a file, and which of its rows are which rows of the model's module (None: all)."""
+    """A module of a file, and which of its rows correspond to which rows of the model's module (None: all)."""
 
     spec: Spec
     rows: tuple[tuple[Rows | None, Rows | None], ...]
@@ -30,10 +30,10 @@ class Part:
         return cls(spec, tuple((piece.rows, piece.their_rows) for piece in pieces))
 
     def total(self) -> int:
-        """The rows of the model's module, as this part of it tells; raises ValueError if it cannot be cut so."""
+        """The number of rows of the model's module, from this part; raises ValueError if it cannot be split like this."""
         rows, own, theirs = self.spec.shape[0], *self.rows[0]
         if theirs:
-            theirs.within(rows)  # checks that it can be cut
+            theirs.within(rows)  # checks that it can be split
         if own and theirs:
             return rows
         if own:
@@ -44,7 +44,7 @@ class Part:
         return rows // theirs.of * theirs.size
 
     def placed(self, values: Tensor, total: int) -> Tensor:
-        """The rows of `values` where they belong among `total`, zeros elsewhere."""
+        """The rows of `values` at their place among `total` rows, zeros elsewhere."""
         if len(self.rows) == 1 and self.rows[0][0] is None and (theirs := self.rows[0][1]):
             return values[theirs.within(len(values))]
         out = values.new_zeros(total, *values.shape[1:])
@@ -54,7 +54,7 @@ class Part:
 
 
 def joined_spec(parts: Sequence[Part], shares_down: bool = False) -> Spec:
-    """Shape and ranks of what parts make up; raises ValueError if they do not fit together."""
+    """Shape and ranks of the module that the parts make up; raises ValueError if they do not fit together."""
     totals = {part.total() for part in parts}
     rests = {part.spec.shape[1:] for part in parts}
     kinds = {part.spec.is_vector for part in parts}
@@ -69,7 +69,7 @@ def joined_spec(parts: Sequence[Part], shares_down: bool = False) -> Spec:
 def joined(parts: Sequence[Part], deltas: Sequence[Delta], spec: Spec, shares_down: bool = False) -> Delta:
     """One delta from its parts, exactly.
 
-    shares_down  all parts are products with one and the same `down` at one scale: their `up` are put one below the other
+    shares_down  all parts have the same `down` and scale: their `up` are stacked
     """
     total = spec.shape[0]
     pairs = list(zip(parts, deltas, strict=True))
@@ -112,7 +112,7 @@ def widened(delta: Delta, start: int, total: int) -> Delta:
 
 
 def cut(values: Tensor, rows: Sequence[tuple[Rows | None, Rows | None]]) -> Tensor:
-    """The rows of a model's module as another code has them: the way back of `Part.placed`."""
+    """The rows of a model's module as another code has them: the inverse of `Part.placed`."""
     if len(rows) == 1:
         own, theirs = rows[0]
         assert theirs is None
@@ -125,7 +125,7 @@ def cut(values: Tensor, rows: Sequence[tuple[Rows | None, Rows | None]]) -> Tens
 
 
 def cut_rows(rows: int, pieces: Sequence[tuple[Rows | None, Rows | None]], module: str) -> int:
-    """How many rows of `module`, which has `rows`, go there; raises TensorError if it cannot be cut."""
+    """How many rows of `module`, which has `rows`, go there; raises TensorError if it cannot be split."""
     own = pieces[0][0]
     if len(pieces) > 1 or own is None:
         return rows

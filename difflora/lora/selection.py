@@ -1,7 +1,7 @@
-"""The text language that picks modules and weighs them: ``attn, !blocks 39, ffn=0.5``.
+"""The text syntax that selects modules and gives them weights: ``attn, !blocks 39, ffn=0.5``.
 
-The whole grammar, in prose and with worked cases, is `tests/data/selection.json`; the Python and the JavaScript tests
-both read it, so the server and the block grid mean the same.
+The whole grammar, in prose and with worked cases, is in `tests/data/selection.json`; both the Python and the JavaScript
+tests read it, so the server and the block grid agree.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from .patterns import Pattern, PatternError, Work, WorkError
 
 MAX_TEXT = 100_000
 MAX_PATTERNS = 20
-MAX_WORK = 5_000_000  # terms times names, and as many states of patterns: some seconds
+MAX_WORK = 5_000_000  # terms times names, and equally many pattern states: a few seconds
 LONG_NAME = 200  # characters; a longer name counts as several
 
 _SPACE = re.compile(r"[ \t\r\n\u00a0\u3000]*")
-# How the signs are typed on Chinese and Japanese keyboards.
+# The signs as typed on Chinese and Japanese keyboards.
 _SIGNS = {",": ",，、", "&": "&＆", "!": "!！", "=": "=＝", "|": "|｜"}
 _WORD = re.compile(r"[A-Za-z_*?][A-Za-z0-9_.*?\-]*")
 _RANGE = re.compile(r"([0-9]+)(?:([-–])([0-9]+)?)?(?![A-Za-z0-9_.*?\-])")
@@ -30,8 +30,7 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?
 _PATTERN = re.compile(r"/((?:[^/\\]|\\.)*)/")
 _EXACT = re.compile(r'"((?:[^"]|"")*)"')
 
-# What stands before the number of a block, and what a part of a block is called that looks like it, in models that no
-# family is known of.
+# For models of unknown families: names before a block number, and names of parts of a block that look like them.
 _STACKS = ("blocks", "layers", "attentions", "resnets", "samplers", "middle_block")
 _LAYERS = ("in_layers", "out_layers", "emb_layers")
 _FEED_FORWARD = ("ffn", "ff", "ff_context", "feed_forward")
@@ -62,7 +61,7 @@ class Selection:
 
     @classmethod
     def parse(cls, text: str) -> Selection:
-        """Read a selection; raises SelectionError that points at the first thing it cannot read."""
+        """Parse a selection; raises SelectionError that points at the first thing it cannot read."""
         parser = _Parser(text)
         return cls(text, tuple(parser.items()), parser.terms, parser.work)
 
@@ -76,14 +75,14 @@ class Selection:
         return chosen
 
     def unmatched(self, names: Iterable[str]) -> list[str]:
-        """The entries of the text that fit no name at all, as they were written: most likely typing errors."""
+        """The entries of the text that match no name, as they were written: most likely typos."""
         names = list(names)
         with self._bounded(names):
             return [item.text for item in self._items if not item.is_none and not any(map(item.holds, names))]
 
     @contextlib.contextmanager
     def _bounded(self, names: list[str]) -> Iterator[None]:
-        """Raise SelectionError where the answer for all `names` would take too long."""
+        """Raise SelectionError if evaluating all `names` would take too long."""
         self._work.left = MAX_WORK
         try:
             self._work.spend(self._terms * sum(1 if len(name) <= LONG_NAME else len(name) // 4 for name in names))
@@ -104,7 +103,7 @@ class Selection:
 
 
 def summary(names: Iterable[str]) -> str:
-    """What there is to select from, in a line: ``blocks 0-39: self_attn q k v o, ffn 0 2; head.head``."""
+    """What can be selected, in one line: ``blocks 0-39: self_attn q k v o, ffn 0 2; head.head``."""
     stacks: dict[str, tuple[set[int], dict[str, dict[str, None]]]] = {}
     outside: list[str] = []
     for name in names:
@@ -143,7 +142,7 @@ def stack_of(name: str) -> tuple[str, int, str] | None:
 
 
 def _numbered(name: str, segments: list[str]) -> list[int]:
-    """Where the numbers of blocks stand in a name."""
+    """The positions of block numbers in a name."""
     if known := families.own(name):
         return known[0].numbered
     return [
@@ -310,7 +309,7 @@ def _none(name: str) -> bool:
 
 
 def _has_role(role: str) -> _Test:
-    """By the family's table; by its parts, a name that no family has."""
+    """From the family's table; for a name that no family has, from its parts."""
     guess = _GUESSES.get(role) or _has_segments(f".{role}.")
 
     def holds(name: str) -> bool:
@@ -349,7 +348,7 @@ def _some_of(tests: list[_Test]) -> _Test:
 
 
 def _spellings(word: str) -> list[str]:
-    """A word as it is typed, and as names spell it: ``Self-Attn`` is ``self_attn``, and ``block`` is ``blocks``."""
+    """A typed word in the spelling of names: ``Self-Attn`` is ``self_attn``, and ``block`` is ``blocks``."""
     plain = word.lower().replace("-", "_")
     return ["blocks"] if plain == "block" else list(dict.fromkeys((word, plain)))
 
@@ -414,5 +413,5 @@ def _quoted(text: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """On one line, without anything that moves the cursor or turns the text around; character counts still fit."""
+    """On one line, without characters that move the cursor or reverse the text; character positions stay the same."""
     return "".join(character if character.isprintable() else " " for character in text)

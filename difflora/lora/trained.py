@@ -1,4 +1,4 @@
-"""A LoRA that was trained here: factors in memory, which no file can bring back."""
+"""A LoRA that was trained here: its factors are in memory and cannot be restored from a file."""
 
 from __future__ import annotations
 

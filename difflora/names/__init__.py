@@ -1,1 +1,1 @@
-"""What trainers call a model's modules, and what those are called here."""
+"""The names that trainers give a model's modules, and the names used here."""

@@ -1,9 +1,9 @@
-"""What trainers call a model's modules, and what those are called here.
+"""The names that trainers give a model's modules, and the names used here.
 
 Canonical names are the model's own, without a prefix: ``blocks.7.self_attn.q``. A key in a LoRA file is a prefix, a
 module name and a part (``lora_down.weight``, ``alpha``, …), and every trainer spells all three in its own way. The module
-names of a family stay distinct when every separator is written as ``_``, so one table of such flat names finds a module
-from any spelling, exactly; `families` has it. Modules of models that are not there keep the name that the file gives them.
+names of a family stay distinct when every separator is written as ``_``, so one table of such flat names, in `families`,
+finds a module exactly from any spelling. Modules of unknown models keep the name that the file gives them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _flat(name: str) -> str:
     return name.replace(".", "_")
 
 
-# What torch puts around a module (compiling, sharding, checkpointing) becomes a part of the names inside it.
+# torch's wrappers around a module (compiling, sharding, checkpointing) become part of the names inside it.
 _WRAPPER = "_?(?:orig_mod|fpw_module|forward_module|[a-z]+_wrapped_module)"
 _WRAPPED = re.compile(rf"^(?:{_WRAPPER}[._])+|(?P<before>[._])(?:{_WRAPPER}(?P<behind>[._]|$))+")
 _DOTTED = (
@@ -40,7 +40,7 @@ _DOTTED_PREFIX = re.compile(f"{_DOTTED}+")
 _EXPERTS = {"transformer": "high", "dit": "high", "high_noise_model": "high"}
 _EXPERTS |= {"transformer_2": "low", "dit2": "low", "low_noise_model": "low"}
 _FLAT_PREFIX = re.compile(r"lora_unet__?(?:diffusion_model[._])?|lycoris_|lora_transformer_|lora_prior_unet_")
-# The same words in a flat name, where some are the beginning of other models' names: only before a name that is known.
+# The same words in a flat name. Some also begin names of other models, so they count only before a known name.
 _FLAT_FRONT = re.compile(r"_*(?:(?:base_model_model|diffusion_model|generator(?:_ema)?|model|module|net|dit|pipe)_)+")
 _ENCODERS = (
     r"(?:clip(?:_[lgh])?|(?:m|um|by)?t5(?:_?(?:xxl|xl|large|base|small))?|llm|language_model|llama[0-9_]*"
@@ -51,7 +51,7 @@ _TEXT_ENCODER = re.compile(
     rf"|(?:lora|lycoris)_(?:text_encoders?|text_model|(?!llm_adapter){_ENCODERS})_"
     rf"|{_DOTTED}*(?:{_FLAT_PREFIX.pattern})?"
     rf"(?:text_encoders?(?:_[0-9])?|te[0-9]?|text_model|cond_stage_model|conditioner\.embedders|{_ENCODERS})\."
-    rf"|{_DOTTED}*(?:encoder|decoder)\.block\.[0-9]+\.layer\.)"  # T5's layers, by themselves
+    rf"|{_DOTTED}*(?:encoder|decoder)\.block\.[0-9]+\.layer\.)"  # T5's layers, without a prefix
 )
 
 # What the last words of a key mean. These come with and without ".weight" behind them:
@@ -67,7 +67,7 @@ _SINGLE = {
 _FLAGS = ("use_rslora_flag", "use_dora_flag")
 _SINGLE |= {"diff_b": "bias", "w_norm": "diff", "b_norm": "bias", "lora_alpha": "alpha"}
 _SINGLE |= {name: name for name in ("scalar", "scaling", *_FLAGS)}
-_FACTOR_SCALES = ("scale_weight", "weight_scale")  # what a factor in 8 bits is multiplied by
+_FACTOR_SCALES = ("scale_weight", "weight_scale")  # the multiplier of an 8-bit factor
 _MULTIPLIERS = ("down_scale", "up_scale", "scalar", "scaling")
 _PARTS = ("down", "up", "mid", "alpha", "diff", "bias", "up_bias", *_HADAMARD, *_KRONECKER, *_MULTIPLIERS, *_FLAGS)
 _RANK_PART = {part: i for i, part in enumerate(_PARTS)}
@@ -93,14 +93,14 @@ _FOREIGN_NAMES = (
     (re.compile(r"(?:^|\.)lllite_"), "ControlNet-LLLite: layers of its own"),
     (re.compile(r"^(?!.*lora).*\.(?:weight|bias)$", re.IGNORECASE | re.DOTALL), WHOLE_WEIGHTS),
 )
-# The last word of a key that multiplies something, whatever it is.
+# The last word of a key that multiplies something, no matter what.
 _NUMBER_WORD = re.compile(
     r"(?:\w+_)?(?:scales?|scaling|scalar|alpha|multiplier|strength|magnitude|zero_points?|qzeros|absmax)"
     r"(?:_(?:weight|factor|inv|[0-9]+))?"
 )
 _MARKER = re.compile(r"(?:.*\.)?scaled_fp8", re.DOTALL)  # says that a file has scales, which are keys of their own
 _OWN_NAMES = re.compile(r"(?:diffusion_model\.|lora_unet_)$")
-# Exactly the names by which WanVideoWrapper knows one; a patch embedding that was merely trained is spelled otherwise.
+# Exactly the names by which WanVideoWrapper recognises one; a patch embedding that was merely trained is spelled differently.
 _CONTROL_LORA = {
     f"{prefix}patch_embedding.{ending}": "control LoRA: it widens patch_embedding for a second input video"
     for prefix in ("", "diffusion_model.")
@@ -110,39 +110,39 @@ _CONTROL_LORA = {
 
 @dataclass(frozen=True)
 class FileKeys:
-    """The keys of one file, sorted out."""
+    """The keys of one file, sorted by meaning."""
 
     dialect: str
-    """What a person calls the naming: kohya, native, diffusers, peft, diffsynth, wan-fun, lycoris, bare, hybrid."""
+    """The usual name of this naming: kohya, native, diffusers, peft, diffsynth, wan-fun, lycoris, bare, hybrid."""
     families: tuple[Family, ...]
-    """The families of models that it may be for, the likeliest first; several only where their modules have the same names."""
+    """The model families that it may be for, most likely first; several only if their modules have the same names."""
     modules: dict[str, dict[str, str]]
     """Module -> part -> key in the file, in the model's order. By canonical name, or the file's if it is in `pieces`."""
     pieces: dict[str, tuple[Piece, ...]]
-    """Modules of the file that are a part of one of the model's, or several of them."""
+    """Modules of the file that are part of a module of the model, or several modules of it."""
     prefix: str
-    """What names that no family knows start with, most of them if they differ; "" if there are none."""
+    """The prefix of names that no family knows, the most common one if they differ; "" if there are none."""
     text_encoder: list[str]
     """Keys of text encoders."""
     unknown: list[str]
     """Keys that are not understood."""
     foreign: dict[str, list[str]]
-    """Reason -> keys that are understood, but are no change of the base model's weights."""
+    """Reason -> keys that are understood, but do not change the base model's weights."""
     changing: list[str]
-    """Keys that are not understood and may change the numbers of what is: they stand beside a module, or are a scale."""
+    """Keys that are not understood and may change the values of those that are: they belong to a module, or are a scale."""
     markers: list[str]
-    """Keys that say something of the file and hold nothing."""
+    """Keys that say something about the file and hold no data."""
     flags: dict[str, str]
-    """Part -> key, of flags that hold for the whole file."""
+    """Part -> key, of flags that apply to the whole file."""
     other_noise: list[str]
     """Keys of Wan2.2's other model, in a file that holds LoRAs of both."""
     strangers: list[str]
-    """Modules that the family does not have, in a file that is otherwise of this family."""
+    """Modules that the family does not have, in a file that otherwise belongs to it."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Which rows of a canonical module are which rows of a file's module; None for all of them."""
+    """Which rows of a canonical module correspond to which rows of a file's module; None for all of them."""
 
     module: str
     rows: Rows | None
@@ -151,17 +151,17 @@ class Piece:
 
 @dataclass(frozen=True)
 class _Name:
-    """The name that a key gives: as it stands there, what it can mean, and how it is spelled."""
+    """The name in a key: as written, what it can mean, and how it is spelled."""
 
     name: str
     spelling: families.Spelling | None
     numbers: tuple[str, ...]
     prefix: str
-    """What stands before it, other forms of ``lora_unet_`` counted as that."""
+    """Its prefix; other forms of ``lora_unet_`` count as that."""
     start: str
     is_flat: bool
     noise: str
-    """ "high" or "low", where the prefix names one of Wan2.2's two models; otherwise empty."""
+    """ "high" or "low" if the prefix names one of Wan2.2's two models; otherwise empty."""
 
 
 def read_keys(
@@ -172,9 +172,9 @@ def read_keys(
 ) -> FileKeys:
     """Sort the keys of a file by module and part. The order of the keys does not matter.
 
-    metadata    of the file; its architecture decides where module names fit several models
-    noise       "high" or "low": which of Wan2.2's two models counts, in a file that holds LoRAs of both
-    shape_of    the shape of a key's tensor; decides likewise
+    metadata    of the file; its architecture decides if module names fit several models
+    noise       "high" or "low": which of Wan2.2's two models to read, in a file that holds LoRAs of both
+    shape_of    the shape of a key's tensor; helps to decide, too
     raises      FileError if two keys mean the same part of the same module, or the file is of two models and `noise` is None
     """
     text_encoder: list[str] = []
@@ -182,8 +182,8 @@ def read_keys(
     foreign: defaultdict[str, list[str]] = defaultdict(list)
     markers: list[str] = []
     flags: dict[str, str] = {}
-    names: dict[str, _Name | None] = {}  # by what is left of a key without its part: shared by two or three keys
-    found: dict[str, list[tuple[str, str]]] = {}  # that, of what is understood -> (part, key)
+    names: dict[str, _Name | None] = {}  # by a key without its part, which two or three keys share
+    found: dict[str, list[tuple[str, str]]] = {}  # the same, for keys that are understood -> (part, key)
     for key in keys:
         plain = unwrapped(key)
         stem, part = _split(plain)
@@ -285,12 +285,12 @@ def _strangers(names: Sequence[str], modules: Collection[str], likely: tuple[Fam
 
 
 def unwrapped(key: str) -> str:
-    """A key without what torch's wrappers put into it: ``blocks.0._orig_mod.ffn.0`` is ``blocks.0.ffn.0``."""
+    """A key without the names of torch's wrappers: ``blocks.0._orig_mod.ffn.0`` is ``blocks.0.ffn.0``."""
     return _WRAPPED.sub(_joint, key) if "orig_mod" in key or "_module" in key else key
 
 
 def _joint(wrapped: re.Match[str]) -> str:
-    """What is left between two words: the sign behind the wrapper, but a prefix such as ``lora_unet_`` keeps its own."""
+    """What is left between two words: the separator after the wrapper, but a prefix such as ``lora_unet_`` keeps its own."""
     before, behind = wrapped["before"], wrapped["behind"]
     is_prefix = before and behind and _FLAT_PREFIX.fullmatch(wrapped.string, 0, wrapped.start() + 1)
     return before if is_prefix else behind or ""
@@ -302,7 +302,7 @@ def _families(
     metadata: Mapping[str, str],
     shape_of: Callable[[str], tuple[int, ...]] | None,
 ) -> tuple[Family, ...]:
-    """The families that the names of a file may be of. None where several would read them differently."""
+    """The families that the names of a file may belong to. None if several would read them differently."""
 
     def shape(stem: str) -> tuple[int, ...]:
         parts = dict(found[stem])
@@ -325,7 +325,7 @@ def _families(
         return [target.links for target in targets if target]
 
     if any(meaning(family) != meaning(likely[0]) for family in likely):
-        # Behind these, trainers write the names of the model's own code.
+        # After these, trainers write the names from the model's own code.
         if not all(_OWN_NAMES.search(name.start) for name in known.values()):
             return ()
         likely = tuple(
@@ -361,9 +361,9 @@ def spelled(key: str) -> str:
 
 
 def write_key(module: str, part: str, dialect: str, family: Family | None = None, prefix: str = "") -> str:
-    """The key of a module's part in an output dialect, of a module that is one module there as well.
+    """The key of a module's part in an output dialect, for a module that is one module there as well.
 
-    `written` says where a module goes otherwise.
+    For others, see `written`.
     """
     if family is None and (known := families.own(module)) and len(known[0].families) == 1:
         family = families.named(next(iter(known[0].families)))
@@ -371,11 +371,11 @@ def write_key(module: str, part: str, dialect: str, family: Family | None = None
 
 
 def written(module: str, dialect: str, family: Family | None = None, prefix: str = "") -> tuple[families.Written, ...]:
-    """What a module is called in an output dialect, prefix included; several modules where that has split it.
+    """The name of a module in an output dialect, prefix included; several modules if the dialect splits it.
 
-    Flat names that were not understood stay as they are: no reader takes another form of them.
+    Flat names that were not understood are kept: no reader accepts another form of them.
 
-    prefix   what names that no family knows started with in the file, as `read_keys` says
+    prefix   of names in the file that no family knows, from `read_keys`
     """
     if dialect not in OUTPUT_DIALECTS:
         raise ValueError(f"no dialect {dialect!r}; there are {', '.join(OUTPUT_DIALECTS)}")
@@ -399,10 +399,10 @@ def written(module: str, dialect: str, family: Family | None = None, prefix: str
 
 
 def ending(module: str, part: str, dialect: str) -> str:
-    """What comes behind a module's name for one of its parts.
+    """What follows a module's name for one of its parts.
 
-    Diffusers and PEFT have no plain bias difference: "bias" becomes the bias of lora_B, the same at scale 1 (`read_keys`
-    then calls it "up_bias"). A norm has no factors that it could be attached to.
+    Diffusers and PEFT have no plain bias difference: "bias" becomes the bias of lora_B, which is equivalent at scale 1
+    (`read_keys` then calls it "up_bias"). A norm has no factors to attach it to.
     """
     if part == "bias" and dialect in (DIFFUSERS, PEFT) and not families.is_norm(module):
         part = "up_bias"
@@ -423,7 +423,7 @@ _STAYS_FLAT = re.compile(r"_[0-9]+(?:_|$)")
 
 
 def _other_name(module: str, dialect: str, prefix: str) -> str:
-    """Prefix and name of a module that no family knows: with the prefix that its file had, where that is possible."""
+    """Prefix and name of a module that no family knows: with the prefix of its file, if possible."""
     if _FLAT_PREFIX.match(module):
         return module
     is_flat = prefix.endswith("_")
@@ -435,7 +435,7 @@ def _other_name(module: str, dialect: str, prefix: str) -> str:
         return f"base_model.model.{module}"
     if dialect == DIFFUSERS:
         return f"transformer.{module}"
-    # A name without a dot may be a flat one, and ComfyUI takes every such name in the flat form.
+    # A name without a dot may be a flat one, and ComfyUI accepts every such name in the flat form.
     if "." not in module:
         return f"lora_unet_{module}"
     return f"{'diffusion_model.' if is_flat or not prefix else prefix}{module}"
@@ -444,7 +444,7 @@ def _other_name(module: str, dialect: str, prefix: str) -> str:
 def with_kernel(module: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape (out, in, *kernel) of a convolution's weight, from that of a change with fewer dimensions.
 
-    Every reader but ComfyUI's wants the layer's own dimensions. Shapes of other modules stay as they are.
+    Every reader except ComfyUI's needs the layer's own dimensions. Shapes of other modules are not changed.
     """
     kernel = families.kernel(module)
     columns, size = math.prod(shape[1:]), math.prod(kernel)
@@ -454,13 +454,13 @@ def with_kernel(module: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _foreign(key: str) -> str | None:
-    """Why a key cannot be a change of the base model's weights, if so."""
+    """Why a key cannot be a change of the base model's weights; empty if it can."""
     reason = _CONTROL_LORA.get(key) or _FOREIGN_ENDINGS.get(key.rpartition(".")[2])
     return reason or next((reason for pattern, reason in _FOREIGN_NAMES if pattern.search(key)), None)
 
 
 def _split(key: str) -> tuple[str, str]:
-    """Cut a key into what names the module and the part that it holds; the part is empty if it is not one."""
+    """Split a key into module name and part; the part is empty if it is not a known one."""
     stem, _, last = key.rpartition(".")
     if last == "default":  # PEFT's name for the only adapter, at the end of its LoHa and LoKr keys
         stem, _, last = stem.rpartition(".")
@@ -479,14 +479,14 @@ def _factor_scale(key: str) -> bool:
 
 
 def _beside(key: str, stems: Collection[str]) -> bool:
-    """Whether a key that is not understood begins with one of these names of modules."""
+    """Whether a key that is not understood begins with one of these module names."""
     key = unwrapped(key)
     at = len(key)
     return any((at := key.rfind(".", 0, at)) > 0 and key[:at] in stems for _ in range(8))
 
 
 def _split_factor(stem: str, last: str) -> tuple[str, str]:
-    """Cut ``lora_A``, ``lora_A.<adapter>``, ``lora.down`` or ``…_lora.down`` off; "weight" or "bias" came behind it."""
+    """Cut off ``lora_A``, ``lora_A.<adapter>``, ``lora.down`` or ``…_lora.down``; "weight" or "bias" followed it."""
     outer, _, word = stem.rpartition(".")
     if word == "dora_layer":
         return outer, "dora_scale"
@@ -521,7 +521,7 @@ def _name(stem: str) -> _Name | None:
     if found is None and (start or "." not in name):
         shorter = _FLAT_FRONT.sub("", plain, count=1) if _FLAT_FRONT.match(plain) else plain
         found = families.spelling(re.sub("__+", "_", shorter).strip("_"))
-    if found is None and plain.endswith("_to_out"):  # as the first attention processors had it
+    if found is None and plain.endswith("_to_out"):  # the form of the first attention processors
         found = families.spelling(plain + "_0")
     spelling, numbers = found or (None, ())
     noise = next((_EXPERTS[word] for word in prefix.split(".") if word in _EXPERTS), "")

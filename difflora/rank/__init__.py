@@ -1,1 +1,1 @@
-"""The best approximation at a small rank, and what can be measured on the way to it."""
+"""The best approximation at a small rank, and what can be measured along the way."""

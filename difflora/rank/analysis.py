@@ -1,7 +1,7 @@
-"""Numbers that tell a good pair from a bad one, all exact and from the small factors alone.
+"""Numbers that tell a good pair from a bad one, all exact and computed from the small factors.
 
 ⟨ΔA, ΔB⟩ = trace((U_AᵀU_B)(D_B D_Aᵀ)): norms, the cosine and what cancelled come from the k × k Gram matrices that
-the factorisation makes anyway.
+the factorisation computes anyway.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .factorisation import Factorisation, factorisation_of
 from .krylov import Approximation
 from .rules import FixedRank
 
-DENSE_VALUES = 16  # singular values that are worked out of a module stored in full
+DENSE_VALUES = 16  # singular values that are computed for a module stored in full
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ class Analysis:
 
     @property
     def warnings(self) -> list[Sentence]:
-        """What looks wrong with the pair, for a person to judge."""
-        if not (self.weight_a and self.weight_b):  # a side without weight is not there to be measured
+        """What looks wrong with the pair, for the user to judge."""
+        if not (self.weight_a and self.weight_b):  # a side with weight 0 cannot be measured
             return []
         lines = []
         small, large = sorted((self.norm_a, self.norm_b))
@@ -133,7 +133,7 @@ class Analysis:
         return lines
 
     def csv(self) -> str:
-        """The table for a spreadsheet, one line a module."""
+        """The table for a spreadsheet, one line per module."""
         out = io.StringIO(newline="")
         writer = csv.writer(out)
         writer.writerow(
@@ -182,7 +182,7 @@ def analyze(
 
 
 def analyze_difference(lora: Lora, progress: Progress | None = None) -> Analysis:
-    """The same for a difference that exists already, also one that was selected from or re-ranked."""
+    """The same for an existing difference, including one that was selected from or re-ranked."""
     pair = lora.difference
     if pair is None:
         raise ValueError("not a difference of two LoRAs")
@@ -208,7 +208,7 @@ def _of_all(progress: Progress, total: int, done: int, _: int) -> None:
 
 
 def training_warnings(a: Lora, b: Lora) -> list[Sentence]:
-    """What the metadata of two LoRAs give reason to doubt, before anything is computed."""
+    """What looks doubtful in the metadata of two LoRAs, before anything is computed."""
     lines = []
     if a.base_model and b.base_model and a.base_model != b.base_model:
         lines.append(
@@ -249,7 +249,7 @@ def _numbers(lora: Lora, pair: CombinedLora, factorisation: Factorisation) -> It
         terms_b = len(b.specs[name].ranks) if name in b else 0
         products = known.products
         scale = lora.weight_of(name)
-        if products.shape[0] != terms_a + terms_b:  # left out by nullify: zeros stand in its place
+        if products.shape[0] != terms_a + terms_b:  # left out by nullify: replaced by zeros
             continue
         inside = products[:terms_a, :terms_a].sum(), products[terms_a:, terms_a:].sum()
         norm_a = _divided(math.sqrt(max(0.0, float(inside[0]))), abs(weight_a * scale))

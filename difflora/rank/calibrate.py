@@ -1,7 +1,7 @@
 """Gives a slider's strength a unit: scales it so that ±1 means the same for every slider.
 
-By norm, no picture is needed: the mean Frobenius norm of the modules becomes a given number. By response, ±1 changes what
-the slider is for by a given amount, or ±3 is as far as it can go without harm; the measured curve comes as plain numbers.
+By norm, no pictures are needed: the mean Frobenius norm of the modules becomes a given number. By response, ±1 changes the
+slider's target by a given amount, or ±3 is as far as it can go without harm; the measured curve is passed as plain numbers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..progress import Progress
 from ..storage.reader import FileIdentity
 from .factorisation import factorisation_of
 
-REACH = 3.0  # the strength that the safe range is to end at
+REACH = 3.0  # the strength at which the safe range should end
 SMALLEST, LARGEST = 1e-6, 1e6  # factors beyond these are a mistake in the unit
 
 
@@ -39,7 +39,7 @@ class CalibratedLora(CombinedLora):
 def calibrate(lora: Lora, factor: float, unit: str) -> CalibratedLora:
     """`lora` times `factor`, with what its strength 1 then means.
 
-    raises  PairError if the factor is no sensible number
+    raises  PairError if the factor is not a sensible number
     """
     if not (math.isfinite(factor) and SMALLEST <= abs(factor) <= LARGEST):
         raise PairError(f"{label(lora)} would be multiplied by {factor:.3g} to fit the unit. Choose another unit.")
@@ -49,7 +49,7 @@ def calibrate(lora: Lora, factor: float, unit: str) -> CalibratedLora:
 def mean_norm(lora: Lora, progress: Progress | None = None) -> float:
     """Mean over the weight matrices of the Frobenius norm of their change, from the spectra alone.
 
-    Of a matrix that is stored in full, the norm of the whole is taken.
+    For a matrix that is stored in full, this is the norm of the whole matrix.
     """
     factorisation = factorisation_of(lora)
     total = len(lora.matrices)
@@ -79,7 +79,7 @@ def factor_for_change(strengths: Sequence[float], values: Sequence[float], chang
     """The strength at which a slider changes a measured value by `change`, on average of + and −.
 
     strengths   ascending, some on either side of 0
-    values      measured at them, in the unit of `change`; straight lines are drawn between them
+    values      measured at them, in the unit of `change`; interpolated linearly
     raises      PairError if the slider never changes it that much
     """
     if not (math.isfinite(change) and change > 0):
@@ -90,7 +90,7 @@ def factor_for_change(strengths: Sequence[float], values: Sequence[float], chang
         raise PairError(
             "The sweep has strengths on one side of 0 only. Calibrate with one that goes both ways, such as -3 to 3."
         )
-    # Between the strengths on either side, the change of ± grows in straight lines, too.
+    # Between the strengths on either side, the change from − to + is linear, too.
     corners = np.unique([0.0, reach, *(abs(one) for one in at if 0 < abs(one) <= reach)])
     grown = np.abs(np.interp(corners, at, measured) - np.interp(-corners, at, measured)) / 2
     for low, high, before, after in zip(corners, corners[1:], grown, grown[1:], strict=False):

@@ -8,9 +8,9 @@ With the stacked factors U (out × k) and D (k × in), everything about ΔW = U 
 
     up = U · (G_D Rᵀ W_r Σ_r^-3/2),   down = (Σ_r^-1/2 W_rᵀ R) · D
 
-which by Eckart & Young (1936) is the best there is. A and B are meant to be nearly collinear, so their Gram
+which by Eckart & Young (1936) is the best possible. A and B are meant to be nearly collinear, so their Gram
 matrices are nearly singular: they are accumulated in float64, a bound on their error is computed for every module,
-and a module for which that bound is too large is done again by Householder QR of both factors, whose error is not
+and a module whose bound is too large is computed again by Householder QR of both factors, whose error is not
 squared.
 """
 
@@ -39,12 +39,12 @@ from .krylov import Approximation, approximate
 from .rules import RankRule
 
 EPSILON = torch.finfo(torch.float64).eps
-GRAM_TOLERANCE = 4e-7  # largest error of a singular value, as a share of the largest one, that the fast path may make
+GRAM_TOLERANCE = 4e-7  # largest allowed error of a singular value on the fast path, as a share of the largest one
 MAX_WORKERS = 8
 LEAST_OF_DENSE = 16
 MIX_BUDGET = 192_000_000  # bytes of mixing columns kept between runs
-DENSE_BUDGET = 640_000_000  # bytes of factors of modules stored in full, kept likewise: a 14B model's at rank 32
-LARGEST = 1e100  # a singular value beyond this is damage, and its square would overflow
+DENSE_BUDGET = 640_000_000  # bytes of factors of modules stored in full, also kept: those of a 14B model at rank 32
+LARGEST = 1e100  # a larger singular value means a damaged file, and its square would overflow
 
 
 Result = TypeVar("Result")
@@ -54,8 +54,8 @@ Result = TypeVar("Result")
 class Factored:
     """One module's spectrum, and the columns that mix its stored factors into singular vectors.
 
-    singular_values  (min(k, out, in),) float64, from large to small; what rounding cannot tell from zero is zero
-    mix_up           (k, kept): up = stacked up @ mix_up, where the stacked factors are as stored and the scales in here
+    singular_values  (min(k, out, in),) float64, from large to small; values within rounding error of zero are zero
+    mix_up           (k, kept): up = stacked up @ mix_up; the stacked factors are as stored, mix_up includes the scales
     mix_down         (kept, k): down = mix_down @ stacked down
     products         (terms, terms): inner products of the stacked terms, ⟨ΔW_s, ΔW_t⟩
     by_qr            whether the slow path was taken
@@ -77,7 +77,7 @@ def factor(up: Tensor, down: Tensor, scales: Tensor, ranks: Sequence[int]) -> li
     """Factor a batch of modules of one shape: ``up · diag(scales) · down``.
 
     up (batch, out, k), down (batch, k, in), scales (batch, k), all float64; ranks: how the k columns divide into terms.
-    A NaN or Inf in a factor, or a square too large for float64, comes out as a NaN spectrum.
+    A NaN or Inf in a factor, or a square too large for float64, gives a NaN spectrum.
     """
     most = min(up.shape[1], up.shape[2], down.shape[2])
     gram_up, gram_down = _gram(up).mul_(scales[:, :, None]).mul_(scales[:, None, :]), _gram(down.mT)
@@ -91,14 +91,14 @@ def factor(up: Tensor, down: Tensor, scales: Tensor, ranks: Sequence[int]) -> li
     core = root @ gram_down @ root.mT
     squares, vectors = _decomposed(torch.linalg.eigh, (core + core.mT) / 2)
     squares, vectors = squares.flip(-1)[:, :most], vectors.flip(-1)[:, :, :most]
-    # A value whose square is within the error of the Gram matrices is not told from zero.
+    # A value whose square is within the error of the Gram matrices cannot be told from zero.
     squares = torch.where(squares > 4 * bound[:, None], squares, 0.0)
     values = squares.sqrt()
     inverse = torch.where(values > 0, values, torch.inf).rsqrt()
     mix_down = (inverse[:, :, None] * vectors.mT) @ root
     mix_up = scales[:, :, None] * (gram_down @ (mix_down.mT * inverse[:, None, :] ** 2))
 
-    # A square that counts as zero may have been as large as the limit and its own error together.
+    # A square that counts as zero may have been as large as the limit plus its own error.
     error = torch.where(squares[:, -1] > 0, bound / squares[:, -1].sqrt(), (5 * bound).sqrt())
     exact_enough = (error <= GRAM_TOLERANCE * values[:, 0]) | (bound == 0) | ~usable
     values[~usable] = torch.nan
@@ -110,7 +110,7 @@ def factor(up: Tensor, down: Tensor, scales: Tensor, ranks: Sequence[int]) -> li
 
 
 def _decomposed(decompose: Callable[[Tensor], Any], matrix: Tensor) -> Any:
-    """What eigh or svd makes of a matrix. LAPACK gives up on some whose entries are a hundred orders of magnitude apart."""
+    """The eigh or svd of a matrix. LAPACK fails on some whose entries are a hundred orders of magnitude apart."""
     try:
         return decompose(matrix)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
@@ -119,10 +119,10 @@ def _decomposed(decompose: Callable[[Tensor], Any], matrix: Tensor) -> Any:
 
 
 def _gram(factor: Tensor) -> Tensor:
-    """factorᵀ factor, (batch, k, k), from the panels on and below the diagonal: the others mirror them.
+    """factorᵀ factor, (batch, k, k), from the panels on and below the diagonal; the others are their mirror images.
 
-    The panels are as wide as the tiles that matrix libraries compute in, 24 or twice that in float64. At k = 32 this
-    takes 0.6 of the time of one product of 32 × 32, most of which is spent on the eight columns that fill no tile.
+    The panels are as wide as the tiles of matrix libraries, 24 or twice that in float64. At k = 32 this
+    takes 0.6 of the time of one product of 32 × 32, most of which is spent on the eight columns that do not fill a tile.
     """
     k = factor.shape[-1]
     width = 24 if k < 64 else 48
@@ -148,7 +148,7 @@ def _factor_by_qr(up: Tensor, down: Tensor, scales: Tensor, products: Tensor) ->
     most = min(up.shape[0], up.shape[1], down.shape[1])
     root_up, root_down = torch.linalg.qr(up, mode="r").R * scales, torch.linalg.qr(down.mT, mode="r").R
     left, values, right = _decomposed(_thin_svd, root_up @ root_down.mT)
-    # Householder's backward error. Equal factors with opposite signs leave this much, and it means nothing.
+    # Householder's backward error. Equal factors with opposite signs leave this much, which is only rounding.
     floor = 64 * EPSILON * torch.linalg.matrix_norm(root_up) * torch.linalg.matrix_norm(root_down)
     values = torch.where(values > floor, values, 0.0)[:most]
     inverse = torch.where(values > 0, values, torch.inf).rsqrt()
@@ -167,15 +167,15 @@ def _block_sums(matrix: Tensor, ranks: Sequence[int]) -> Tensor:
 
 
 class Factorisation:
-    """All that is known of the spectra of one LoRA's modules, kept between re-ranks of it.
+    """Everything known about the spectra of one LoRA's modules, kept between re-ranks.
 
-    Singular values are always kept, so that energy and spectrum read no file again, and certificates. Mixing columns are
-    kept while they fit into MIX_BUDGET, the factors of modules stored in full while they fit into DENSE_BUDGET; beyond
-    it they are worked out again when a larger rank is asked for, or the factors.
+    Singular values and certificates are always kept, so that energy and spectrum need no file again. Mixing columns are
+    kept while they fit into MIX_BUDGET, the factors of modules stored in full while they fit into DENSE_BUDGET; the rest
+    is computed again when a larger rank, or the factors, are needed.
     """
 
     def __init__(self, lora: Lora):
-        # The LoRA owns this. Weak, because a circle would keep both in memory until Python looks for circles.
+        # The LoRA owns this object. A weak reference, because a cycle would keep both in memory until the garbage collector runs.
         self._lora = weakref.ref(lora)
         self._known: dict[str, Factored] = {}
         self._approximations: dict[str, dict[int, Approximation]] = {}  # module -> rank it was made at -> approximation
@@ -196,12 +196,12 @@ class Factorisation:
     def approximation(
         self, module: str, rule: RankRule, most: int, tick: Callable[[], None] = lambda: None, factors: bool = False
     ) -> Approximation:
-        """A module that is stored in full, approximated as far as the rule needs, which is not above `most`.
+        """A module that is stored in full, approximated as far as the rule needs, at most at rank `most`.
 
-        The approximation is made at 16, 32, 64 … and cut, whatever was asked before: a result depends on its own settings
-        alone, and a smaller rank is the beginning of a larger one.
+        The approximation is made at 16, 32, 64 … and cut, regardless of earlier calls: a result depends only on its own
+        settings, and a smaller rank is the beginning of a larger one.
 
-        factors  whether they are needed; without them, no module is worked out twice
+        factors  whether they are needed; without them, no module is computed twice
         """
         least = rule.least(most)
         rank = max(LEAST_OF_DENSE, 1 << (least - 1).bit_length())
@@ -234,7 +234,7 @@ class Factorisation:
         return sum(factored.by_qr for factored in self._known.values())
 
     def run(self, modules: Sequence[str] | None = None, progress: Progress | None = None) -> None:
-        """Factor these modules (all by default), unless they are known already."""
+        """Factor these modules (all by default), unless that is done already."""
         modules = self.lora.factored if modules is None else modules
         todo = [name for name in modules if name not in self._known]
         done = len(modules) - len(todo)
@@ -246,7 +246,7 @@ class Factorisation:
                     progress(done, len(modules))
 
     def mixed(self, modules: Sequence[str], specs: Mapping[str, Spec]) -> Iterator[tuple[str, LowRank]]:
-        """The modules at their new ranks, factored on the way if need be: one pass through the files."""
+        """The modules at their new ranks, factored on the way if necessary: one pass through the files."""
 
         def work(group: Sequence[str], workspace: _Workspace) -> tuple[list[Factored] | None, list[LowRank]]:
             up, down, scales = self._stack(group, workspace)
@@ -304,12 +304,12 @@ class Factorisation:
 
 
 def _addable(factor: Tensor) -> Tensor:
-    """A dtype that torch promotes to another; it does not with those of one byte."""
+    """A dtype that torch can promote; it promotes none of the one-byte dtypes."""
     return factor.float() if factor.dtype.itemsize == 1 else factor
 
 
 class _Workspace:
-    """Memory for the stacked factors, used again for every batch: fresh pages cost more than the arithmetic."""
+    """Memory for the stacked factors, reused for every batch: new pages cost more than the arithmetic."""
 
     def __init__(self) -> None:
         self._buffers = [torch.empty(0, dtype=torch.float64)] * 2
@@ -324,11 +324,11 @@ class _Workspace:
 def in_parallel(
     work: Callable[[Sequence[str], _Workspace], Result], groups: Iterator[list[str]]
 ) -> Generator[tuple[list[str], Result], None, None]:
-    """``work`` on every group, several at once, results in order.
+    """Run ``work`` on every group, several at once; results in order.
 
-    One thread of torch for each group instead of all threads for one: the matrices are small, so this is nearly
-    twice as fast, it reads files meanwhile, and the bits do not depend on the number of cores. torch's own number of
-    threads is put back at the end.
+    One torch thread per group instead of all threads for one group: the matrices are small, so this is nearly
+    twice as fast, overlaps with reading files, and the bits do not depend on the number of cores. torch's own number of
+    threads is restored at the end.
     """
     threads = torch.get_num_threads()
     workers = min(threads, MAX_WORKERS)

@@ -1,8 +1,8 @@
 """The best small rank of a matrix that is stored in full: randomised block Krylov iteration, with a certificate.
 
-Musco & Musco (2015). Factored changes never come here; their re-rank is exact without it. The iteration runs in
-float32, where the time goes; the basis is orthonormal in float64, and the numbers that are reported come from one last
-product in float64.
+Musco & Musco (2015). Factored changes do not need this; their re-rank is exact. The iteration, which takes most of the
+time, runs in float32; the basis is orthonormal in float64, and the reported numbers come from a final product in
+float64.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch import Tensor
 from ..lora.deltas import LowRank, Term
 
 OVERSAMPLING = 8  # columns beyond the rank
-TOLERANCE = 1e-3  # how far above the smallest possible error the result may be, as a share of it
+TOLERANCE = 1e-3  # how far the error may be above the smallest possible one, as a share of it
 MAX_STEPS = 24
-MOST_EXACT = 8192  # the smaller side of matrices that may be decomposed whole where the iteration is of no use
+MOST_EXACT = 8192  # longest smaller side of a matrix that may be decomposed whole if the iteration does not help
 # An error below this share of ‖Δ‖, 1.9e-6, is what rounding to float32 does to the weights and to the factors.
 ROUNDING = 16 * torch.finfo(torch.float32).eps
 EPSILON = torch.finfo(torch.float64).eps
@@ -38,10 +38,10 @@ class Approximation:
     up (out, r), down (r, in)   float32, the singular values split evenly; the largest entry of each row of `down` is positive
     values (r,)                 singular values, from large to small, float64
     energy   ‖Δ‖², the squared Frobenius norm, exactly
-    error    ‖Δ − up down‖, but for the rounding of the two
+    error    ‖Δ − up down‖, apart from the rounding of the two
     excess   by what share `error` can be above the smallest possible one: ``error <= max((1 + excess) smallest,
-             ROUNDING ‖Δ‖)``. By the Ritz residuals ``‖(ΔΔᵀ − σ̃²) u‖`` of these and the next few; it takes for granted that
-             none of the largest is missing among them: a random start misses one with probability zero.
+             ROUNDING ‖Δ‖)``. From the Ritz residuals ``‖(ΔΔᵀ − σ̃²) u‖`` of these and the next few. Assumes that none of
+             the largest is missing among them: a random start misses one with probability zero.
     steps    of the iteration
     """
 
@@ -57,7 +57,7 @@ class Approximation:
 
     @property
     def complete(self) -> bool:
-        """Whether the factors are still here."""
+        """Whether the factors are still kept."""
         return self.up.numel() > 0
 
     @property
@@ -82,14 +82,14 @@ class Approximation:
         return _certified(self._squares, self._residuals, int(above.sum()), self.energy)[1]
 
     def at(self, rank: int, shape: tuple[int, ...]) -> LowRank:
-        """The best `rank` of these, as the change of a weight. Copies: the others need not stay in memory for it."""
+        """The best `rank` of these, as the change of a weight. Copies, so that the others need not stay in memory."""
         return LowRank((Term(self.up[:, :rank].clone(), self.down[:rank].clone()),), shape)
 
 
 def approximate(matrix: Tensor, rank: int, tick: Callable[[], None] = lambda: None) -> Approximation:
     """Approximate `matrix` (out, in), float32 or float64, at `rank`.
 
-    tick    called after every product with the matrix, and some times a second while it is decomposed whole; may raise
+    tick    called after every product with the matrix, and several times a second while it is decomposed whole; may raise
             to cancel
     """
     matrix = matrix.float() if matrix.dtype.itemsize < 4 else matrix
@@ -133,7 +133,7 @@ def approximate(matrix: Tensor, rank: int, tick: Callable[[], None] = lambda: No
                 matrix = matrix.double()
     if best is not None and min(matrix.shape) > MOST_EXACT:
         return best
-    # Too many values for so small a side, or none that stand out: all of them, then.
+    # Too many values for such a small side, or none that stand out: compute all of them.
     return _while_ticking(lambda: _decompose(matrix, rank, energy, best.steps if best else 0), tick)
 
 
@@ -145,7 +145,7 @@ def _decompose(matrix: Tensor, rank: int, energy: float, steps: int) -> Approxim
 
 
 def _while_ticking(work: Callable[[], Approximation], tick: Callable[[], None]) -> Approximation:
-    """``work()``, with `tick` some times a second. LAPACK cannot be stopped; after a cancel it is left to itself."""
+    """Run ``work()`` and call `tick` several times a second. LAPACK cannot be stopped; after a cancel it runs to its end."""
     future: Future[Approximation] = Future()
 
     def run() -> None:
@@ -169,7 +169,7 @@ def _project(
     small = basis.mT @ exact
     tick()
     squares, vectors = torch.linalg.eigh(small @ small.mT)
-    # A few more than asked for: the certificate needs to know what comes next, and how well that is known.
+    # A few more than requested: the certificate needs the next values, and how accurate they are.
     kept = rank + OVERSAMPLING
     squares, vectors = squares.flip(0)[:kept].clamp_min(0), vectors.flip(1)[:, :kept]
     unscaled = vectors.mT @ small
@@ -196,16 +196,16 @@ def _certified(squares: Tensor, residuals: Tensor, rank: int, energy: float) -> 
 def _may_be_more(squares: Tensor, residuals: Tensor, rank: int) -> float:
     """By how much the sum of the `rank` largest eigenvalues of ΔΔᵀ can exceed that of the squares found.
 
-    Each may be larger by its residual, and of nearly equal ones, whose vectors are still mixed, by up to twice that, and
-    the one that comes later may be the larger one: the sum of the largest upper ends is such a bound. Values far above the
-    rest, of which float32 leaves large residuals, have a better one (Mathias 1998): splitting k vectors off from what ΔΔᵀ
-    is on the others moves no eigenvalue by more than ``‖R‖² / gap``, with R their residuals. The least over k is taken.
+    Each may be larger by its residual; nearly equal ones, whose vectors are still mixed, by up to twice that, and the later
+    one may be the larger one. The sum of the largest upper ends is therefore a bound. Values far above the rest, for which
+    float32 leaves large residuals, have a better one (Mathias 1998): decoupling k vectors from what ΔΔᵀ is on the others
+    moves no eigenvalue by more than ``‖R‖² / gap``, with R their residuals. The smallest bound over k is used.
 
-    squares, residuals    of the values found, from large to small, and of some that come next, where there are such
+    squares, residuals    of the values found, from large to small, and of some of the next ones, if there are any
     """
     ends = squares + 2 * residuals
     best = float((ends.sort(descending=True).values - squares)[:rank].sum())
-    # Beyond the rank, too: so the bound of a cut is never above that of the whole.
+    # Beyond the rank, too, so that the bound of a cut is never above that of the whole.
     for k in range(1, len(squares)):
         others = float(torch.linalg.vector_norm(residuals[k:]))
         gap = float(squares[k - 1]) - float(squares[k]) - others

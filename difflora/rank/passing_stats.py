@@ -1,7 +1,7 @@
-"""How alike A and B are, worked out from their factors as they pass by on their way into a file.
+"""How similar A and B are, computed from their factors while these are being written to a file.
 
-For a result that is written as it is, without a re-rank, there is no factorisation to ask; this needs no second pass
-through the files and no memory. Inner products are float32 sums over float32 factors: enough for a cosine.
+A result that is written without a re-rank has no factorisation to take this from. This needs no second pass
+through the files and no extra memory. Inner products are float32 sums over float32 factors: enough for a cosine.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class MeasuredLora(Lora):
 
     @property
     def cosine(self) -> float | None:
-        """Between A and B, over the modules that were read as factors; None if there was none."""
+        """Between A and B, over the modules that were read as factors; None if there were none."""
         a, product, b = self._totals
         return None if not self._sums else max(-1.0, min(1.0, product / math.sqrt(a * b))) if a * b > 0 else 0.0
 

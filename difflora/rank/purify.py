@@ -1,11 +1,11 @@
-"""Takes the directions of other LoRAs out of a slider, on factors alone.
+"""Removes the directions of other LoRAs from a slider, using the factors only.
 
 With a slider's module U V and the top j left singular vectors Q of another LoRA's,
 
     U ← U − Q (Qᵀ U),   V as it is
 
 removes what the two write into the same directions of the layer's output. Only the left side: the rows of V come mostly
-from the initial factors and are what the slider itself lives on, so a projection on the right takes the slider away.
+from the initial factors and the slider itself depends on them, so a projection on the right would remove the slider.
 The rank does not grow, and ‖Δ before‖² = ‖Δ after‖² + ‖Qᵀ U V‖² exactly.
 """
 
@@ -31,9 +31,9 @@ from ..storage.reader import FileIdentity
 from .factorisation import factor, factorisation_of, in_parallel
 from .rules import NOISE, FixedRank
 
-MOST_AGAINST = 4  # LoRAs whose directions can be taken out at once
-MUCH = 0.5  # of the slider's energy gone: the two mean the same
-SAME_ROWS = 0.7  # mean cosine of the row spaces above which two LoRAs look as if they began with the same factors
+MOST_AGAINST = 4  # LoRAs whose directions can be removed at once
+MUCH = 0.5  # share of the slider's energy removed: above it, the two mean the same
+SAME_ROWS = 0.7  # mean cosine of the row spaces above which two LoRAs probably started from the same factors
 LOOKED_AT = 12  # modules whose row spaces are compared
 
 
@@ -42,7 +42,7 @@ class Removed:
     """What a projection did to one module, as squared Frobenius norms.
 
     before   of the slider's module
-    gone     of the part that was taken out
+    gone     of the part that was removed
     """
 
     before: float
@@ -50,7 +50,7 @@ class Removed:
 
     @property
     def share(self) -> float:
-        """Share of the module's energy that went, 0 to 1."""
+        """Share of the module's energy that was removed, 0 to 1."""
         return min(1.0, self.gone / self.before) if self.before > 0 else 0.0
 
 
@@ -108,7 +108,7 @@ class PurifiedLora(Lora):
         return {name: self._purified(name, delta) if name in touched else delta for name, delta in deltas.items()}
 
     def stream(self, modules: Sequence[str], tick: Callable[[], None] = lambda: None) -> Iterator[tuple[str, Delta]]:
-        # In workers of one thread each: the bits do not depend on the number of cores.
+        # In workers of one thread each, so that the bits do not depend on the number of cores.
         with closing(in_parallel(lambda group, _: self.read(group), batches(self.specs, modules))) as results:
             for group, deltas in results:
                 tick()
@@ -130,7 +130,7 @@ class PurifiedLora(Lora):
         return purified
 
     def _find_bases(self, modules: Sequence[str]) -> None:
-        """Orthonormal bases (out, at most j · len(against)) float64 of what is taken out, for modules that lack one."""
+        """Orthonormal bases (out, at most j · len(against)) float64 of what is removed, for modules that lack one."""
         found: dict[str, list[Tensor]] = {name: [] for name in modules}
         for other in self.against:
             mine = [name for name in modules if name in other and not other.specs[name].is_vector]
@@ -140,7 +140,7 @@ class PurifiedLora(Lora):
             self._bases[name] = _orthonormal(torch.cat(parts, dim=1))
 
     def measure(self, progress: Progress | None = None) -> None:
-        """Work out what goes of each module, with progress, which may cancel. Spectra are kept for a re-rank.
+        """Compute what is removed from each module, with progress, which may cancel. Spectra are kept for a re-rank.
 
         raises  PairError if nothing is left
         """
@@ -159,21 +159,21 @@ class PurifiedLora(Lora):
 
     @property
     def removed(self) -> Mapping[str, Removed]:
-        """What went of each module that both sides have. Reads what has not been read yet."""
+        """What was removed from each module that both sides have. Reads what has not been read yet."""
         factorisation = factorisation_of(self)
         left = {n: self._left[n] if n in self._left else factorisation[n].energy for n in self.touched}
         return {name: Removed(left[name] + self._gone[name], self._gone[name]) for name in self.touched}
 
     @property
     def share(self) -> float:
-        """Share of the energy that went, over all modules that both sides have, 0 to 1."""
+        """Share of the energy that was removed, over all modules that both sides have, 0 to 1."""
         removed = self.removed.values()
         before = math.fsum(one.before for one in removed)
         return math.fsum(one.gone for one in removed) / before if before > 0 else 0.0
 
     @property
     def conclusions(self) -> list[Sentence]:
-        """What a user should know of the result, one line each."""
+        """What a user should know about the result, one line each."""
         lines = []
         if self.share > MUCH:
             lines.append(
@@ -200,8 +200,8 @@ def purify(lora: Lora, against: Sequence[Lora], directions: int = 2) -> Purified
     Lazy and exact, see the top of this file; the rank does not grow.
 
     against     one to four LoRAs of the same model, such as a colour LoRA or another slider
-    directions  how many singular vectors of each are taken out of a module; 2 to 4 is usual
-    raises      PairError if base models or shapes differ, no module is in common, or a LoRA is taken out of itself;
+    directions  how many singular vectors of each are removed from a module; 2 to 4 is usual
+    raises      PairError if base models or shapes differ, no module is in common, or a LoRA is removed from itself;
                 RankError if `directions` is below 1
     """
     return PurifiedLora(lora, against, directions)
@@ -209,7 +209,7 @@ def purify(lora: Lora, against: Sequence[Lora], directions: int = 2) -> Purified
 
 def independent(loras: Sequence[Lora], directions: int = 2, progress: Progress | None = None) -> list[Lora]:
     """Sliders that do not act in each other's strongest directions: each is purified of those before it, and scaled back
-    to the norm that it had. The first stays as it is.
+    to its original norm. The first is not changed.
 
     raises  PairError and RankError as `purify`, and PairError for fewer than two
     """
@@ -279,14 +279,14 @@ def _left_directions(lora: Lora, modules: Sequence[str], most: int) -> Iterator[
 
 
 def _orthonormal(directions: Tensor) -> Tensor:
-    """A basis of what unit columns span, without those that others span already: (out, rank) float64."""
+    """A basis of the span of unit columns, without directions that others span already: (out, rank) float64."""
     left, values, _ = torch.linalg.svd(directions, full_matrices=False)
     spanned: Tensor = left[:, values > NOISE * values.amax()] if values.numel() else left
     return spanned
 
 
 def _without(basis: Tensor, up: Tensor) -> Tensor:
-    """`up` (out, k) without its part in the span of `basis` (out, j). float32, worked out in float64 where it is small."""
+    """`up` (out, k) without its part in the span of `basis` (out, j). float32, computed in float64 where it is small."""
     exact = up.shape[1] <= up.shape[0]
     up, basis = (up.double(), basis) if exact else (up.float(), basis.float())
     return (up - basis @ (basis.mT @ up)).float()
@@ -303,9 +303,9 @@ def _energy(delta: Delta) -> float:
 
 
 def _row_likeness(one: Lora, other: Lora, modules: Sequence[str]) -> float:
-    """How alike the row spaces of two LoRAs are: the mean principal cosine, over a few modules. 1 is the same space.
+    """How similar the row spaces of two LoRAs are: the mean principal cosine, over a few modules. 1 is the same space.
 
-    The rows of a LoRA move little in training, so two that began alike still are.
+    The rows of a LoRA move little in training, so two that started alike are still alike.
     """
     modules = [name for name in modules if not (one.specs[name].dense or other.specs.get(name, one.specs[name]).dense)]
     chosen = [name for name in modules if name in other][:: max(1, len(modules) // LOOKED_AT)]

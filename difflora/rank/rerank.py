@@ -18,7 +18,7 @@ from .factorisation import Factorisation, factorisation_of
 from .krylov import Approximation
 from .rules import RankRule, Spectrum, check_count, ranks_of
 
-# Energy that rounding leaves of equal products of different float32 factors, as a share of what was added up.
+# Energy that rounding leaves when equal products of different float32 factors cancel, as a share of what was added up.
 ROUNDING = (4 * torch.finfo(torch.float32).eps) ** 2
 
 
@@ -106,7 +106,7 @@ class RerankedLora(Lora):
             self.measure(progress)
 
     def measure(self, progress: Progress | None = None) -> None:
-        """Work out all spectra now, and with them ranks and energy.
+        """Compute all spectra now, and with them ranks and energy.
 
         raises  PairError if it turns out that nothing is left, see `check_something_left`
         """
@@ -150,7 +150,7 @@ class RerankedLora(Lora):
     def spectrum(self, module: str) -> Tensor:
         """The module's singular values before the cut, from large to small, float64.
 
-        All of them; of a module that is stored in full, those that have been worked out.
+        All of them; for a module that is stored in full, those that have been computed.
         """
         return (
             self._approximation(module).values
@@ -177,7 +177,7 @@ class RerankedLora(Lora):
 
 
 class _Spectra(Mapping[str, Spectrum]):
-    """What a rule can look at: the spectra of all matrices, factored together when the first one is taken."""
+    """What a rule can look at: the spectra of all matrices, factored together when the first one is read."""
 
     def __init__(self, lora: RerankedLora, most: Mapping[str, int]):
         self._lora, self._most = lora, most
@@ -199,15 +199,15 @@ class _Spectra(Mapping[str, Spectrum]):
 
 
 def check_something_left(lora: Lora) -> None:
-    """Raise PairError if a sum of LoRAs is zero in every module, but for the rounding of float32 factors.
+    """Raise PairError if a sum of LoRAs is zero in every module, apart from the rounding of float32 factors.
 
-    Modules are looked at until one is not zero, which as a rule is the first. A LoRA that is no sum may be zero.
+    Modules are checked until one is not zero, usually the first. A LoRA that is not a sum may be zero.
     """
     total = lora.origin
     if not total.parts or lora.__dict__.get("_something_left"):
         return
     factorisation = _factorisation(lora)
-    # Whole matrices last: only they take time.
+    # Modules stored in full come last: only they take time.
     for name in sorted(lora.unzeroed, key=lambda name: total.specs[name].dense):
         if not _is_nothing(total, name, factorisation):
             lora.__dict__["_something_left"] = True
@@ -219,7 +219,7 @@ def check_something_left(lora: Lora) -> None:
 
 
 def _factorisation(lora: Lora) -> Factorisation:
-    """The one that is there already, nearest to the origin of a LoRA; else a new one of the origin."""
+    """The existing one nearest to the origin of a LoRA, or else a new one of the origin."""
     one, found = lora, None
     while True:
         found = one.__dict__.get("_factorisation", found)

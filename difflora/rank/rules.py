@@ -1,8 +1,8 @@
 """Rank rules: how many singular values of each module are kept.
 
-A rule sees all modules at once, so it may weigh them against each other; most judge each module by itself. To add one:
-its class here and its name in RULES, its counterpart in `js/lib/spectrum.js`, its cases in `tests/data/rank_rules.json`
-(which the Python and the JavaScript tests both read), and the tooltip of Re-rank in `locales`.
+A rule sees all modules at once, so it can weigh them against each other; most look at each module separately. To add one:
+write its class here and add its name to RULES, its counterpart to `js/lib/spectrum.js`, its cases to
+`tests/data/rank_rules.json` (read by both the Python and the JavaScript tests), and extend the tooltip of Re-rank in `locales`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from ..lora.lora import Recipe
 # Singular values below this share of the largest one are the rounding of float32 factors: measured, 4e-8 where A is as
 # large as the difference, and 4e-7 where it is ten times as large.
 NOISE = 1e-6
-# Numbers that differ by less than this share are at a tie: their last bits, which differ between processors, and between
-# here and the page, must not decide.
+# Numbers that differ by less than this share count as a tie: their last bits, which differ between processors and between
+# Python and the page, must not decide.
 TIE = 1e-9
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What a rule is told of one module.
+    """What a rule is told about one module.
 
-    values  (n,) float64, from large to small; of a module stored in full, those that have been worked out
-    energy  ‖Δ‖²: more than the squares of `values` add up to, where some are not among them
+    values  (n,) float64, from large to small; for a module stored in full, those that have been computed
+    energy  ‖Δ‖²: more than the sum of the squares of `values` if some values are missing
     shape   (out, in): a rank costs ``out + in`` numbers
     most    the largest rank that the module can get, at least 1
     """
@@ -51,8 +51,8 @@ class RankRule(ABC):
     setting  the number that it takes, by the name of the node's input; None if it takes none
     whole    whether that is a whole number
     says     what it keeps, in a few words; `example` of its number
-    looks_at how many singular values of a module stored in full are worked out for it, where `max_rank` sets no limit;
-             None if it says itself when it has seen enough
+    looks_at how many singular values of a module stored in full are computed for it if `max_rank` sets no limit;
+             None if the rule decides itself when it has seen enough
     reads_spectra  whether ranks depend on the spectra at all
     """
 
@@ -67,17 +67,17 @@ class RankRule(ABC):
 
     @abstractmethod
     def ranks(self, spectra: Mapping[str, Spectrum]) -> dict[str, int]:
-        """The rank of every module. `ranks_of` sees to it that each is from 1 to `most`.
+        """The rank of every module. `ranks_of` makes sure that each is from 1 to `most`.
 
-        A spectrum is worked out when it is taken from the mapping; a rule that takes none costs nothing.
+        A spectrum is computed when it is read from the mapping; a rule that reads none costs nothing.
         """
 
     def least(self, most: int) -> int:
-        """How many values of a module stored in full are needed to begin with; there will be `most` at most."""
+        """How many values of a module stored in full are needed at first; there are at most `most`."""
         return most
 
     def needs_more(self, values: Tensor, energy: float) -> bool:
-        """Whether more values of a module stored in full are needed than these."""
+        """Whether a module stored in full needs more values than these."""
         return True
 
     @property
@@ -87,11 +87,11 @@ class RankRule(ABC):
 
 
 class ModuleRule(RankRule):
-    """A rule that judges each module by itself."""
+    """A rule that looks at each module separately."""
 
     @abstractmethod
     def count(self, values: Tensor, energy: float | None = None) -> int:
-        """How many of these values to keep; `energy` is that of the whole module, by default their own."""
+        """How many of these values to keep; `energy` is that of the whole module, by default that of the values."""
 
     def ranks(self, spectra: Mapping[str, Spectrum]) -> dict[str, int]:
         return {name: self.count(spectrum.values, spectrum.energy) for name, spectrum in spectra.items()}
@@ -139,7 +139,7 @@ class Energy(ModuleRule):
             raise RankError(f"The energy to retain is {self.share}; it must be above 0 and at most 1, such as 0.95.")
 
     def count(self, values: Tensor, energy: float | None = None) -> int:
-        # What is missing is added up from the small end: taken from the whole, it would be rounding.
+        # What is missing is summed from the small end: subtracted from the whole, it would be lost in rounding.
         squares = values.square()
         energy = float(squares.sum()) if energy is None else energy
         unseen = energy - float(squares.sum())
@@ -206,10 +206,10 @@ class Knee(ModuleRule):
 
 @dataclass(frozen=True)
 class Budget(RankRule):
-    """The numbers that this rank would take in every module, spent where each holds the most energy.
+    """The same total size as this rank in every module, spent where it keeps the most energy.
 
-    A rank of an (out, in) module costs ``out + in`` numbers. Each module keeps one; then the largest σ² / (out + in) of
-    all modules goes first, as long as it fits.
+    One rank of an (out, in) module costs ``out + in`` numbers. Each module keeps one; then the singular values of all
+    modules are added in the order of σ² / (out + in), largest first, as long as they fit.
     """
 
     rank: int
@@ -230,7 +230,7 @@ class Budget(RankRule):
             for value in one.values[1 : one.most].tolist()
             if value > NOISE * float(one.values[0])
         ]
-        # Ties go to the module that comes first: sorting keeps the order of equals.
+        # Ties go to the module that comes first: the sort is stable.
         for _, cost, name in sorted(offers, key=lambda offer: -offer[0]):
             if cost <= left:
                 ranks[name], left = ranks[name] + 1, left - cost
@@ -238,13 +238,13 @@ class Budget(RankRule):
 
 
 RULES: Mapping[str, type[RankRule]] = {rule.word: rule for rule in (FixedRank, Energy, Ratio, Knee, Budget)}
-"""Every rule, by its word, in the order in which people meet them."""
+"""Every rule, by its word, in the order in which lists show them."""
 
 
 def rule_of(word: str, settings: Mapping[str, Any]) -> RankRule:
-    """The rule of this word with its number out of `settings`, which may have those of other rules too.
+    """The rule of this word with its number from `settings`, which may hold those of other rules too.
 
-    raises  RankError if the number is none for this rule
+    raises  RankError if the number is not valid for this rule
     """
     rule: Callable[..., RankRule] = RULES[word]
     setting = RULES[word].setting
@@ -266,6 +266,6 @@ def ranks_of(rule: RankRule, spectra: Mapping[str, Spectrum], most: Mapping[str,
 
 
 def check_count(name: str, number: object) -> None:
-    """Raise RankError if a count is no whole number of at least 1."""
+    """Raise RankError if a count is not a whole number of at least 1."""
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise RankError(f"The {name} is {number}; it must be a whole number of at least 1.")

@@ -1,4 +1,4 @@
-"""Curves as text that a person and a widget both write: ``0:0, 40:1, 80:1``."""
+"""Curves as text that both users and a widget can write: ``0:0, 40:1, 80:1``."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from ..sentence import printable
 MOST_POINTS = 100
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
 _POINT = re.compile(rf"({_NUMBER})\s*%?\s*:\s*({_NUMBER})")
-_WIDE = str.maketrans("，；：％", ",;:%")  # as Japanese and Chinese keyboards write them
+_WIDE = str.maketrans("，；：％", ",;:%")  # as typed on Japanese and Chinese keyboards
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A weight for every position: straight lines between points, level before the first and behind the last.
+    """A weight for every position: linear between points, constant before the first and after the last.
 
-    points  (position, weight) in ascending order; position in per cent, weight from 0 to 1. Two points at one
-            position are a jump, and the later one counts there.
+    points  (position, weight) in ascending order; position in percent, weight from 0 to 1. Two points at one
+            position are a jump, and the later one applies there.
     """
 
     points: tuple[tuple[float, float], ...]
 
     @classmethod
     def parse(cls, text: str, name: str) -> Curve:
-        """The curve of a text. An empty text is 1 everywhere, a number alone is that number everywhere.
+        """Parse a curve. Empty text is 1 everywhere, a single number is that number everywhere.
 
         name    of the input, for errors
-        raises  InputError for what is no curve
+        raises  InputError if the text is not a curve
         """
         words = [word.strip() for word in re.split(r"[,;\n]", text.translate(_WIDE)) if word.strip()]
         if not words:
@@ -46,7 +46,7 @@ class Curve:
         return cls(points)
 
     def at(self, position: float) -> float:
-        """The weight at a position in per cent."""
+        """The weight at a position in percent."""
         after = bisect.bisect_right(self.points, position, key=lambda point: point[0])
         if after == 0:
             return self.points[0][1]
@@ -62,7 +62,7 @@ class Curve:
 
 
 def lerp(start: float, end: float, weight: float) -> float:
-    """From `start` to `end`, exactly those at 0 and 1: the rule of torch.lerp."""
+    """Interpolate from `start` to `end`, exact at 0 and 1 like torch.lerp."""
     return start + weight * (end - start) if weight < 0.5 else end - (end - start) * (1 - weight)
 
 

@@ -1,7 +1,7 @@
-"""Which strengths a step's predictions are made at, and how they are mixed.
+"""At which strengths a step's predictions are made, and how they are blended.
 
-One prediction for each end of the range of strengths that occur in the step, mixed place by place. Between -3 and +3
-there is one at 0 as well: a mixture of the two ends is not the base model where the strength is 0.
+One prediction for each end of the range of strengths that occur in the step, blended at each place. Between -3 and +3
+there is one at 0 as well: where the strength is 0, a blend of the two ends would not be the base model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .curve import lerp
 
-SAME = 1e-9  # weights that differ by less are one: float64's rounding
+SAME = 1e-9  # weights that differ by less count as equal: float64 rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,8 @@ class Passes:
     """The passes of one step.
 
     strengths  ascending, one to three
-    shares     one fewer, each (frames, height, width) float64 from 0 to 1: how far a place is from one strength to the next
+    shares     one fewer, each (frames, height, width) float64 from 0 to 1: how far a place is on the way from one strength
+               to the next
     """
 
     strengths: tuple[float, ...]
@@ -50,7 +51,7 @@ class Passes:
         return cls(strengths, shares)
 
     def mix(self, predictions: Sequence[Tensor]) -> Tensor:
-        """The prediction of the step from those of its passes: exactly one of them wherever its strength is reached.
+        """The prediction of the step from those of its passes; exactly that of a pass wherever its strength is reached.
 
         predictions  (batch, channels, frames, height, width), or (batch, channels, height, width) for a picture
         """

@@ -1,4 +1,4 @@
-"""How far into a schedule a noise level is, and which strength a map gives it."""
+"""The position of a noise level in a schedule, and the strength that a map gives it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .slider_map import SliderMap
 
 
 def percent_of(sigma: float, percent_to_sigma: Callable[[float], float]) -> float:
-    """The place of a noise level in the schedule, in per cent: 0 is pure noise, 100 is none.
+    """The position of a noise level in the schedule, in percent: 0 is pure noise, 100 is none.
 
-    percent_to_sigma  of the model's sampling: falls from its largest noise at 0 to its smallest at 1
+    percent_to_sigma  of the model's sampling: falls from the largest noise at 0 to the smallest at 1
     """
     low, high = 0.0, 1.0
     while high - low > 1e-9:
@@ -30,10 +30,10 @@ def flow_percent(sigma: float, shift: float) -> float:
 
 
 def sampled(sigmas: Sequence[float], start_step: int, end_step: int) -> list[float]:
-    """The noise levels that the steps of a sampler begin at, out of a whole schedule.
+    """The noise levels at which the steps of a sampler begin, from a whole schedule.
 
-    sigmas    one more than there are steps: the last one is where sampling ends
-    end_step  the first step that is not sampled any more; -1 for all of them
+    sigmas    one more than there are steps: sampling ends at the last one
+    end_step  the first step that is no longer sampled; -1 for all of them
     raises    InputError if no step is left
     """
     steps = len(sigmas) - 1
@@ -49,5 +49,5 @@ def sampled(sigmas: Sequence[float], start_step: int, end_step: int) -> list[flo
 def step_strengths(
     sigmas: Sequence[float], shift: float, slider_map: SliderMap, strength: float, outside: float
 ) -> list[float]:
-    """The strength of each step of a flow model, with a map that is level."""
+    """The strength of each step of a flow model, for a map with the same weight everywhere."""
     return [lerp(outside, strength, slider_map.weight_at(flow_percent(sigma, shift))) for sigma in sigmas]

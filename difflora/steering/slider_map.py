@@ -17,11 +17,11 @@ MOST_FEATHER = 32
 class SliderMap:
     """The product of a curve over the steps, a curve over the frames, and a mask.
 
-    steps    over the schedule in per cent
-    frames   over the clip in per cent: 0 is the first frame, 100 the last
-    mask     (pictures, height, width) float32 from 0 to 1, one picture or one a frame; None is 1 everywhere
-    feather  the mask's edge becomes a ramp that reaches so many latent pixels to either side
-    raises   InputError for a mask that is none, or a feather out of range
+    steps    over the schedule in percent
+    frames   over the clip in percent: 0 is the first frame, 100 the last
+    mask     (pictures, height, width) float32 from 0 to 1, one picture or one per frame; None is 1 everywhere
+    feather  the mask's edge becomes a ramp of this many latent pixels to either side
+    raises   InputError for an invalid mask or a feather out of range
     """
 
     steps: Curve
@@ -40,21 +40,21 @@ class SliderMap:
 
     @property
     def is_level(self) -> bool:
-        """Whether every place in the clip has the same weight: such a map needs one pass a step."""
+        """Whether every place in the clip has the same weight: such a map needs one pass per step."""
         return self.frames.is_level and self.mask is None
 
     def weight_at(self, percent: float) -> float:
-        """The weight of every place at a step, of a map that is level."""
+        """The weight at a step, for a map with the same weight everywhere."""
         assert self.is_level
         return self.steps.at(percent) * self.frames.points[0][1]
 
     def field(self, frames: int, height: int, width: int, stride: int) -> Tensor:
-        """The weights of a clip's places, apart from those of the steps.
+        """The weight of every place in a clip, without that of the step.
 
         frames, height, width  of the latent
         stride   frames of the clip in a latent frame; the first latent frame holds one
         returns  (frames, height, width) float64 on the CPU, from 0 to 1
-        raises   InputError if the mask has another number of pictures than the clip has frames
+        raises   InputError if the number of pictures in the mask does not match the frames of the clip
         """
         clip = clip_frames(frames, stride)
         curve = torch.tensor([self.frames.at(100 * i / max(1, clip - 1)) for i in range(clip)], dtype=torch.float64)
@@ -75,7 +75,7 @@ class SliderMap:
         if pictures in (1, frames):
             return mask.expand(frames, height, width)
         clip = clip_frames(frames, stride)
-        # A length that is no multiple of the stride is rounded down when the latent is made.
+        # A length that is not a multiple of the stride is rounded down when the latent is made.
         if frames == 1 or not clip <= pictures < clip + stride:
             raise InputError(
                 f"mask has {pictures} pictures, but the clip has {clip} frames ({frames} in the latent). Give one picture, "

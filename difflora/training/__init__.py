@@ -1,1 +1,1 @@
-"""From an idea to a pair of LoRAs: the paired data set, the commands that train on it, the steps to choose from."""
+"""From an idea to a pair of LoRAs: the paired dataset, the commands that train on it, the checkpoints to choose from."""

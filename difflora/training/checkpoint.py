@@ -1,4 +1,4 @@
-"""A training's state as a file that is whole or not there."""
+"""The state of a training in a file that is either complete or absent."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a training needs to go on.
+    """What a training needs to resume.
 
-    identity  what was trained on what, as JSON data: only the same goes on from here
+    identity  what was trained on what, as JSON data: only the same training can resume from here
     tensors   factors, optimiser, means
     losses    one for each step taken
     """
@@ -33,7 +33,7 @@ class Checkpoint:
     losses: list[float]
 
     def write(self, path: Path) -> None:
-        """Put it in the place of an earlier one. raises OutputError, and then the earlier one is still there."""
+        """Replace an earlier one. raises OutputError; the earlier one is then still there."""
         path.parent.mkdir(parents=True, exist_ok=True)
         plan = Layout.of({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()})
 
@@ -48,7 +48,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint | None:
-        """None if there is none. raises FileError if it is damaged."""
+        """Returns None if there is no file. raises FileError if it is damaged."""
         if not path.is_file():
             return None
         header = read_header(path)

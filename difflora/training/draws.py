@@ -1,7 +1,7 @@
-"""What each step draws: which pairs, which noise levels, which noise. A function of seed and step alone.
+"""What each step draws: pairs, noise levels and noise. A function of seed and step only.
 
-So a training that goes on later draws what it would have drawn, the sides of a pair draw the same, and nobody else's
-random numbers move.
+So a resumed training draws what it would have drawn, both sides of a pair draw the same, and other code's
+random numbers are not affected.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def generator(seed: int, *what: object) -> torch.Generator:
-    """A generator of its own for one purpose."""
+    """A separate generator for each purpose."""
     digest = hashlib.sha256(repr((seed, *what)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
@@ -32,7 +32,7 @@ class Draw:
 class Draws:
     """The draws of a whole training.
 
-    shapes  of the pairs' latents: only equal shapes go into one batch
+    shapes  of the pairs' latents: a batch holds only equal shapes
     sigma   the lowest and the highest noise level. Levels are uniform between the two, one from each of n equal parts,
             in random order
     """
@@ -50,7 +50,7 @@ class Draws:
         return self._drawn(self._epoch(epoch)[place], generator(self.seed, "step", step))
 
     def fixed(self, number: int) -> list[Draw]:
-        """Draws over the first `number` pairs of each shape, for a loss that can be compared with itself."""
+        """Draws over the first `number` pairs of each shape, for losses that can be compared with each other."""
         parts = [
             part[i : i + self.batch] for part in self._alike.values() for i in range(0, len(part[:number]), self.batch)
         ]

@@ -54,7 +54,7 @@ class TrainedFactors:
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
-        """Forward hooks on the layers, gone on leaving. Without multipliers they add nothing, to the last bit."""
+        """Forward hooks on the layers, removed on exit. Without multipliers they change nothing, not even the last bit."""
         handles = []
         try:
             for name, layer in self.layers.items():
@@ -76,7 +76,7 @@ class TrainedFactors:
                     f"{name}: this layer sees a batch of {x.shape[0]} where {rows} pictures were given, so a slider "
                     "cannot be trained on it. Leave it out of the selection."
                 )
-            # In float32: a young LoRA's changes are smaller than what bf16 rounds away.
+            # In float32: early in training, a LoRA's changes are smaller than bf16's rounding.
             x = x.float()
             change: Tensor | None = None
             for multiplier, factors in zip(self.multipliers, self.sides, strict=True):

@@ -1,4 +1,4 @@
-"""The pairs as a trainer sees them: two latents under one name."""
+"""The pairs as a trainer sees them: two latents with one name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENOUGH = 20
 class SliderPairs:
     """Latents by pair, on the CPU.
 
-    names   of the pairs, sorted: the order of training must not depend on a folder's
+    names   of the pairs, sorted: the order of training must not depend on the order of files in a folder
     a, b    one latent each, (channels, …), float32; both of a pair have the same shape
     raises  PairError if there are fewer than two pairs, a shape differs, or a latent is not finite
     """
@@ -56,5 +56,5 @@ class SliderPairs:
         return digest.hexdigest()
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> SliderPairs:
-        """The same pairs with every latent changed."""
+        """The same pairs with a function applied to every latent."""
         return SliderPairs(self.names, tuple(map(change, self.a)), tuple(map(change, self.b)))

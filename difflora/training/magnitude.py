@@ -1,6 +1,6 @@
-"""How large a trained slider is to be: its direction is there early, its size is chance.
+"""How large a trained slider should be: training finds the direction early, but its size is arbitrary.
 
-Works on plain numbers: losses at multipliers of the change, whoever measured them.
+Works on plain numbers: losses at multiples of the change, however they were measured.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 SMALLEST, LARGEST = 2.0**-4, 2.0**6
 REACH = 3.0
-"""The strength at which a slider is to show as much of the property as the pairs' sides do."""
+"""The strength at which a slider should show as much of the property as the two sides of the pairs do."""
 
 
 def best_multiplier(loss: Callable[[float], float], smallest: float = SMALLEST, largest: float = LARGEST) -> float:
-    """The multiplier with the least loss: of the powers of two, then the parabola through the best and its neighbours.
+    """The multiplier with the lowest loss: the best power of two, refined by a parabola through it and its neighbours.
 
-    loss    is called once for each multiplier tried, from 1 towards where it falls
+    loss    called once for each multiplier tried, from 1 in the direction in which it falls
     """
     found: dict[int, float] = {}
 
@@ -41,8 +41,8 @@ def best_multiplier(loss: Callable[[float], float], smallest: float = SMALLEST, 
 
 
 def to_reach(best: float, reach: float = REACH) -> float:
-    """The factor to fold in so that ±`reach` shows what the pairs show.
+    """The factor to multiply by so that ±`reach` shows what the pairs show.
 
-    With the best multiplier, +½ leads to A and −½ to B; that is to happen at `reach`.
+    With the best multiplier, +½ leads to A and −½ to B; this should happen at ±`reach`.
     """
     return best * 0.5 / reach

@@ -1,6 +1,6 @@
 """What musubi-tuner needs to train the two sides of a pair alike: dataset files and command files, for both systems.
 
-Everything is written relative to the folder that holds it (``<dataset>/training``, next to ``<dataset>/detailed``
+All paths are relative to the folder of the files (``<dataset>/training``, next to ``<dataset>/detailed``
 and ``<dataset>/sparse``). So the dataset can be made on one machine and trained on another, and a folder name
 with spaces, brackets or non-ASCII letters never gets into a command.
 """
@@ -31,7 +31,7 @@ TASKS = {"t2v-14B": 40, "t2v-1.3B": 30, "t2i-14B": 40, "t2v-A14B": 40}
 """musubi-tuner's Wan tasks that start from text alone, and how many blocks the model of each has."""
 
 TWO_EXPERTS = {"t2v-A14B": 875}
-"""The tasks whose model is two, a high-noise and a low-noise expert, and the timestep (of 1000) at which they take turns."""
+"""The tasks with two models, a high-noise and a low-noise expert, and the timestep (of 1000) at which they switch."""
 
 SCHEDULERS = ("constant_with_warmup", "constant", "cosine", "cosine_with_restarts", "linear", "polynomial", "rex")
 LAYERS = ("all", "attention")
@@ -39,7 +39,7 @@ SAMPLINGS = ("shift", "sigmoid", "uniform", "sigma", "logsnr")
 PRECISIONS = ("bf16", "fp16", "no")
 
 LAUNCHER = "same_order.py"
-"""Starts the training so that both sides meet the images in the same order. Written beside the command files."""
+"""Starts the training so that both sides see the images in the same order. Written next to the command files."""
 
 _LAUNCHER_TEXT = '''"""Starts musubi-tuner's training with its cache files listed by the names of the images: same_order.py MUSUBI FLAGS…
 
@@ -74,18 +74,18 @@ if __name__ == "__main__":
     main()
 '''
 
-# musubi-tuner knows these three itself, in any spelling of upper and lower case; another name without a dot it
-# looks up in torch.optim, and a name with dots it imports.
+# musubi-tuner knows these three itself, in upper or lower case; it looks up other names without a dot
+# in torch.optim, and imports names with dots.
 BUILT_IN_OPTIMIZERS = {"adamw8bit", "adamw", "adafactor"}
 TORCH_OPTIMIZERS = set("Adadelta Adagrad Adam Adamax ASGD NAdam RAdam RMSprop Rprop SGD".split())
 PACKAGES = {"lion_pytorch": "lion-pytorch", "prodigyopt": "prodigyopt", "bitsandbytes": "bitsandbytes"}
-"""The package that brings a module, where the two are not called the same or musubi-tuner does not bring it."""
+"""The package that provides a module, if their names differ or musubi-tuner does not install it."""
 
 
 def _setting(default: T, text: str, **limits: Any) -> T:
-    """A field that the command line and the node both read: default, help text, and `min`, `max`, `step` or `choices`.
+    """A field that both the command line and the node read: default, help text, and `min`, `max`, `step` or `choices`.
 
-    With `later=True` the node has it behind the inputs that saved workflows know by their place.
+    With `later=True`, the node puts it after the inputs that saved workflows find by position.
     """
     value: T = field(default=default, metadata={"help": text, **limits})
     return value
@@ -122,7 +122,7 @@ def parse_clips(text: str) -> list[Clips]:
 
 @dataclass(frozen=True)
 class Training:
-    """All that decides what a side learns. Both sides get the same, to the letter."""
+    """Everything that decides what a side learns. Both sides get exactly the same."""
 
     width: int = _setting(192, "Width of the training images, in pixels.", min=64, max=2048, step=16)
     height: int = _setting(192, "Height of the training images, in pixels.", min=64, max=2048, step=16)
@@ -193,7 +193,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Machine:
-    """Where things are on the machine that trains. Only written into the command files, never opened here."""
+    """Paths on the machine that trains. Only written into the command files, never opened here."""
 
     musubi: str = _setting("", "musubi-tuner's folder, in full.")
     dit: str = _setting(
@@ -208,7 +208,7 @@ class Machine:
 
 
 def _settings(training: Training, machine: Machine) -> dict[str, str]:
-    """What stands at the top of a command file: all of `machine` that this training has a use for."""
+    """The variables at the top of a command file: everything in `machine` that this training uses."""
     settings = dataclasses.asdict(machine)
     models = {model.lower() for model, _, _ in experts(training).values()}
     return {name: value for name, value in settings.items() if not name.startswith("dit") or name in models}
@@ -231,7 +231,7 @@ Command = list[Word]
 
 
 def check(training: Training, machine: Machine, sides: tuple[str, ...]) -> None:
-    """Raise TrainingError for what musubi-tuner would only refuse later, perhaps after hours."""
+    """Raise TrainingError for what musubi-tuner would only reject later, perhaps after hours."""
     for each in dataclasses.fields(training):
         _check_limits(each, getattr(training, each.name))
     clips = parse_clips(training.clips)
@@ -302,7 +302,7 @@ def _check_optimizer(name: str) -> None:
 
 
 def _check_text(name: str, text: str) -> None:
-    """What goes between quotes in both command files: neither system has a way to write a line break there."""
+    """What goes between quotes in both command files: neither shell can express a line break there."""
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
         raise TrainingError(f"{name} holds a line break or another control character: remove it.")
     if any("\ud800" <= character <= "\udfff" for character in text):
@@ -311,7 +311,9 @@ def _check_text(name: str, text: str) -> None:
         raise TrainingError(
             f"{name} holds a double quote, which no path on Windows can: write the path without quotes."
         )
-    if text.endswith("\\"):  # before a closing quote, Windows programs take it for part of the text
+    if text.endswith(
+        "\\"
+    ):  # before a closing quote, Windows programs read it as an escape: the quote becomes part of the text
         raise TrainingError(f"{name} is {text!r}, which ends in a backslash: write the file's name, without one.")
     if text.startswith("~"):
         raise TrainingError(f"{name} is {text!r}: ~ is not looked up in a command file, write the path in full.")
@@ -334,7 +336,7 @@ def dataset_toml(training: Training, side: str) -> str:
         "enable_bucket": training.buckets,
         "bucket_no_upscale": False,
     }
-    # Each block needs a cache of its own: musubi-tuner deletes what it does not know from a cache folder.
+    # Each block needs its own cache: musubi-tuner deletes files that it does not know from a cache folder.
     blocks: list[dict[str, Any]] = [{"image_directory": f"../{side}", "cache_directory": f"cache/{side}"}]
     for number, clip in enumerate(parse_clips(training.clips), 1):
         blocks.append(
@@ -391,7 +393,7 @@ def experts(training: Training) -> dict[str, tuple[str, int, int]]:
 
 
 def _train(training: Training, side: str, model: str, last: Command) -> Command:
-    # One process: with several GPUs accelerate would take all, and a step would be as many images.
+    # One process: accelerate would use all GPUs, and each step would then see that many images.
     train: Command = ["-m", "accelerate.commands.launch", "--num_cpu_threads_per_process", "1"]
     train += ["--num_processes", "1", "--num_machines", "1", "--dynamo_backend", "no"]
     train += ["--mixed_precision", training.mixed_precision, LAUNCHER, Variable("MUSUBI")]
@@ -401,7 +403,7 @@ def _train(training: Training, side: str, model: str, last: Command) -> Command:
     train += ["--blocks_to_swap", str(training.blocks_to_swap)] * (training.blocks_to_swap > 0)
     train += ["--network_module", "networks.lora_wan"]
     train += ["--network_dim", str(training.rank), "--network_alpha", _number(training.alpha)]
-    # musubi-tuner matches a pattern with a layer's whole name.
+    # musubi-tuner matches a pattern against a layer's whole name.
     train += ["--network_args", "exclude_patterns=[r'.*ffn.*']"] * (training.layers == "attention")
     train += ["--optimizer_type", training.optimizer]
     train += ["--optimizer_args", *training.optimizer_args.split()] * bool(training.optimizer_args.strip())
@@ -420,7 +422,7 @@ def _script(file: str) -> Variable:
 
 
 def _optimizer_module(name: str) -> str | None:
-    """The top module of an optimizer that musubi-tuner does not bring along."""
+    """The top-level module of an optimizer that musubi-tuner does not install."""
     module = name.split(".")[0] if "." in name else None
     return None if module == "torch" else module
 
@@ -493,7 +495,7 @@ def batch_file(training: Training, machine: Machine, side: str, name: str = "sli
     return "\n".join(lines).replace("\n", "\r\n") + "\r\n"
 
 
-# musubi-tuner's --resume counts steps and draws images from the beginning, so a run that was cut short is not gone on with.
+# musubi-tuner's --resume counts steps and draws images from the beginning, so an interrupted run is not resumed.
 _BEGUN = (
     "There are checkpoints of an interrupted training. It would start at step 0, not go on, and write over them. "
     "Move them away to train anew, or take the last one."
@@ -542,7 +544,7 @@ def _about(training: Training, side: str) -> str:
 
 
 def _lay_out(words: list[str], continuation: str) -> str:
-    """A line for the program and one for each flag with its values."""
+    """One line for the program, and one for each flag with its values."""
     lines: list[list[str]] = [[]]
     for word in words:
         if word.startswith("--"):
@@ -560,7 +562,7 @@ def _batch_word(word: Word) -> str:
         return f'"%{word.name}%{word.tail}"'.replace("/", "\\")
     if re.fullmatch(r"[\w./:=+-]+", word, re.ASCII):
         return word
-    # Between quotes cmd.exe leaves all but % alone; Python's start-up code then takes \" for a quote.
+    # Between quotes, cmd.exe only interprets %; Python's start-up code then reads \" as a quote.
     if '"' in word:
         raise TrainingError(f"extra holds {word!r}: a double quote cannot be written in a Windows command file.")
     ending = len(word) - len(word.rstrip("\\"))
@@ -608,7 +610,7 @@ def hints(training: Training, machine: Machine) -> list[Sentence]:
 
 
 def check_twins(dataset: Dataset, training: Training) -> None:
-    """Raise TrainingError if the two sides would not meet the same pictures in the same order.
+    """Raise TrainingError if the two sides would not see the same pictures in the same order.
 
     An image without a caption does not count: musubi-tuner leaves it out.
     """
@@ -642,7 +644,7 @@ def bucket(size: tuple[int, int], training: Training) -> tuple[int, int]:
 
 
 def write_files(folder: Path, made: dict[str, str], overwrite: bool = False) -> list[Path]:
-    """Write the training folder. Nothing is written if one of the files is there and differs, unless `overwrite`."""
+    """Write the training folder. Nothing is written if one of the files exists and differs, unless `overwrite` is set."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:

@@ -1,4 +1,4 @@
-"""Lion and AdamW over a list of tensors, with a state that can be written to a file and read back bit for bit."""
+"""Lion and AdamW for a list of tensors, with a state that can be saved and restored bit for bit."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ OPTIMIZERS = {"lion": Lion, "adamw": AdamW}
 
 
 def _gradient(parameter: Tensor) -> Tensor:
-    # A layer that had no part in this step's prediction leaves none.
+    # A layer that was not used for this step's prediction has no gradient.
     return parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
 
 

@@ -1,8 +1,8 @@
-"""Paired images: two folders that hold the same pictures under the same names, but for the one property.
+"""Paired images: two folders with the same pictures under the same names, except for one property.
 
 A dataset is a folder with one folder for each side, such as ``detailed`` and ``sparse``. A pair is an image in
-each of them with the same stem, and a caption (``.txt``, mostly empty) next to both: musubi-tuner leaves an image
-without one out, without a word.
+each of them with the same stem, and a caption (``.txt``, usually empty) next to each: musubi-tuner silently skips an
+image without one.
 
 The checks use kornia (structural similarity, Lab colours) and Pillow, which both come with ComfyUI.
 """
@@ -28,7 +28,7 @@ from ..storage.writer import is_same_file, write_whole
 
 IMAGE_EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif"}  # what musubi-tuner reads as well
 COMPARED_AT = 384  # pixels on the longer side: the checks are about content, not about grain
-SAME_PICTURE = 0.008  # mean difference of two 16 x 16 grey thumbnails, of a range of 1
+SAME_PICTURE = 0.008  # mean difference of two 16 x 16 grey thumbnails, for values from 0 to 1
 
 Progress = Callable[[int, int], None]
 Thumbnail = npt.NDArray[np.float64]
@@ -46,13 +46,13 @@ class Dataset:
         return find_images(self.folder / side)
 
     def done(self) -> set[str]:
-        """Stems of which both images and both captions are there."""
+        """Stems that have both images and both captions."""
         return set.intersection(
             *({stem for stem in self.images(side) if self.caption(side, stem).is_file()} for side in self.sides)
         )
 
     def state(self) -> list[tuple[str, str, int]]:
-        """Every file of both sides and when it was written: differs whenever something in them does."""
+        """Every file of both sides and when it was written: changes whenever one of them changes."""
         folders = [self.folder / side for side in self.sides]
         files = [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir())]
         return [(file.parent.name, file.name, file.stat().st_mtime_ns) for file in files]
@@ -97,7 +97,7 @@ def read_image(path: Path) -> Image.Image:
                 return Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8)).convert("RGB")
             return upright.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
-        # Pillow's own words for a file of no known kind hold the whole path.
+        # Pillow's own message for a file of unknown type contains the whole path.
         unknown = isinstance(problem, UnidentifiedImageError)
         reason = "no known kind of image" if unknown else getattr(problem, "strerror", None) or problem
         raise FileError(f"{path.name} cannot be read as an image: {reason}. Replace it or leave it out.") from problem
@@ -114,7 +114,7 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
-    """(height, width, 3), float32 from 0 to 1: one image as ComfyUI passes it on."""
+    """(height, width, 3), float32 from 0 to 1: one image in ComfyUI's format."""
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
 
 
@@ -131,7 +131,7 @@ CAPTIONS = ("empty", "same for both", "one per side", "caption and side word", "
 def captions(kind: str, stem: str, caption: str, words: tuple[str, str]) -> tuple[str, str]:
     """The captions of a pair, one per side.
 
-    kind        empty: nothing at all, so that all the training sees is the picture
+    kind        empty: nothing at all, so that the training sees only the picture
                 same for both: `caption`
                 one per side: each side's word alone
                 caption and side word: `caption`, a comma, and the side's word
@@ -156,7 +156,7 @@ def captions(kind: str, stem: str, caption: str, words: tuple[str, str]) -> tupl
 
 
 def same_size(a: Image.Image, b: Image.Image) -> Image.Image:
-    """B at the size of A. The two must have the same shape: an edit that crops or pads has moved everything."""
+    """B at the size of A. Both must have the same aspect ratio: an edit that crops or pads moves everything."""
     if a.size == b.size:
         return b
     if abs(a.width / a.height * b.height / b.width - 1) > 0.02:
@@ -174,10 +174,10 @@ def save_pair(
     texts: tuple[str, str],
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write both images (PNG) and both captions. What is there and equal stays; what differs is an error.
+    """Write both images (PNG) and both captions. Equal existing files stay; different ones are an error.
 
-    raises      PairError if the aspect ratios differ; OutputError if a file is there with other content and
-                `overwrite` is off, or if the disk refuses
+    raises      PairError if the aspect ratios differ; OutputError if a file exists with other content and
+                `overwrite` is off, or if writing fails
     """
     images = (images[0], same_size(*images))
     wanted: dict[Path, bytes] = {}
@@ -195,7 +195,7 @@ def save_pair(
             raise OutputError(
                 f"{place} is already there and differs. Allow overwriting, or give the pair another name."
             )
-    # Captions first: a pair counts as done by its images, so one that was interrupted is made again as a whole.
+    # Captions first: a pair counts as done when its images exist, so an interrupted one is made again as a whole.
     for path in sorted(wanted, key=lambda path: path.suffix != ".txt"):
         _write(path, wanted[path])
     return list(wanted)
@@ -208,7 +208,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
+    """Write the file completely or not at all."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
@@ -234,7 +234,7 @@ class PairCheck:
 
     similarity      structural similarity of the grey images, 1 for equal ones (Wang et al. 2004)
     drift           how far the colours moved as a whole: length of the median Lab difference (CIE76; 2 is just visible)
-    changed         share of pixels whose colour is clearly another, drift set aside
+    changed         share of pixels whose colour is clearly different, apart from the drift
     """
 
     stem: str
@@ -302,8 +302,8 @@ def _check_pair(
 
 
 def compare(a: Image.Image, b: Image.Image) -> tuple[float, float, float]:
-    """Structural similarity, colour drift and changed share of two images; B is brought to A's size first."""
-    # Imported here: with all of kornia it takes as long as the rest of the pack.
+    """Structural similarity, colour drift and changed share of two images; B is resized to A first."""
+    # Imported here: it loads all of kornia, which takes as long as the rest of the pack.
     import kornia.color
     import kornia.metrics
 
@@ -314,7 +314,7 @@ def compare(a: Image.Image, b: Image.Image) -> tuple[float, float, float]:
     similarity = kornia.metrics.ssim(grey[:1], grey[1:], window_size=11).mean().item()
     lab = kornia.color.rgb_to_lab(both)
     difference = (lab[1] - lab[0]).flatten(1)
-    # The median, not the mean: what was taken out of the picture is its minority, a cast is all of it.
+    # The median, not the mean: what was removed covers less than half of the picture, a cast covers all of it.
     shift = difference.median(dim=1, keepdim=True).values
     changed = ((difference - shift).norm(dim=0) > 10).float().mean().item()
     return similarity, shift.norm().item(), changed
@@ -352,14 +352,14 @@ def to_csv(checks: Iterable[PairCheck], sides: tuple[str, str]) -> str:
 
 
 def write_csv(checks: Iterable[PairCheck], dataset: Dataset) -> Path:
-    """Write the table next to the sides, in place of an earlier one. Starts with a mark that tells Excel it is UTF-8."""
+    """Write the table next to the sides, replacing an earlier one. Starts with a byte order mark so that Excel reads UTF-8."""
     path = dataset.folder / "check.csv"
     _write(path, to_csv(checks, dataset.sides).encode("utf-8-sig"))
     return path
 
 
 def overview(checks: list[PairCheck]) -> list[Sentence]:
-    """What a person wants to know first."""
+    """What a user wants to know first."""
     suspect = sum(1 for check in checks if check.problems)
     lines = [Sentence("{0} pairs, {1} good, {2} suspect", len(checks), len(checks) - suspect, suspect)]
     measured = [check for check in checks if check.similarity is not None]
@@ -388,7 +388,7 @@ _INK, _PAPER, _WARNING, _MISSING = (225, 225, 225), (28, 28, 30), (255, 96, 80),
 def contact_sheets(checks: list[PairCheck], title: str, font: Path | None = None) -> list[Image.Image]:
     """Pages of pairs side by side, suspect ones first and framed in red. All pages have the same size.
 
-    font    a TrueType file; None for Pillow's own, which knows few characters
+    font    a TrueType file; None for Pillow's own, which has few characters
     """
     ordered = sorted(checks, key=lambda check: not check.problems)
     a_page = _COLUMNS * _ROWS
@@ -420,7 +420,7 @@ def _font(file: Path | None, size: int) -> _Font:
 
 @dataclass(frozen=True)
 class _Pair:
-    """How a pair is drawn. height: of its two pictures, in pixels."""
+    """The picture of a pair. height: of its two images, in pixels."""
 
     height: int
     font: _Font

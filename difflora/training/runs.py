@@ -1,4 +1,4 @@
-"""Checkpoints of a training: which files belong together, and how a pair of trainings moves apart step by step.
+"""Checkpoints of a training: which files belong together, and how the two trainings of a pair diverge step by step.
 
 musubi-tuner and sd-scripts call them ``name-step00000500.safetensors`` and ``name-000010.safetensors`` (an epoch), and
 the end of the training ``name.safetensors``.
@@ -29,7 +29,7 @@ class Run:
     name        what the files' names have in common, folder included: ``density/detailed/slider_detailed``
     unit        what is counted: "step" or "epoch"
     files       number -> file name, ascending
-    final       the file of the end of the training, whose number its name does not tell
+    final       the file of the end of the training, whose name contains no number
     """
 
     name: str
@@ -43,7 +43,7 @@ class Run:
         return [*self.files.values(), *([self.final] if self.final else [])]
 
     def file(self, number: int) -> str:
-        """The file of a step or an epoch; 0 means the end of the training, or the last there is.
+        """The file of a step or an epoch; 0 means the end of the training, or the last checkpoint.
 
         raises      FileError if there is no such checkpoint
         """
@@ -58,9 +58,9 @@ class Run:
 
 
 def find_runs(files: Iterable[str]) -> dict[str, Run]:
-    """Name -> run, out of file names with either slash. A file that is no checkpoint of a run is left out.
+    """Name -> run, from file names with either slash. Files that are not checkpoints of a run are left out.
 
-    A training that was saved by steps and by epochs is two runs; the second is called ``name (epochs)``.
+    A training that was saved by steps and by epochs gives two runs; the second is called ``name (epochs)``.
     """
     names = list(files)
     found: dict[tuple[str, str], dict[int, str]] = {}
@@ -78,7 +78,7 @@ def find_runs(files: Iterable[str]) -> dict[str, Run]:
 
 
 def common_numbers(a: Run, b: Run) -> list[int]:
-    """The steps (or epochs) of which both runs have a checkpoint; 0, the end, comes last if both have it.
+    """The steps (or epochs) for which both runs have a checkpoint; 0, the end, comes last if both have it.
 
     raises      PairError if there is none
     """
@@ -96,7 +96,7 @@ def common_numbers(a: Run, b: Run) -> list[int]:
 def pair_of_files(a: Run, b: Run, number: int, number_b: int = -1) -> tuple[str, str]:
     """The two files of one moment: a step, an epoch, or 0 for the end of both.
 
-    number_b    another moment for `b`; -1 for the same
+    number_b    a different moment for `b`; -1 for the same
     raises      FileError if there is no such checkpoint, PairError if the two ends are not the same moment
     """
     if number == 0 and number_b == -1:
@@ -121,11 +121,11 @@ class Moment:
     norm_a, norm_b  Frobenius norms of the two LoRAs, over all modules
     norm            of their difference
     cosine          between the two: 1 while they learn the same
-    direction       cosine between this difference and that of the moment before: near 1, the difference only grows;
+    direction       cosine between this difference and that of the previous moment: near 1, the difference only grows;
                     None for the first moment
     energy          share of the difference that rank 4 keeps
-    repeats         the number of the moment before, if both files hold its very weights: trainers write their last
-                    checkpoint once more as the end
+    repeats         the number of the previous moment, if both files hold exactly its weights: trainers write their last
+                    checkpoint again as the end
     """
 
     number: int
@@ -139,9 +139,9 @@ class Moment:
 
 
 def compare_runs(a: Run, b: Run, read: Callable[[str], Lora], progress: Progress | None = None) -> list[Moment]:
-    """Follow a pair through its checkpoints. Only two moments are held at a time, and those are lazy.
+    """Follow a pair through its checkpoints. Only two moments are held at a time, and both are lazy.
 
-    read        opens a file by the name that a run knows it by
+    read        opens a file by its name in the run
     raises      PairError if the runs have nothing in common, or a moment's two files are the same
     """
     numbers = common_numbers(a, b)
@@ -158,7 +158,7 @@ def compare_runs(a: Run, b: Run, read: Callable[[str], Lora], progress: Progress
         difference = subtract(*sides)
         sides_before = sides
         pair = analyze_difference(difference)
-        # The sum, not the difference: that of two equal moments would be an error.
+        # The sum, not the difference: subtracting two equal moments would be an error.
         direction = analyze(before, difference, 1.0, -1.0).cosine if before is not None else None
         moments.append(Moment(number, pair.norm_a, pair.norm_b, pair.norm, pair.cosine, direction, pair.energy(4)))
         before = difference
@@ -175,7 +175,7 @@ def _row(moment: Moment) -> Sequence[float | None]:
 
 
 def to_csv(moments: Iterable[Moment], unit: str) -> str:
-    """One line a moment, for a spreadsheet."""
+    """One line per moment, for a spreadsheet."""
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
     table.writerow([unit, *_COLUMNS])
@@ -186,7 +186,7 @@ def to_csv(moments: Iterable[Moment], unit: str) -> str:
 
 
 def to_text(moments: Iterable[Moment], unit: str) -> str:
-    """The same, to be read."""
+    """The same, as a text for the user."""
     lines = [
         f"{unit:>8} {'size A':>9} {'size B':>9} {'size A-B':>9} {'cosine':>8} {'direction':>10} {'rank 4 keeps':>13}"
     ]

@@ -1,13 +1,13 @@
 """Training a slider on pairs: one LoRA that leads to A with + and to B with −, or a LoRA for each side.
 
 On the straight line ``x = (1 − σ) picture + σ noise`` a flow-matching model predicts ``noise − picture``. With one noise
-ε and one σ for both sides of a pair, what is minimised is
+ε and one σ for both sides of a pair, the objective is
 
     direct   |v(x_A; +½ UD) − (ε − A)|² + |v(x_B; −½ UD) − (ε − B)|²
     pair     |v(x_A; U_A D_A) − (ε − A)|² + |v(x_B; U_B D_B) − (ε − B)|²
 
-so that strength 1 of the slider is all of A − B in both. Noise, σ, order and first factors are the same on both sides;
-otherwise their difference is mostly chance. Knows nothing of ComfyUI: a model is a function.
+so that strength 1 of the slider is all of A − B in both. Noise, σ, order and initial factors are the same on both sides;
+otherwise their difference is mostly random. Independent of ComfyUI: a model is a function.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 MODES = ("direct", "pair")
 SIGMAS = {"composition": (0.75, 1.0), "style": (0.0, 0.75), "all": (0.0, 1.0)}
-"""Noise levels by what they decide: what is where, how it looks, and both."""
+"""Noise levels by what they decide: composition, style, or both."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides what is learnt, apart from the pairs and the model.
+    """Everything that decides what is learnt, apart from the pairs and the model.
 
     sigma    lowest and highest noise level; σ is uniform between them, not shifted
     warmup   steps over which the rate rises
-    average  share of the old value in the running mean of the factors that is the result; 0: the last factors
+    average  share of the old value in the running mean of the factors, which is the result; 0: use the last factors
     clip     largest norm of a side's gradient
     raises   TrainingError if a value makes no sense
     """
@@ -81,19 +81,19 @@ class Settings:
         return 1 if self.mode == "direct" else 2
 
     def identity(self) -> dict[str, Any]:
-        """As JSON data, without the number of steps: a training can go on for longer."""
+        """As JSON data, without the number of steps: a training can be continued for longer."""
         found = asdict(self) | {"sigma": list(self.sigma)}
         del found["steps"]
         return found
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0: it rises, then stays."""
+        """The learning rate of a step, counted from 0: it rises, then stays constant."""
         return self.learning_rate * min(1.0, (step + 1) / (self.warmup + 1))
 
 
 @dataclass
 class SliderTrainer:
-    """Takes one step at a time. Between two steps the state is whole, and can be written and read back.
+    """Takes one step at a time. Between two steps the state is consistent and can be saved and restored.
 
     pairs     latents as the model sees them (after `process_latent_in`)
     velocity  the model
@@ -122,7 +122,7 @@ class SliderTrainer:
         return len(self.losses)
 
     def step(self) -> float:
-        """Take a step; returns its loss. If anything is raised, the step has not happened.
+        """Take a step; returns its loss. If an exception is raised, the state is as before the step.
 
         raises  TrainingError if the loss is not a number
         """
@@ -141,7 +141,7 @@ class SliderTrainer:
             clip(self.factors.parameters(side), self.settings.clip)
             optimizer.step(self.settings.rate(number), number + 1)
         if self.means:
-            # As long a mean as there are steps at first, so that the zeros of the start do not stay in it.
+            # At first a mean over all steps so far, so that the initial zeros do not stay in it.
             keep = min(self.settings.average, number / (number + 1))
             with torch.no_grad():
                 for mean, parameter in zip(self.means, self.factors.parameters(), strict=True):
@@ -164,7 +164,7 @@ class SliderTrainer:
             rows = torch.cat([0.5 * one, -0.5 * one])[None]
         else:
             rows = torch.stack([torch.cat([one, none]), torch.cat([none, one])])
-        # It stays until the next loss: a checkpointed block is computed once more during `backward`.
+        # It stays set until the next loss: a checkpointed block is computed again during `backward`.
         self.factors.multipliers = (multiplier * rows).to(self.device)
         predicted = self.velocity(clean * (1 - line) + noise * line, sigma)
         return 2 * (predicted - (noise - clean)).square().mean()
@@ -172,8 +172,8 @@ class SliderTrainer:
     def check_gradient(self) -> None:
         """Compare the gradient with finite differences of the loss, before the first step: three to seven passes.
 
-        A model may compute with kernels that have no backward, or reuse the memory that autograd relies on; the training
-        would then run, and learn nothing.
+        A model may use kernels that have no backward, or reuse memory that autograd relies on; the training
+        would then run but learn nothing.
         raises  TrainingError if the two do not agree
         """
         parameters, draw = self.factors.parameters(), self.draws.at(0)
@@ -187,7 +187,7 @@ class SliderTrainer:
         norm = math.sqrt(sum(float(slope.square().sum()) for slope in slopes))
         found: list[float] = []
         with torch.no_grad():
-            # Steps that change the loss by about 2 %, then others: too small drowns in rounding, too large is not straight.
+            # Steps that change the loss by about 2 %, then others: too small is lost in rounding, too large is not linear.
             for share in (0.02, 0.005, 0.1) if 0 < norm < math.inf else ():
                 length, losses = share * float(loss.detach()) / norm, []
                 for sign in (1, -1):
@@ -207,15 +207,15 @@ class SliderTrainer:
             )
 
     def applied(self, strengths: list[float]) -> None:
-        """Have the model compute with the slider, at one strength for each row of the next batch."""
+        """Make the model use the slider, at one strength for each row of the next batch."""
         rows = torch.tensor(strengths)
         sides = [rows] if self.settings.mode == "direct" else [rows, -rows]
         self.factors.multipliers = torch.stack(sides).to(self.device)
 
     def best_multiplier(self, most: int = 16, tick: Callable[[], None] = lambda: None) -> float:
-        """By how much the change would have to be scaled to fit the pairs best; forward passes only.
+        """The scale at which the change fits the pairs best; forward passes only.
 
-        most  pairs of each shape that are looked at, all with the same noise for every multiplier
+        most  pairs of each shape that are used, with the same noise for every multiplier
         tick  called before each pass; may raise to cancel
         """
         draws = self.draws.fixed(most)
@@ -238,14 +238,14 @@ class SliderTrainer:
                     factor.copy_(before)
 
     def result(self) -> list[Factors]:
-        """The factors of each side: the running means where they are wanted. Views, not copies."""
+        """The factors of each side, or their running means if these are used. Views, not copies."""
         if not self.means:
             return self.factors.sides
         means = iter(self.means)
         return [{name: (next(means), next(means)) for name in side} for side in self.factors.sides]
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that the state is made of, apart from the losses: by name, shared with the trainer."""
+        """The whole state except the losses: by name, shared with the trainer."""
         found: dict[str, Tensor] = {}
         for side, factors in enumerate(self.factors.sides):
             names = [f"{side}.{name}.{which}" for name in factors for which in ("up", "down")]
@@ -255,7 +255,7 @@ class SliderTrainer:
         return found | {f"average.{place}": mean for place, mean in enumerate(self.means)}
 
     def restore(self, tensors: Mapping[str, Tensor], losses: list[float]) -> None:
-        """Go on from a state. raises TrainingError, before anything changes, if it is another training's."""
+        """Resume from a state. raises TrainingError, before anything changes, if it belongs to another training."""
         own = self.tensors()
         if own.keys() != tensors.keys() or any(own[name].shape != tensors[name].shape for name in own):
             raise TrainingError("The checkpoint is of another training: its tensors differ. Delete it and start anew.")

@@ -1,7 +1,7 @@
-"""Families of models: everything that depends on which model a LoRA is for, and the look-ups that the rest goes through.
+"""Model families: everything that depends on which model a LoRA is for, and the look-ups that other code uses.
 
-A family is one entry in `FAMILIES`; nothing about it stands anywhere else. Canonical names are the model's own, as ComfyUI
-has them.
+A family is one entry in `FAMILIES`; nothing about it is kept anywhere else. Canonical names are the model's own, as in
+ComfyUI.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ __all__ = [
     "spelling",
 ]
 
-# Where names and shapes leave several, the first.
+# If names and shapes leave several, the first one counts.
 FAMILIES: tuple[Family, ...] = (
     WAN,
     FLUX,
@@ -84,7 +84,7 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class Spelling:
-    """What a name that a file has means in each family that knows it. `template` is the name, written flat."""
+    """What a name in a file means in each family that knows it. `template` is the name, written flat."""
 
     template: str
     targets: dict[str, Target] = field(default_factory=dict)
@@ -92,14 +92,14 @@ class Spelling:
 
 @dataclass(frozen=True)
 class Own:
-    """What is known of a module from its canonical name.
+    """What is known about a module from its canonical name.
 
-    roles     what selections know it as
-    stack     what stands before the number of its innermost block; "" outside the blocks
-    rest      what stands behind that number
-    numbered  which of its parts are numbers of blocks
-    is_inner  whether its stack is called like another one of the family that is not inside anything: "blocks 3" is not it
-    order     where it stands in the model
+    roles     the words by which selections pick it
+    stack     the part before the number of its innermost block; "" outside the blocks
+    rest      the part after that number
+    numbered  which of its parts are block numbers
+    is_inner  whether a top-level stack of the family has the same name as its stack; then "blocks 3" means that one
+    order     its position in the model
     families  names of the families that have it
     """
 
@@ -185,7 +185,7 @@ def spelling(flat: str) -> tuple[Spelling, tuple[str, ...]] | None:
 
 @functools.lru_cache(maxsize=1 << 16)
 def own(module: str) -> tuple[Own, tuple[str, ...]] | None:
-    """What is known of a canonical name, and the numbers in it; None if no family has it."""
+    """What is known about a canonical name, and the numbers in it; None if no family has it."""
     return _own().find(module)
 
 
@@ -199,7 +199,7 @@ def named(name: str | None) -> Family | None:
 
 @dataclass(frozen=True)
 class Sample:
-    """One name of a file: what it may mean, the numbers in it, and the shape (out, in) of its change, if it is asked for."""
+    """One name of a file: what it may mean, the numbers in it, and the shape (out, in) of its change, if needed."""
 
     spelling: Spelling
     numbers: tuple[str, ...]
@@ -207,9 +207,9 @@ class Sample:
 
 
 def recognised(samples: Sequence[Sample], metadata: Mapping[str, str]) -> tuple[Family, ...]:
-    """The families that a file may belong to, best first: those that know most of its names, and fit it best.
+    """The families that a file may belong to, best first: those that know most of its names and fit it best.
 
-    Several are left only where nothing tells them apart. `metadata` may: its architecture or base model.
+    Several remain only if nothing tells them apart. `metadata` may do so, by its architecture or base model.
     """
     counts: Counter[str] = Counter()
     for spelled, count in Counter(sample.spelling for sample in samples).items():
@@ -225,7 +225,7 @@ def recognised(samples: Sequence[Sample], metadata: Mapping[str, str]) -> tuple[
         lengths = {family.name: max((len(word) for word in family.words if word in said), default=0) for family in left}
         longest = max(lengths.values())
         left = [family for family in left if lengths[family.name] == longest]
-        if not longest and WAN in left:  # as long as nothing else is said, a name that is Wan's is Wan's
+        if not longest and WAN in left:  # unless something says otherwise, a name that Wan has is Wan's
             left = [family for family in left if (family is WAN) != bool(said.strip())]
     if len(left) > 1:
         left = [family for family in left if _is_complete(family, samples)] or left
@@ -233,7 +233,7 @@ def recognised(samples: Sequence[Sample], metadata: Mapping[str, str]) -> tuple[
 
 
 def _fits(family: Family, samples: Sequence[Sample]) -> bool:
-    """Whether no block has too high a number for the family, and no change has a shape that its modules have not."""
+    """Whether every block number exists in the family, and every change has a shape that its modules have."""
     for sample in samples:
         target = sample.spelling.targets.get(family.name)
         for link in target.links if target else ():
@@ -265,7 +265,7 @@ def _matches(link: Link, shape: tuple[int, int], found: tuple[int, ...]) -> bool
 
 
 def _is_complete(family: Family, samples: Sequence[Sample]) -> bool:
-    """Whether the file goes exactly to the last block of some stack of the family's deepest model."""
+    """Whether the file reaches exactly the last block of some stack of the family's deepest model."""
     last: dict[str, int] = {}
     for sample in samples:
         target = sample.spelling.targets.get(family.name)
@@ -293,7 +293,7 @@ def family_of(shapes: Shapes) -> tuple[Family, ...]:
 
 
 def base_model(shapes: Shapes, families: tuple[Family, ...] | None = None) -> str | None:
-    """What modules and weight shapes, (out, in, …), say about the base model, for people to read.
+    """What modules and weight shapes, (out, in, …), say about the base model, as text for the user.
 
     The models of Wan2.2-A14B have the shapes of Wan2.1's, so one name stands for both. To see whether two LoRAs fit each
     other, compare their shapes, not these names.
@@ -312,7 +312,7 @@ def base_model(shapes: Shapes, families: tuple[Family, ...] | None = None) -> st
 
 @dataclass(frozen=True)
 class Written:
-    """A module as another code has it: a name, and which rows of the module (None: all) are which of its rows."""
+    """A module in another code: its name, and which rows of the module (None: all) are which of its rows."""
 
     name: str
     rows: tuple[tuple[Rows | None, Rows | None], ...]
@@ -335,7 +335,7 @@ def _reverse(family: Family, code: str) -> Templates[tuple[Link, ...]]:
 
 @functools.lru_cache(maxsize=1 << 16)
 def in_code(module: str, family: Family, code: str) -> tuple[Written, ...]:
-    """A canonical module in another code; the same name where that code has no other."""
+    """A canonical module in another code; the same name if that code has no other."""
     found = _reverse(family, code).find(module) if code != OWN else None
     if not found:
         return (Written(module, WHOLE),)
@@ -348,7 +348,7 @@ def in_code(module: str, family: Family, code: str) -> tuple[Written, ...]:
 
 @functools.lru_cache(maxsize=1 << 16)
 def is_bare(module: str, family: Family) -> bool:
-    """Whether this is a parameter that is not the weight of a layer: only its dotted name reaches it in ComfyUI."""
+    """Whether this is a parameter that is not the weight of a layer: ComfyUI finds it by its dotted name only."""
     found = own(module)
     return found is not None and found[0].template in family.bare
 
@@ -361,13 +361,13 @@ def is_norm(module: str) -> bool:
 
 
 def is_optional(module: str) -> bool:
-    """Whether models of the family do without this module: a LoRA with it can be put on them, except for that."""
+    """Whether some models of the family lack this module: the rest of a LoRA that has it still works on them."""
     found = own(module)
     return found is not None and any(found[0].template in family.optional for family in FAMILIES)
 
 
 def has_alpha(module: str, family: Family | None) -> bool:
-    """Whether every reader takes an alpha for this module."""
+    """Whether every reader accepts an alpha for this module."""
     found = own(module)
     return family is None or not family.alpha_in_blocks or found is None or bool(found[0].stack)
 
@@ -386,7 +386,7 @@ def kernel(module: str) -> tuple[int, ...]:
 
 @functools.cache
 def _readable(family: Family) -> dict[str, set[str]]:
-    """Prefix -> codes whose names ComfyUI takes behind it."""
+    """Prefix -> codes whose names ComfyUI accepts after it."""
     table: dict[str, set[str]] = {"diffusion_model.": {OWN}, "lora_unet_": {OWN}}
     for prefix, code in family.read:
         table.setdefault(prefix, set()).add(code)
@@ -394,7 +394,7 @@ def _readable(family: Family) -> dict[str, set[str]]:
 
 
 def comfyui_reads(name: str, family: Family | None) -> bool:
-    """Whether ComfyUI takes this name of a module in a LoRA file, its prefix included."""
+    """Whether ComfyUI accepts this module name, prefix included, in a LoRA file."""
     if family is None:
         return False
     for prefix, codes in _readable(family).items():
@@ -409,7 +409,7 @@ def comfyui_reads(name: str, family: Family | None) -> bool:
         exact = filled(target.links[0].theirs, found[1])
         if rest != (exact.replace(".", "_") if is_flat else exact):
             continue
-        # Where a code has no name of its own for a module, it has the model's.
+        # If a code has no name of its own for a module, it uses the model's.
         by_another = {code for code in codes - {OWN} if in_code(exact, family, code)[0].name == exact}
         if target.code in codes or (target.code == OWN and by_another):
             return True

@@ -1,7 +1,7 @@
-"""What one family of models is, and how names are looked up by templates.
+"""The definition of a model family, and how names are looked up by templates.
 
-A template is a module name in which ``#`` stands for the number of a block and braces for alternatives, as in a shell:
-``blocks.#.self_attn.{q,k}``. Two templates with braces are read side by side, so that one line can rename several modules.
+A template is a module name in which ``#`` stands for a block number and braces for alternatives, as in a shell:
+``blocks.#.self_attn.{q,k}``. Two templates with braces are expanded in parallel, so that one line can rename several modules.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Rows:
     of: int
 
     def within(self, rows: int) -> slice:
-        """The same in a weight of so many rows; raises ValueError if they cannot be divided so."""
+        """The same in a weight with this many rows; raises ValueError if they cannot be divided like this."""
         if rows % self.of:
             raise ValueError(f"{rows} rows cannot be divided by {self.of}")
         unit = rows // self.of
@@ -35,7 +35,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Link:
-    """One module of another code, and the module of the model that it is, or the rows of it that it is.
+    """One module of another code, and the module of the model, or the rows of it, that it corresponds to.
 
     own, theirs            templates without braces
     own_rows, their_rows   None for all of them
@@ -48,7 +48,7 @@ class Link:
 
 
 def renamed(*pairs: tuple[str, str]) -> tuple[Link, ...]:
-    """Modules that have another name in another code: (theirs, own)."""
+    """Modules with a different name in another code: (theirs, own)."""
     return tuple(
         Link(own, theirs)
         for left, right in pairs
@@ -57,7 +57,7 @@ def renamed(*pairs: tuple[str, str]) -> tuple[Link, ...]:
 
 
 def split(own: str, theirs: str, sizes: tuple[int, ...] = (1, 1, 1)) -> tuple[Link, ...]:
-    """One module of the model whose rows are several modules elsewhere, in this order: q, k and v."""
+    """One module of the model whose rows are several modules in another code, in this order: q, k and v."""
     total = sum(sizes)
     links = []
     for template, names in zip(spelled_out(own), _grouped(theirs, len(sizes)), strict=True):
@@ -69,13 +69,13 @@ def split(own: str, theirs: str, sizes: tuple[int, ...] = (1, 1, 1)) -> tuple[Li
 
 
 def fused(own: str, theirs: str) -> tuple[Link, ...]:
-    """Several modules of the model that are the rows of one elsewhere, in this order and of equal size."""
+    """Several modules of the model that are the rows of one module in another code, in this order and of equal size."""
     names = spelled_out(own)
     return tuple(Link(name, theirs, their_rows=Rows(at, 1, len(names))) for at, name in enumerate(names))
 
 
 def swapped(own: str, theirs: str) -> tuple[Link, ...]:
-    """One module in both, but with its two halves the other way round."""
+    """One module in both, but with its two halves swapped."""
     halves = (Rows(0, 1, 2), Rows(1, 1, 2))
     return tuple(Link(own, theirs, left, right) for left, right in zip(halves, reversed(halves), strict=True))
 
@@ -110,28 +110,28 @@ def spelled_out(template: str) -> list[str]:
 class Family:
     """Models with the same modules.
 
-    name            what a person calls it, and what metadata say
-    modules         (template, roles), in the model's order. Roles are what selections know: "attn", "self_attn",
+    name            its usual name, also used in metadata
+    modules         (template, roles), in the model's order. Roles are words for selections: "attn", "self_attn",
                     "cross_attn", "ffn", and the streams "audio", "text" and "image"
-    codes           name of another code -> what it calls the modules; modules that are not there have the same name
-    read            what ComfyUI takes beside ``diffusion_model.`` and ``lora_unet_`` before its own names: (prefix, code)
-    unread          templates of another code's names that ComfyUI does not take, though it takes the others of that code
+    codes           name of another code -> its module names; modules that are not listed have the same name
+    read            prefixes that ComfyUI accepts besides ``diffusion_model.`` and ``lora_unet_``: (prefix, code)
+    unread          templates of another code's names that ComfyUI does not accept, although it accepts the others
     kohya           the code whose names trainers with flat names use
-    native          what stands before names that ComfyUI and others read; one that ends with "_" is for flat names
-    diffusers       what stands before names in diffusers
-    depths          numbers of blocks in each stack, of the models that there are
+    native          prefix of names that ComfyUI and others read; one that ends with "_" is for flat names
+    diffusers       prefix of names in diffusers
+    depths          numbers of blocks in each stack, for the models that exist
     widths          shapes (out, in) that some modules have, by template: tells families with the same names apart
-    variant         what the shapes say about the model, for people to read; None if they say nothing
+    variant         what the shapes say about the model, as text for the user; None if they say nothing
     architecture    what `modelspec.architecture` starts with
     implementation  where the model comes from
     kernels         convolutions, by template: trainers may store a change of one flattened
-    optional        templates of what models of the family do without: image-to-video modules
-    norms           templates of norms that are not called so
+    optional        templates of modules that some models of the family lack: image-to-video modules
+    norms           templates of norms whose names do not say so
     alpha_in_blocks  whether some reader refuses an alpha outside the blocks
     bare            templates of parameters that are not the weight of a layer
-    built_on        words in the flat names of layers that models built on the family's have beside its own
-    words           what tells the family in an architecture's name
-    shown           (label, {stack: number of blocks}, rests in a block): what a grid shows that no LoRA has reached yet
+    built_on        words in the flat names of the extra layers in models that are built on this family
+    words           words in an architecture's name that identify the family
+    shown           (label, {stack: number of blocks}, rests in a block): what a grid shows before it has a LoRA
     """
 
     name: str
@@ -166,11 +166,11 @@ class Family:
 class Templates(Generic[ValueT]):
     """Looks names up by templates. Most have one number, so one search and one look-up find them.
 
-    separator  what stands between the parts of a name: "." or "_"
+    separator  between the parts of a name: "." or "_"
     """
 
     def __init__(self, separator: str):
-        # What trainers write: no leading zeros, and no model has ten thousand blocks.
+        # Trainers write no leading zeros, and no model has ten thousand blocks.
         number, alone = "(?:0|[1-9][0-9]{0,3})", rf"(?<![^{separator}]){{}}(?![^{separator}])"
         self._number = re.compile(alone.format(number))
         self._mark = re.compile(alone.format(f"(?:#|{number})"))
@@ -179,7 +179,7 @@ class Templates(Generic[ValueT]):
         self._many: dict[str, list[tuple[tuple[str, ...], ValueT]]] = {}
 
     def setdefault(self, template: str, value: ValueT) -> ValueT:
-        """The value that the template has; `value` if it has none yet."""
+        """The value of the template; sets it to `value` if it has none yet."""
         head, sign, tail = template.partition("#")
         if not sign:
             return self._plain.setdefault(template, value)
@@ -194,7 +194,7 @@ class Templates(Generic[ValueT]):
         return value
 
     def find(self, name: str) -> tuple[ValueT, tuple[str, ...]] | None:
-        """The value of the template that a name fits, and the numbers that its ``#`` stand for."""
+        """The value of the template that a name matches, and the numbers for its ``#``."""
         value = self._plain.get(name)
         if value is not None:
             return value, ()
@@ -214,7 +214,7 @@ class Templates(Generic[ValueT]):
 
 
 def filled(template: str, numbers: tuple[str, ...]) -> str:
-    """A template with numbers in the places of its ``#``."""
+    """A template with numbers in place of its ``#``."""
     if len(numbers) == 1:
         return template.replace("#", numbers[0], 1)
     pieces = template.split("#")

@@ -38,7 +38,7 @@ _LINEAR1 = split(
 _FEED_FORWARD = ("transformer_blocks.#.{ff,ff_context}.net.{0.proj,2}", "double_blocks.#.{img,txt}_mlp.{0,2}")
 _GATED_FEED_FORWARD = ("transformer_blocks.#.{ff,ff_context}.linear_{in,out}", "double_blocks.#.{img,txt}_mlp.{0,2}")
 
-# What ComfyUI takes before diffusers' names; OneTrainer, SimpleTuner and DiffSynth write them.
+# Prefixes that ComfyUI accepts before diffusers' names; OneTrainer, SimpleTuner and DiffSynth write them.
 _READ = (("transformer.", DIFFUSERS), ("lycoris_", DIFFUSERS), ("lora_transformer_", DIFFUSERS), ("", DIFFUSERS))
 
 FLUX = Family(

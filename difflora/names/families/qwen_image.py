@@ -1,4 +1,4 @@
-"""Qwen-Image and Qwen-Image-Edit, which have diffusers' names everywhere."""
+"""Qwen-Image and Qwen-Image-Edit, which use diffusers' names everywhere."""
 
 from __future__ import annotations
 

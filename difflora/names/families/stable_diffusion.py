@@ -31,7 +31,7 @@ _RESNET = (
 def _diffusers(with_attention: tuple[int, ...]) -> Iterator[tuple[str, str]]:
     """(theirs, own). Each of diffusers' blocks is three of the model's: two or three layers, then a change of size.
 
-    with_attention  the blocks on the way up that have attention: there, the change of size comes third
+    with_attention  the up blocks that have attention: in these, the change of size comes third
     """
     for block in range(4):
         for layer in range(2):

@@ -50,8 +50,7 @@ _MODULES = (
     ("control_adapter.{conv,residual_blocks.#.{conv1,conv2}}", ""),
 )
 
-# Diffusers numbers the norms by use, so its affine norm2 is Wan's norm3; those that would be norm1 and Wan's norm2 have
-# no weights.
+# Diffusers numbers the norms by use, so its affine norm2 is Wan's norm3; norm1 and Wan's norm2 have no weights.
 _DIFFUSERS_BLOCK = (
     ("attn1.{to_q,to_k,to_v,to_out.0,norm_q,norm_k}", "self_attn.{q,k,v,o,norm_q,norm_k}"),
     ("norm2", "norm3"),
@@ -206,7 +205,7 @@ WAN = Family(
         for name in spelled_out(template)
     ),
     norms=("img_emb.proj.0", "img_emb.proj.4"),
-    alpha_in_blocks=True,  # diffusers refuses one elsewhere, and none means the same scale of 1
+    alpha_in_blocks=True,  # diffusers rejects one elsewhere, and without one the scale is also 1
     bare=("blocks.#.modulation", "vace_blocks.#.modulation", "head.modulation", "img_emb.emb_pos"),
     # Animate, S2V, Fun Control, ReCamMaster, …
     built_on=re.compile(

@@ -108,7 +108,7 @@ def player_of_sheet(
     progress: Progress,
     stored: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """All clips in one video, so that they cannot but play in step.
+    """All clips in one video, so that they play in step.
 
     key     says what the clips are: a video of the same clips and metadata is not encoded again
     stored  the clips' keys in the store, where they are kept at full size

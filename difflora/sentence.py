@@ -24,6 +24,7 @@ ONE = {
     "of them are": "of them is",
     "pairs": "pair",
     "passes": "pass",
+    "pictures have": "picture has",
     "pictures": "picture",
     "pixels": "pixel",
     "steps": "step",

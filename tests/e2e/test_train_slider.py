@@ -96,7 +96,7 @@ def test_a_slider_is_trained_saved_and_says_how(pictures, mode):
     assert any("4 steps on 6 pairs, 24 layers of rank 2" in line for line in told)
     assert any("needs about" in line for line in told)
     if mode == "direct":  # the second time Encode Pairs is cached, and ComfyUI sends no word of it
-        assert any("1 pictures have no twin" in line for line in lines(result, "pairs"))
+        assert any("1 picture has no twin" in line for line in lines(result, "pairs"))
     lora = difflora.load(saved(comfy, mode))
     assert set(lora) == {
         f"blocks.{block}.{part}.{letter}"

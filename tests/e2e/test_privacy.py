@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def everything(comfy):
-    """Every node of the pack that works without a model or the wrapper, and a picture that is saved behind each image."""
+    """Every node of the pack that works without a MODEL or the wrapper, and a picture that is saved behind each image."""
     loras = comfy.models("loras")
     for run in ("private_one", "private_two"):
         for step in (100, 200):
@@ -43,6 +43,9 @@ def everything(comfy):
         "pair": node("DiffLoraSavePair", image_a=["folder", 0], image_b=["twin", 0], stem=["folder", 1], **NAMES,
                      captions="same for both", caption="a street", word_a="dense", word_b="bare", overwrite=True),
         "check": node("DiffLoraCheckPairs", **NAMES, least_similar=0.3, most_similar=0.985, colour_drift=8.0),
+        "vae": node("VAELoader", vae_name=small_models.VAE),
+        "encode": node("DiffLoraEncodePairs", vae=["vae", 0], folder_a="output/private pairs/more",
+                       folder_b="output/private pairs/less", size=64),
         "sweep": sweep("-1, 0, 1"),
         "clip": node("TestClip", strength=["sweep", 0], frames=3, width=64, height=64),
         "grid": grid("clip"),
@@ -51,7 +54,7 @@ def everything(comfy):
         "compare": node("DiffLoraABCompare", a=["grid", 0], b=["grid", 0], mode="wipe", amplify=4.0, fps=16.0,
                         label_a="A", label_b="B"),
     }  # fmt: skip
-    for name in ("wanvideo", "extract", "step", "slider"):
+    for name in ("wanvideo", "extract", "step", "slider", "encode"):
         graph[f"keep {name}"] = node("TestKeep", value=[name, 0])
     for name, output in (
         ("analyze", 0),
@@ -126,7 +129,8 @@ def test_no_picture_no_history_and_no_message_says_where_the_files_are(comfy):
 BROKEN = {
     "a LoRA": ("models/loras/broken.safetensors", {"lora_name": "broken.safetensors"}, "DiffLoraLoad"),
     "a configuration": ("models/loras/peft/adapter_config.json", {"lora_name": "peft/adapter_model.safetensors"}, "DiffLoraLoad"),
-    "a picture": ("input/broken/street.png", {"folder": "input/broken", **NAMES, "per_run": 1}, "DiffLoraImageFolder"),
+    # Of another name than the pair that the test above has saved: Image Folder passes over what is there.
+    "a picture": ("input/broken/alley.png", {"folder": "input/broken", **NAMES, "per_run": 1}, "DiffLoraImageFolder"),
     "a model": ("models/diffusion_models/broken.safetensors", {"base": "broken.safetensors", "tuned": small_models.WAN},
                 "DiffLoraExtract"),
 }  # fmt: skip

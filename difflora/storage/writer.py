@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ExistsError, OutputError
+from ..sentence import printable
 from .dtypes import CODES, DTYPES, MAX_HEADER, METADATA_KEY, is_finite
 
 if sys.platform != "win32":
@@ -252,6 +253,16 @@ def write_whole(path: Path, content: bytes, mode: int = 0o644) -> None:
             raise
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it. raises OutputError, which names no folder above it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"The folder {printable(folder.name)} cannot be made: {why_not_written(error)}. Choose another name."
+        ) from error
+
+
 def is_same_file(path: Path, content: bytes) -> bool:
     """Whether a plain file, no link, lies there with this content."""
     return (
@@ -394,6 +405,8 @@ def why_not_written(error: OSError) -> str:
         errno.EPERM: "you may not write into this folder",
         errno.EROFS: "the disk is read-only",
         errno.ENAMETOOLONG: "the name is too long",
+        errno.EEXIST: "a file of this name is there",
+        errno.ENOTDIR: "a file is in the place of a folder",
     }
     if sys.platform == "win32":
         reasons[errno.EACCES] = "you may not write into this folder, or another program has the file open"

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import FileError
 from ..sentence import printable
 from ..storage.reader import read_header, read_tensors
-from ..storage.writer import Layout, draft_file, publish
+from ..storage.writer import Layout, draft_file, make_folder, publish
 
 STATE_KEY = "difflora.training"
 VERSION = 1
@@ -34,7 +34,7 @@ class Checkpoint:
 
     def write(self, path: Path) -> None:
         """Replace an earlier one. raises OutputError; the earlier one is then still there."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         plan = Layout.of({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()})
 
         def produce() -> Generator[tuple[str, Tensor], None, None]:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from ..errors import OutputError, TrainingError
 from ..saving.wan22 import NOISES
 from ..sentence import Sentence
-from ..storage.writer import WINDOWS_DEVICES, is_same_file, write_whole
+from ..storage.writer import WINDOWS_DEVICES, is_same_file, make_folder, write_whole
 from .pairs import Dataset, read_size
 
 T = TypeVar("T")
@@ -645,10 +645,7 @@ def bucket(size: tuple[int, int], training: Training) -> tuple[int, int]:
 
 def write_files(folder: Path, made: dict[str, str], overwrite: bool = False) -> list[Path]:
     """Write the training folder. Nothing is written if one of the files exists and differs, unless `overwrite` is set."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise OutputError(f"{folder.name}: the folder cannot be made: {problem.strerror}.") from problem
+    make_folder(folder)
     wanted = {folder / name: text.encode() for name, text in made.items()}
     for path, content in wanted.items():
         if os.path.lexists(path) and not overwrite and not is_same_file(path, content):

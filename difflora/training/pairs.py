@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from ..errors import FileError, OutputError, PairError
 from ..sentence import Sentence, joined, printable
-from ..storage.writer import is_same_file, write_whole
+from ..storage.writer import is_same_file, make_folder, write_whole
 
 IMAGE_EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif"}  # what musubi-tuner reads as well
 COMPARED_AT = 384  # pixels on the longer side: the checks are about content, not about grain
@@ -54,7 +54,7 @@ class Dataset:
     def state(self) -> list[tuple[str, str, int]]:
         """Every file of both sides and when it was written: changes whenever one of them changes."""
         folders = [self.folder / side for side in self.sides]
-        files = [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir())]
+        files = [file for folder in folders if folder.is_dir() for file in _files_in(folder)]
         return [(file.parent.name, file.name, file.stat().st_mtime_ns) for file in files]
 
     def caption(self, side: str, stem: str) -> Path:
@@ -68,7 +68,7 @@ def find_images(folder: Path) -> dict[str, list[Path]]:
         return {}
     found: dict[str, list[Path]] = {}
     root = folder.resolve()
-    for path in sorted(folder.iterdir()):
+    for path in _files_in(folder):
         if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_symlink() and not _resolved(path).is_relative_to(root):
             raise FileError(
                 f"{printable(path.name)} in {printable(folder.name)} is a link that leads out of this folder. Put a copy of "
@@ -77,6 +77,13 @@ def find_images(folder: Path) -> dict[str, list[Path]]:
         if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file() and not path.name.startswith("."):
             found.setdefault(path.stem, []).append(path)
     return found
+
+
+def _files_in(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise FileError(f"{printable(folder.name)}: the folder cannot be read ({error.strerror}).") from error
 
 
 def _resolved(path: Path) -> Path:
@@ -209,10 +216,7 @@ def _png(image: Image.Image) -> bytes:
 
 def _write(path: Path, content: bytes) -> None:
     """Write the file completely or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise OutputError(f"{path.parent.name}: the folder cannot be made: {problem.strerror}.") from problem
+    make_folder(path.parent)
     write_whole(path, content)
 
 

@@ -14,9 +14,10 @@ from ...difflora.names.keys import OUTPUT_DIALECTS
 from ...difflora.saving.save import read_by_comfyui
 from ...difflora.sentence import Sentence, printable
 from ...difflora.storage.dtypes import OUTPUT_DTYPES
+from ...difflora.storage.writer import make_folder
 from ..common.inputs import one_of
 from ..common.messages import report, ui
-from ..common.paths import inside
+from ..common.paths import below, inside
 from ..common.progress import progress_bar
 from ..common.search import found_by
 from ..common.strength import strength_entry
@@ -84,24 +85,15 @@ class SaveLora(io.ComfyNode):
         overwrite = if_exists == "overwrite"
         path = _target(folder, filename_prefix, overwrite)
         metadata = strength_entry(recommended_strength)
-        _make_folder(path.parent)
+        make_folder(path.parent)
         save(lora, path, dtype=dtype, dialect=dialect, overwrite=overwrite, metadata=metadata, progress=progress_bar())
         size = path.stat().st_size / 1e6
         what = Sentence("{0} modules, rank {1}, {2}, {3} MB", len(lora), lora.rank_text, dtype, f"{size:.1f}")
-        lines = [str(path), what]
+        lines = [below(folder, path), what]
         found = read_by_comfyui(lora, dialect)
         if found is not None:
             lines.append(Sentence("Read by ComfyUI: {0} of {1} modules", found, len(lora)))
         return io.NodeOutput(str(path), ui=ui(report(path.name, lines, lora.warnings)))
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise OutputError(
-            f"The folder {folder.name} cannot be made: {problem.strerror}. Choose another name."
-        ) from problem
 
 
 def _target(folder: Path, prefix: str, overwrite: bool) -> Path:
@@ -115,7 +107,7 @@ def _target(folder: Path, prefix: str, overwrite: bool) -> Path:
         return inside(folder, f"{name}.safetensors", OutputError)
     first = inside(folder, f"{name}_00001.safetensors", OutputError)
     stem = re.escape(first.stem.removesuffix("_00001"))
-    siblings = first.parent.iterdir() if first.parent.is_dir() else ()
+    siblings = first.parent.glob("*.safetensors")
     used = [int(match[1]) for path in siblings if (match := re.fullmatch(rf"{stem}_(\d+)\.safetensors", path.name))]
     return first.with_name(f"{first.stem.removesuffix('_00001')}_{max(used, default=0) + 1:05d}.safetensors")
 

@@ -44,6 +44,11 @@ def inside(folder: str | Path, name: str, error: type[DiffLoraError] = FileError
     return path
 
 
+def below(folder: str | Path, path: Path) -> str:
+    """What to tell of a file that `inside` found in `folder`: the folder's name and the way from there."""
+    return f"{_label(folder)}/{path.relative_to(Path(folder).resolve()).as_posix()}"
+
+
 def _parts(name: str, error: type[DiffLoraError]) -> list[str]:
     """Split a name, or say what is wrong with it. Needs no disk."""
     shown = repr(name if len(name) <= 80 else name[:77] + "...")

@@ -13,6 +13,7 @@ import folder_paths
 from ...difflora import Lora, save
 from ...difflora.progress import Progress
 from ...difflora.saving.save import lossless_dtype
+from ...difflora.storage.writer import make_folder
 
 
 class HandedOut(str):
@@ -42,7 +43,7 @@ class TempFiles:
             with contextlib.suppress(OSError):
                 os.utime(path)
         else:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             save(lora, path, dtype=lossless_dtype(lora, progress()), progress=progress())
         self._handed_out.add(path)
         held = self._held.get(path)

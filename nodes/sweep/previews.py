@@ -20,7 +20,7 @@ from ...difflora.clips.store import StoredClip
 from ...difflora.clips.video import PREVIEW, Frame, at_rate, write_video
 from ...difflora.progress import Progress
 from ...difflora.sentence import Sentence
-from ...difflora.storage.writer import said_as_output_error
+from ...difflora.storage.writer import make_folder, said_as_output_error
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class Previews:
 
     def path(self, name: str) -> Path:
         folder = Path(folder_paths.get_temp_directory()) / SUBFOLDER
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         return folder / name
 
     @contextlib.contextmanager

@@ -150,3 +150,27 @@ def test_errors_name_files_and_not_folders(comfy, what):
     assert path.name in failure.value.message and str(comfy.base) not in failure.value.message
     assert str(comfy.base) not in json.dumps(failure.value.details["current_inputs"])
     path.unlink()
+
+
+def save(prefix):
+    return node("DiffLoraSave", lora=["small", 0], filename_prefix=prefix, dtype="float32", dialect="native",
+                if_exists="overwrite", recommended_strength="")  # fmt: skip
+
+
+def test_save_says_where_its_file_is_below_the_loras_folder(comfy):
+    before = len(comfy._messages)
+    result = comfy.run(chain() | {"save": save("private/told")})
+    [message] = result.output("save")["difflora"]
+    assert message["report"]["lines"][0]["text"] == "loras/private/told.safetensors"
+    assert not told_of(json.dumps(result["outputs"]), comfy.base)
+    assert not told_of(json.dumps(comfy._messages[before:]), comfy.base)
+
+
+def test_an_error_of_writing_names_no_folder_above(comfy):
+    (comfy.models("loras") / "blocked").write_bytes(b"a file where a folder has to be")
+    prompt_id = comfy.queue(chain() | {"save": save("blocked/deeper/told")})
+    with pytest.raises(
+        NodeFailed, match="The folder deeper cannot be made: a file is in the place of a folder"
+    ) as failure:
+        comfy.wait(prompt_id)
+    assert str(comfy.base) not in failure.value.message

@@ -119,6 +119,10 @@ def test_an_error_does_not_tell_where_the_server_keeps_its_files(output):
         assert str(output.parent) not in str(caught.value)
 
 
+def test_a_report_names_a_file_by_its_place_below_the_folder(output):
+    assert paths.below(output, paths.inside(output, "a/b.png")) == f"{output.name}/a/b.png"
+
+
 @pytest.mark.skipif(os.name == "nt", reason="making links needs a privilege on Windows")
 class TestLinks:
     def test_a_link_out_of_the_folder_is_refused(self, output):

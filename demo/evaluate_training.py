@@ -73,9 +73,8 @@ TABLES = {
     "goal": [Way(pairs=126), Way(pairs=20)],
     "base": [
         Way(mode, pairs, noise)
-        for pairs, mode, noise in itertools.product((20, 126), ("direct", "pair"), ("composition", "all"))
+        for pairs, mode, noise in itertools.product((20, 126, 4, 300), ("direct", "pair"), ("composition", "all"))
     ],
-    "few": [Way("direct", 4), Way("direct", 300)],
     "average": [Way(pairs=pairs, average=0.95) for pairs in (20, 126)],
     "steps": [Way(pairs=pairs, steps=steps) for pairs in (20, 126) for steps in (50, 200)],
     "rate": [Way(pairs=126, rate=rate, average=average) for rate in (3e-4, 5e-4) for average in (0.0, 0.95)],
@@ -84,20 +83,34 @@ TABLES = {
 
 
 @torch.no_grad()
+def encode_pair(demo: Demo, a: np.ndarray, b: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Latents of two pictures (SIZE, SIZE, 3) uint8, as the model sees them."""
+    pictures = as_input(torch.from_numpy(np.stack([a, b])).permute(0, 3, 1, 2).contiguous())
+    codes = demo.vae.conv1(demo.vae.encoder(pictures))[:, :16]
+    latents = demo.latent_format.process_in(codes).squeeze(2)
+    return latents[0], latents[1]
+
+
+_encoded: list[tuple[Tensor, Tensor]] = []  # the longest series of pairs so far: others are its beginning
+
+
 def demo_pairs(demo: Demo, count: int) -> SliderPairs:
     """The first pairs that the demo's own LoRAs were trained on, as latents of the shipped VAE."""
-    scenes = [random_scene(seed, MOST) for seed in range(500_000, 500_000 + count)]
-    sides = []
-    for number in (lambda i: MOST - i % 3, lambda i: 1 + i % 3):
-        drawn = np.stack([draw(scene.with_first(number(i)))[0] for i, scene in enumerate(scenes)])
-        pictures = as_input(torch.from_numpy(drawn).permute(0, 3, 1, 2).contiguous())
-        codes = torch.cat([demo.vae.conv1(demo.vae.encoder(part))[:, :16] for part in pictures.split(16)])
-        sides.append(tuple(demo.latent_format.process_in(codes).squeeze(2)))
+    for i in range(len(_encoded), count):
+        scene = random_scene(500_000 + i, MOST)
+        dense, sparse = (draw(scene.with_first(number))[0] for number in (MOST - i % 3, 1 + i % 3))
+        _encoded.append(encode_pair(demo, dense, sparse))
+    sides = zip(*_encoded[:count], strict=True)
     return SliderPairs(tuple(f"{i:04}" for i in range(count)), *sides)
 
 
-def train(demo: Demo, way: Way, seed: int) -> tuple[difflora.Lora, float, dict[str, float]]:
-    """The slider at the size that training gave it, the factor that the loss asks for, and what it cost."""
+def train(
+    demo: Demo, way: Way, seed: int, pairs: SliderPairs | None = None
+) -> tuple[difflora.Lora, float, dict[str, float]]:
+    """The slider at the size that training gave it, the factor that the loss asks for, and what it cost.
+
+    pairs   others than the first ones of the demo
+    """
     settings = way.settings(seed)
     demo.wan.load_state_dict(demo.weights)
     linears = {
@@ -110,7 +123,7 @@ def train(demo: Demo, way: Way, seed: int) -> tuple[difflora.Lora, float, dict[s
     def velocity(noisy: Tensor, sigma: Tensor) -> Tensor:
         return denoise(demo.wan, noisy, sigma)
 
-    trainer = SliderTrainer(settings, demo_pairs(demo, way.pairs), velocity, linears, shapes)
+    trainer = SliderTrainer(settings, pairs or demo_pairs(demo, way.pairs), velocity, linears, shapes)
     began = time.process_time()
     with trainer.factors.attached():
         for _ in range(settings.steps):
@@ -129,10 +142,16 @@ class Sweeps:
 
     def __init__(self, demo: Demo):
         self.demo, self.plain = demo, demo.pictures({}, 0.0)
+        self.of: evaluate.Changes = {}
+        self.seen: dict[float, tuple[dict[str, float], list[int]]] = {}
 
     def at(self, changes: evaluate.Changes, strength: float) -> tuple[dict[str, float], list[int]]:
-        pictures = self.demo.pictures(changes, strength) if strength else self.plain
-        return measure(pictures, self.plain)
+        if changes is not self.of:
+            self.of, self.seen = changes, {}
+        if strength not in self.seen:
+            pictures = self.demo.pictures(changes, strength) if strength else self.plain
+            self.seen[strength] = measure(pictures, self.plain)
+        return self.seen[strength]
 
     def sweep(self, changes: evaluate.Changes, size: float) -> dict[str, float]:
         measured = [self.at(changes, size * strength) for strength in STRENGTHS]

@@ -130,6 +130,14 @@ def to_image(pixels: torch.Tensor) -> Image.Image:
     return Image.fromarray((pixels[..., :3].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
 
 
+TINT = 0.2  # share of the colour in a tinted picture
+
+
+def tinted(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    """A picture with a fifth of one colour mixed in: everything else stays as it is. colour: red, green, blue, 0…255."""
+    return Image.blend(image.convert("RGB"), Image.new("RGB", image.size, colour), TINT)
+
+
 # Captions
 
 CAPTIONS = ("empty", "same for both", "one per side", "caption and side word", "unique id")

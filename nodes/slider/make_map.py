@@ -12,6 +12,7 @@ from ...difflora.steering.curve import Curve
 from ...difflora.steering.slider_map import MOST_FEATHER, SliderMap
 from ..common.inputs import within
 from ..common.messages import report, ui
+from ..common.search import found_by
 from ..common.types import SliderMapType
 from .map_preview import preview
 
@@ -25,6 +26,7 @@ class MakeSliderMap(io.ComfyNode):
             node_id="DiffLoraSliderMap",
             display_name="Slider Map",
             category="Differential LoRA",
+            **found_by("schedule", "curve", "mask", "keyframes", "regional", "prompt travel"),
             description="Where and when a slider acts: over the steps of the sampling, over the frames of the clip, and "
             "under a mask. Weight 1 is the slider's strength, weight 0 its strength_outside.",
             inputs=[

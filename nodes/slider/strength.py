@@ -13,7 +13,7 @@ from ...difflora import Lora
 from ...difflora.clips.strengths import LIMIT
 from ...difflora.errors import InputError
 from ...difflora.lora.lora import label
-from ...difflora.sentence import Sentence
+from ...difflora.sentence import Sentence, printable
 from ..common.inputs import within
 from ..common.messages import report, ui
 from ..common.strength import strength_range
@@ -97,8 +97,9 @@ class Notice:
     """A slider's message, to which a line can be added while a sampler runs; ComfyUI's history holds the same object."""
 
     def __init__(self, lora: Lora, lines: Iterable[Sentence], warnings: Iterable[Sentence], dynprompt: Any) -> None:
-        self._report = label(lora), [*lines], [*warnings]
-        self.ui = slider_ui(lora, self._report[1], self._report[2])
+        lines = [*lines]
+        self._report = label(lora), with_unit(lora, lines), [*warnings]
+        self.ui = slider_ui(lora, lines, self._report[2])
         context = get_executing_context()
         self._node = context.node_id if context else None
         self._shown_on = dynprompt.get_display_node_id(self._node) if dynprompt and self._node else self._node
@@ -115,4 +116,9 @@ class Notice:
 
 def slider_ui(lora: Lora, lines: Iterable[Sentence], warnings: Iterable[Sentence] = ()) -> dict[str, Any]:
     """The `ui` of a slider: its report, and the range that the file recommends."""
-    return ui(report(label(lora), lines, warnings), strength_range(lora))
+    return ui(report(label(lora), with_unit(lora, lines), warnings), strength_range(lora))
+
+
+def with_unit(lora: Lora, lines: Iterable[Sentence]) -> list[Sentence]:
+    """The lines, and what strength 1 means if somebody has calibrated it."""
+    return [*lines, *([Sentence("strength 1 is {0}", printable(lora.unit))] if lora.unit else [])]

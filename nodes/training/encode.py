@@ -20,6 +20,7 @@ from ..common.fingerprints import files_fingerprint
 from ..common.inputs import within
 from ..common.messages import report, ui
 from ..common.progress import progress_bar
+from ..common.search import found_by
 from ..common.types import SliderPairsWire
 from .pairs import CATEGORY, frames
 from .wire import digest_of
@@ -40,6 +41,7 @@ class EncodePairs(io.ComfyNode):
             node_id="DiffLoraEncodePairs",
             display_name="Encode Pairs",
             category=CATEGORY,
+            **found_by("train", "dataset", "vae encode", "latents", "image pairs"),
             description="Takes the pictures of the same name in two folders through the VAE, for Train Slider. Still pictures; "
             "what was encoded before is not encoded again.",
             inputs=[

@@ -35,6 +35,7 @@ from ..common import plots
 from ..common.inputs import one_of, within
 from ..common.messages import lora_modules, report, ui
 from ..common.paths import inside
+from ..common.search import found_by
 from ..common.types import LoraDelta, SliderPairsWire
 from .wire import TrainingWire, chosen_layers, fingerprint, memory_needed, opened
 
@@ -55,6 +56,7 @@ class TrainSlider(io.ComfyNode):
             node_id="DiffLoraTrainSlider",
             display_name="Train Slider",
             category="Differential LoRA/dataset",
+            **found_by("train lora", "concept slider", "fine-tune", "learn", "lora trainer"),
             description="Trains a slider on pairs of pictures, on the model as it is on the wire: text-to-video and "
             "text-to-image models that are trained by flow matching. Keeps a checkpoint every 25 steps, and goes on from it "
             "after Cancel or a restart.",

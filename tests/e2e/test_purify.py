@@ -128,3 +128,23 @@ def test_sizes_and_keys_of_what_is_written_are_those_of_the_slider(comfy):
         name: spec.ranks for name, spec in slider.specs.items()
     }
     assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values())
+
+
+@pytest.mark.parametrize("saved_first", [False, True])
+def test_a_slider_node_shows_the_unit_of_a_calibrated_lora(comfy, saved_first):
+    prompt = files() | {"unit": node("DiffLoraCalibrate", lora=["slider", 0], by="norm", norm=0.25, change=1.0)}
+    slider = ["unit", 0]
+    if saved_first:
+        comfy.run(prompt | saved(comfy, "unit", "unit_on_slider")[0])
+        prompt, slider = {"file": node("DiffLoraLoad", lora_name="unit_on_slider.safetensors")}, ["file", 0]
+    prompt |= {
+        "model": node("UNETLoader", unet_name=small_models.WAN, weight_dtype="default"),
+        "native": node("DiffLoraSliderModel", model=["model", 0], lora=slider, strength=1.0, apply="patch"),
+        "wan": node("DiffLoraSliderWanVideo", lora=slider, strength=1.0, merge_loras=False, low_mem_load=False),
+        "keep": node("TestKeep", value=["native", 0]),
+        "keep_wan": node("TestKeep", value=["wan", 0]),
+    }
+    comfy.forget()
+    result = comfy.run(prompt)
+    for name in ("native", "wan"):
+        assert lines(result, name)[-1] == "strength 1 is a mean norm of 0.25 a module"

@@ -44,6 +44,9 @@ WANTED = {
     "strength": "DiffLoraStrengthSweep",
     "compare": "DiffLoraABCompare",
     "train": "DiffLoraTrainingRecipe",
+    "train lora": "DiffLoraTrainSlider",
+    "latents": "DiffLoraEncodePairs",
+    "keyframes": "DiffLoraSliderMap",
 }
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-from scripts.example_workflows import DEMO, EXPLORE, FOLDER, WORKFLOWS, Node, Workflow, link
+from scripts.example_workflows import DEMO, EXPLORE, FOLDER, WORKFLOWS, Node, Workflow, link, with_downloads
 from scripts.layout import lay_out
 from tests import small_models
 from tests.comfy_page import Browser, ComfyPage
@@ -141,7 +141,7 @@ def build(page: ComfyPage, workflow: Workflow) -> dict[str, Any]:
     saved["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, workflow.name))
     # Opened so that it can be read: the note and the nodes to choose files in first.
     saved["extra"] = {"ds": {"scale": 0.7, "offset": [120, 110]}}
-    return saved
+    return with_downloads(saved)
 
 
 def measure(page: ComfyPage) -> None:

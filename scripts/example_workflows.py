@@ -85,6 +85,40 @@ def filled(prompt: dict[str, dict[str, Any]], object_info: dict[str, Any]) -> di
 DENSE, SPARSE = "dense_scenes.safetensors", "sparse_scenes.safetensors"
 STYLE = "studio_ghibli_wan14b_t2v_v01.safetensors"
 DISTILL = "lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank128_bf16.safetensors"
+
+KIJAI = "https://huggingface.co/Kijai/WanVideo_comfy/resolve/main"
+WAN21 = "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
+# file -> folder below models/, and where to get it: ComfyUI's page offers to download what is missing.
+# The style LoRA has no address that needs no account: the workflows' notes name its page.
+DOWNLOADS = {
+    DISTILL: ("loras", f"{KIJAI}/Lightx2v/{DISTILL}"),
+    "Wan2_1-T2V-14B_fp8_e5m2.safetensors": ("diffusion_models", f"{KIJAI}/Wan2_1-T2V-14B_fp8_e5m2.safetensors"),
+    "umt5-xxl-enc-bf16.safetensors": ("text_encoders", f"{KIJAI}/umt5-xxl-enc-bf16.safetensors"),
+    "Wan2_1_VAE_bf16.safetensors": ("vae", f"{KIJAI}/Wan2_1_VAE_bf16.safetensors"),
+    "wan2.1_t2v_14B_fp8_e4m3fn.safetensors": (
+        "diffusion_models",
+        f"{WAN21}/diffusion_models/wan2.1_t2v_14B_fp8_e4m3fn.safetensors",
+    ),
+    "umt5_xxl_fp8_e4m3fn_scaled.safetensors": (
+        "text_encoders",
+        f"{WAN21}/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+    ),
+    "wan_2.1_vae.safetensors": ("vae", f"{WAN21}/vae/wan_2.1_vae.safetensors"),
+}
+
+
+def with_downloads(saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved workflow whose nodes say where to get the files they name."""
+    for node in saved["nodes"]:
+        values = node.get("widgets_values") or []
+        files = [value for value in values if value in DOWNLOADS] if isinstance(values, list) else []
+        if files:
+            node["properties"]["models"] = [
+                {"name": file, "url": DOWNLOADS[file][1], "directory": DOWNLOADS[file][0]} for file in files
+            ]
+    return saved
+
+
 PROMPT = (
     "Studio Ghibli style. A street market in an old harbour town on a summer morning, a girl with a red umbrella walks "
     "towards the camera, soft light, slow camera movement."

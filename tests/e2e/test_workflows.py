@@ -16,6 +16,7 @@ from scripts.example_workflows import (
     FOLDER,
     FULL,
     NATIVE,
+    STYLE,
     SWEEP_NATIVE,
     SWEEP_WRAPPER,
     WORKFLOWS,
@@ -44,7 +45,9 @@ class TestFiles:
         assert [node for node in graph["nodes"] if node["type"] == "MarkdownNote"][0]["widgets_values"] == [
             workflow.note
         ]
-        files = re.findall(r'"([^"]*\.(?:safetensors|gguf|pth|pt|ckpt))"', text)
+        for node in graph["nodes"]:
+            node["properties"].pop("models", None)  # addresses
+        files = re.findall(r'"([^"]*\.(?:safetensors|gguf|pth|pt|ckpt))"', json.dumps(graph))
         assert files and not [file for file in files if "/" in file or "\\" in file]
         assert "/home/" not in text and "C:\\\\" not in text
 
@@ -76,6 +79,20 @@ class TestFiles:
         for at, box in enumerate(boxes):
             assert sum(_inside(box, frame) for frame in frames) == 1
             assert not any(_overlap(box, other) for other in boxes[at + 1 :])
+
+    @each
+    def test_every_public_model_says_where_it_can_be_had(self, workflow):
+        # The user's, and one whose page asks for an account.
+        own = {"dense_scenes.safetensors", "sparse_scenes.safetensors", STYLE}
+        for node in saved(workflow)["nodes"]:
+            values = node.get("widgets_values") or []
+            files = {value for value in values if isinstance(value, str) and value.endswith(".safetensors")} - own
+            files = {file for file in files if not file.startswith("difflora_demo_")}  # the pack brings them along
+            models = node["properties"].get("models", [])
+            assert {model["name"] for model in models} == files, node["type"]
+            for model in models:
+                assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith("/" + model["name"])
+                assert model["directory"] in ("diffusion_models", "loras", "text_encoders", "vae")
 
     @pytest.mark.parametrize("workflow", WITH_WRAPPER, **ids)
     def test_the_wrappers_nodes_have_the_recorded_inputs_and_outputs(self, workflow):

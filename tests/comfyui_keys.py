@@ -1,7 +1,8 @@
 """What ComfyUI calls the weights of every family's models, as JSON.
 
 model -> "shapes": module with a weight -> its shape; "vectors": other parameters; "names": name in a LoRA file -> weight,
-or [weight, [dimension, first row, rows]] where it is a part of one. A model that this version of ComfyUI does not have is
+or [weight, [dimension, first row, rows]] where it is a part of one; "turned": name -> where the rows come from, in twelfths,
+of one whose rows ComfyUI puts in another order. A model that this version of ComfyUI does not have is
 missing. Runs in ComfyUI's own Python, from its folder: ``python comfyui_keys.py``. The models are built without memory.
 """
 
@@ -133,12 +134,18 @@ def describe(kind, network, config):
         )
     model.model_config = SimpleNamespace(unet_config=config)
     parameters = {name: list(weight.shape) for name, weight in model.diffusion_model.named_parameters()}
+    keys = comfy.lora.model_lora_keys_unet(model, {})
     return {
         "shapes": {
             name.removesuffix(".weight"): shape for name, shape in parameters.items() if name.endswith(".weight")
         },
         "vectors": [name for name in parameters if not name.endswith(".weight")],
-        "names": {name: plain(key) for name, key in comfy.lora.model_lora_keys_unet(model, {}).items()},
+        "names": {name: plain(key) for name, key in keys.items()},
+        "turned": {
+            name: key[2](torch.arange(12)).tolist()
+            for name, key in keys.items()
+            if not isinstance(key, str) and len(key) > 2
+        },
     }
 
 

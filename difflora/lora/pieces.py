@@ -130,7 +130,6 @@ def cut_rows(rows: int, pieces: Sequence[tuple[Rows | None, Rows | None]], modul
     if len(pieces) > 1 or own is None:
         return rows
     try:
-        run = own.within(rows)
+        return own.count(rows)
     except ValueError as error:
         raise TensorError(f"{module}: {error}, so it cannot be split. Write the native dialect.") from error
-    return int(run.stop - run.start)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from ..errors import FileError
 from . import families
-from .families import DIFFUSERS, Family, Rows
+from .families import DIFFSYNTH, DIFFUSERS, Family, Rows
 
 KOHYA, NATIVE, PEFT = "kohya", "native", "peft"
 OUTPUT_DIALECTS: tuple[str, ...] = (NATIVE, KOHYA, DIFFUSERS, PEFT)
@@ -217,8 +217,11 @@ def read_keys(
     dialects: Counter[str] = Counter()
     prefixes: Counter[str] = Counter()
     strangers: list[str] = []
+    by_diffsynth = _is_diffsynth(known, found)
     for stem, name in known.items():
         target = _target(name, likely[0]) if likely else None
+        if by_diffsynth and target and target.code == families.OWN:
+            target = families.layout(likely[0], DIFFSYNTH).get(target.links[0].own, target)
         if target is None:
             module = _as_it_stands(name)
             prefixes[name.prefix] += 1
@@ -240,8 +243,8 @@ def read_keys(
                 )
             parts[part] = key
     dialect = min(dialects, key=lambda name: (-dialects[name], name), default="unknown")
-    if dialect == "bare" and any(".default." in key for entries in found.values() for _, key in entries):
-        dialect = "diffsynth"
+    if dialect == "bare" and by_diffsynth:
+        dialect = DIFFSYNTH
     return FileKeys(
         dialect=dialect,
         families=likely,
@@ -336,6 +339,19 @@ def _families(
         if any(meaning(family) != meaning(likely[0]) for family in likely):
             return ()
     return likely
+
+
+def _is_diffsynth(known: Mapping[str, _Name], found: Mapping[str, list[tuple[str, str]]]) -> bool:
+    """Whether PEFT's name for the only adapter is in keys that do not begin as PEFT's do.
+
+    DiffSynth saves PEFT's layers without PEFT's model around them. Diffusers goes by the same sign.
+    """
+    return any(
+        ".default." in key
+        for stem, name in known.items()
+        if not name.is_flat and "base_model." not in name.start
+        for _, key in found[stem]
+    ) or any("pipe." in name.start for name in known.values())
 
 
 def _target(name: _Name, family: Family) -> families.Target | None:
@@ -540,7 +556,7 @@ def _dialect(name: _Name, code: str) -> str:
     if is_flat:
         return "hybrid" if "." in name.name.removesuffix(".modulation") else KOHYA
     if "pipe." in prefix:
-        return "diffsynth"
+        return DIFFSYNTH
     if code.startswith(DIFFUSERS):
         return DIFFUSERS
     if "base_model.model." in prefix:

@@ -170,6 +170,37 @@ def test_halves_that_are_swapped_elsewhere_are_swapped_back(tmp_path, family):
     assert torch.equal(load_file(path)[f"transformer.{theirs}.lora_B.weight"], up)
 
 
+H3 = "blocks.49.attn.qkv_proj"
+
+
+@pytest.mark.parametrize("key", ["{}.lora_A.default.weight", "pipe.dit.{}.lora_A.default.weight"])
+def test_rows_that_diffsynth_has_head_by_head_come_in_the_models_order(tmp_path, key):
+    heads, head = 3, 128
+    up, down = product(3 * heads * head, 6, 2, 1)
+    name = key.format(H3)
+    save_file({name: down, name.replace("lora_A", "lora_B"): up}, tmp_path / "a.safetensors")
+    lora = difflora.load(tmp_path / "a.safetensors")
+    full = (up.double() @ down.double()).reshape(heads, 3, head, 6)
+    assert lora.dialect == "diffsynth" and list(lora) == [H3]
+    assert torch.equal(lora[H3].dense(torch.float64), full.transpose(0, 1).reshape(-1, 6))
+    # Written in another dialect, the rows are in the order that all others use.
+    again = difflora.load(difflora.save(lora, tmp_path / "b.safetensors"))
+    assert again.dialect == "native" and torch.equal(again[H3].dense(torch.float64), lora[H3].dense(torch.float64))
+
+
+def test_other_trainers_rows_stay_where_they_are(tmp_path):
+    up, down = product(3 * 3 * 128, 6, 2, 1)
+    lora = written(tmp_path / "a.safetensors", {f"diffusion_model.{H3}": (up, down)})
+    assert torch.equal(lora[H3].dense(torch.float64), up.double() @ down.double())
+
+
+def test_rows_that_are_no_heads_are_damage(tmp_path):
+    up, down = product(3 * 100, 6, 2, 1)
+    save_file({f"{H3}.lora_A.default.weight": down, f"{H3}.lora_B.default.weight": up}, tmp_path / "a.safetensors")
+    with pytest.raises(TensorError, match="300 rows cannot be divided by 3 heads of 128|do not fit together"):
+        difflora.load(tmp_path / "a.safetensors")
+
+
 @pytest.mark.parametrize("stem", ["blocks.0.self_attn.qkv", "blocks.0.self_attn.to_qkv", "blocks.0.attn1.to_qkv"])
 def test_fused_q_k_v_of_wan_are_split_by_rows(tmp_path, stem):
     up, down = product(90, 30, 4, 3)
@@ -257,6 +288,7 @@ def test_every_spelling_of_a_family_means_one_thing(family):
             grouped.setdefault(link.theirs.replace(".", "_"), []).append((link.own, link.own_rows, link.their_rows))
         for name, meaning in grouped.items():
             assert meanings.setdefault(name, tuple(meaning)) == tuple(meaning), name
+    assert all(link.own in own for links in family.layouts.values() for link in links)
 
 
 # --- The lists against the models --------------------------------------------------------------------------------

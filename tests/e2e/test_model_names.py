@@ -91,7 +91,12 @@ def test_every_name_that_comfyui_takes_is_read_as_the_same_weight(model):
         (spelled,) = found.modules
         pieces = found.pieces.get(spelled)
         assert {piece.module for piece in pieces or ()} or {spelled} == {module}, name
-        if rows:
+        if turned := model["turned"].get(name):
+            there, ours = list(range(12)), list(range(12))
+            for piece in pieces:
+                ours[piece.rows.within(12)] = there[piece.their_rows.within(12)]
+            assert ours == turned, name
+        elif rows:
             (piece,) = pieces
             assert piece.rows.within(model["shapes"][module][0]) == slice(rows[1], rows[1] + rows[2]), name
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .cosmos import ANIMA
-from .family import DIFFUSERS, OWN, Family, Link, Rows, Shapes, Templates, filled
+from .family import DIFFSYNTH, DIFFUSERS, OWN, Family, Link, Rows, Shapes, Templates, filled
 from .flux import FLUX, FLUX2
 from .hunyuan_video import HUNYUAN_VIDEO, HUNYUAN_VIDEO_15
 from .krea2 import KREA2
@@ -24,6 +24,7 @@ from .stable_diffusion import SD, SDXL
 from .wan import WAN
 
 __all__ = [
+    "DIFFSYNTH",
     "DIFFUSERS",
     "FAMILIES",
     "OWN",
@@ -47,6 +48,7 @@ __all__ = [
     "is_norm",
     "is_optional",
     "kernel",
+    "layout",
     "named",
     "own",
     "recognised",
@@ -187,6 +189,15 @@ def spelling(flat: str) -> tuple[Spelling, tuple[str, ...]] | None:
 def own(module: str) -> tuple[Own, tuple[str, ...]] | None:
     """What is known about a canonical name, and the numbers in it; None if no family has it."""
     return _own().find(module)
+
+
+@functools.cache
+def layout(family: Family, trainer: str) -> Mapping[str, Target]:
+    """Template -> what its rows mean in the files of a trainer who has them in another order than the model."""
+    grouped: dict[str, list[Link]] = {}
+    for link in family.layouts.get(trainer, ()):
+        grouped.setdefault(link.own, []).append(link)
+    return {template: Target(OWN, tuple(links)) for template, links in grouped.items()}
 
 
 def named(name: str | None) -> Family | None:

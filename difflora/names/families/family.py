@@ -14,23 +14,37 @@ from typing import Generic, TypeVar
 Shapes = Mapping[str, tuple[int, ...]]
 ValueT = TypeVar("ValueT")
 
-OWN, DIFFUSERS = "own", "diffusers"
+OWN, DIFFUSERS, DIFFSYNTH = "own", "diffusers", "diffsynth"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A run of rows of a weight, in equal units: rows 3 … 7 of 7 are ``Rows(3, 4, 7)``."""
+    """A run of rows of a weight, in equal units: rows 3 … 7 of 7 are ``Rows(3, 4, 7)``.
+
+    head  rows of a unit in each attention head, if the weight has one head after another: q, k and v of the first head,
+          then those of the second
+    """
 
     start: int
     size: int
     of: int
+    head: int = 0
 
-    def within(self, rows: int) -> slice:
+    def within(self, rows: int) -> slice | list[int]:
         """The same in a weight with this many rows; raises ValueError if they cannot be divided like this."""
-        if rows % self.of:
-            raise ValueError(f"{rows} rows cannot be divided by {self.of}")
+        if rows % (self.of * (self.head or 1)):
+            heads = f" heads of {self.head}" if self.head else ""
+            raise ValueError(f"{rows} rows cannot be divided by {self.of}{heads}")
+        if self.head:
+            first, size = self.start * self.head, self.size * self.head
+            return [at + row for at in range(first, rows, self.of * self.head) for row in range(size)]
         unit = rows // self.of
         return slice(self.start * unit, (self.start + self.size) * unit)
+
+    def count(self, rows: int) -> int:
+        """How many they are in a weight with this many rows; raises ValueError as `within` does."""
+        run = self.within(rows)
+        return len(run) if isinstance(run, list) else run.stop - run.start
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,18 @@ def swapped(own: str, theirs: str) -> tuple[Link, ...]:
     return tuple(Link(own, theirs, left, right) for left, right in zip(halves, reversed(halves), strict=True))
 
 
+def by_head(own: str, head: int, parts: int = 3) -> tuple[Link, ...]:
+    """One module in both, with q, k and v in one piece each here, and head by head there.
+
+    head  rows of q in one attention head
+    """
+    return tuple(
+        Link(name, name, Rows(at, 1, parts), Rows(at, 1, parts, head))
+        for name in spelled_out(own)
+        for at in range(parts)
+    )
+
+
 def _grouped(template: str, size: int) -> Iterator[list[str]]:
     names = spelled_out(template)
     for at in range(0, len(names), size):
@@ -114,6 +140,7 @@ class Family:
     modules         (template, roles), in the model's order. Roles are words for selections: "attn", "self_attn",
                     "cross_attn", "ffn", and the streams "audio", "text" and "image"
     codes           name of another code -> its module names; modules that are not listed have the same name
+    layouts         trainer -> modules whose rows are in another order in its files, under the model's own names
     read            prefixes that ComfyUI accepts besides ``diffusion_model.`` and ``lora_unet_``: (prefix, code)
     unread          templates of another code's names that ComfyUI does not accept, although it accepts the others
     kohya           the code whose names trainers with flat names use
@@ -139,6 +166,7 @@ class Family:
     implementation: str
     architecture: str = ""
     codes: Mapping[str, tuple[Link, ...]] = field(default_factory=dict)
+    layouts: Mapping[str, tuple[Link, ...]] = field(default_factory=dict)
     read: tuple[tuple[str, str], ...] = ()
     unread: tuple[str, ...] = ()
     kohya: str = OWN

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .family import DIFFUSERS, Family, renamed, split, swapped
+from .family import DIFFSYNTH, DIFFUSERS, Family, by_head, renamed, split, swapped
 
 _ATTENTION, _FEED_FORWARD = "attn.{qkv_proj,out_proj,q_norm,k_norm}", "mlp.fc{1,2}"
 
@@ -39,6 +39,8 @@ MINIMAX_H3 = Family(
             ),
         ),
     },
+    # DiffSynth trains the published checkpoint as it is; all others bring its rows into the order of ComfyUI's first.
+    layouts={DIFFSYNTH: by_head("{blocks,token_refiner.blocks}.#.attn.qkv_proj", head=128)},
     depths={"blocks": (50,), "token_refiner.blocks": (2,)},
     widths={
         "blocks.#.attn.qkv_proj": ((21504, 5376),),

@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from functools import cache
 
 import pytest
 
@@ -123,4 +124,41 @@ def test_stars_are_drawn_as_bold(node_id, language):
             first, last = found["inner"][0], found["inner"][-1]
             if (not first.isalnum() and before.isalnum()) or (not last.isalnum() and after.isalnum()):
                 wrong.append(found[0])
+    assert wrong == []
+
+
+SHAPES = {"en": r"\*([^*]+)\*", "ja": "「([^」]+)」", "zh": "“([^”]+)”"}
+MESSAGES = {
+    "en": "errors mean|Warnings on the node",
+    "ja": "エラーの意味|ノードの警告",
+    "zh": "错误的含义|节点上的警告",
+}
+
+
+def without_numbers(text):
+    return re.sub(r"\{\d+\}|\d+", "#", text).casefold()
+
+
+@cache
+def said(language):
+    """Everything that nodes say in a language, one text to a line."""
+    texts = json.loads((LOCALES / ("ja" if language == "en" else language) / "main.json").read_text("utf-8"))
+    both = texts["diffloraSentences"] | texts["diffloraErrors"]
+    return without_numbers("\n".join(both if language == "en" else both.values()))
+
+
+@pytest.mark.parametrize("language", ("en", *LANGUAGES))
+def test_messages_are_quoted_as_the_nodes_say_them(language):
+    """Who looks an error up has it in front of them, word for word."""
+    wrong = []
+    for page in sorted(DOCS.glob("*.md" if language == "en" else f"*/{language}.md")):
+        for heading, section in re.findall(r"^## (.+)\n((?:(?!## ).*\n?)*)", page.read_text("utf-8"), re.M):
+            if re.search(MESSAGES[language], heading):
+                for line in re.findall(r"^- (.*?)(?::|：|$)", section, re.M):
+                    parts = [part for quote in re.findall(SHAPES[language], line) for part in quote.split("…")]
+                    wrong += [
+                        f"{page.relative_to(DOCS)}: {part}"
+                        for part in parts
+                        if without_numbers(part.strip(" 、。，")) not in said(language)
+                    ]
     assert wrong == []

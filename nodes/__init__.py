@@ -5,7 +5,7 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 from .algebra import analyze, calibrate, extract, load_subtract, purify, save, select_rerank
 from .common.routes import answer_last_words, answer_lora
 from .demo import offer_demo_models
-from .slider import block_toggle, empty_text, make_map, native, wanvideo
+from .slider import block_toggle, empty_text, make_map, mapped_wanvideo, native, wanvideo
 from .sweep import compare, response, sweep
 from .sweep.export import answer_export
 from .training import encode, pairs, runs, train
@@ -19,6 +19,7 @@ FAMILIES: list[list[type[io.ComfyNode]]] = [
     save.NODES,
     native.NODES,
     wanvideo.NODES,
+    mapped_wanvideo.NODES,
     make_map.NODES,
     block_toggle.NODES,
     extract.NODES,

@@ -6,12 +6,15 @@ there is one at 0 as well: where the strength is 0, a blend of the two ends woul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..errors import UnsupportedError
+from ..sentence import Sentence, joined
 from .curve import lerp
 
 SAME = 1e-9  # weights that differ by less count as equal: float64 rounding
@@ -60,3 +63,29 @@ class Passes:
             place = share if prediction.ndim == 5 else share[0]
             mixed = torch.lerp(mixed, prediction, place.to(prediction.device, prediction.dtype))
         return mixed
+
+
+def passes_told(counts: Iterable[int]) -> Sentence:
+    """The passes of every step, such as "6 steps: 2 × 1 pass, 4 × 2 passes"."""
+    of_steps = [*counts]
+    parts = [
+        Sentence("{0} × 1 pass", times) if count == 1 else Sentence("{0} × {1} passes", times, count)
+        for count, times in sorted(Counter(of_steps).items())
+    ]
+    return Sentence("{0} steps: {1}", len(of_steps), joined(parts, ", "))
+
+
+def kept_between_passes(cache: str) -> UnsupportedError:
+    """The error for a model on which `cache` skips steps: it would give one pass what it kept of another."""
+    return UnsupportedError(
+        f"map: {cache} is on this model. It keeps results from one pass for the next, and the passes of a map "
+        "differ on purpose: the result would be wrong. Take it out, or use a map of steps only."
+    )
+
+
+def second_map() -> UnsupportedError:
+    """The error for a model that has a slider with a map already."""
+    return UnsupportedError(
+        "model: there is a slider with a map on this model already. Two of them would need a pass for every pair of "
+        "their strengths; give one of them no map."
+    )

@@ -43,6 +43,11 @@ class SliderMap:
         """Whether every place in the clip has the same weight: such a map needs one pass per step."""
         return self.frames.is_level and self.mask is None
 
+    @property
+    def varies_over_time(self) -> bool:
+        """Whether the weight of a place depends on the frame, so that one has to know which frame of the clip it is."""
+        return not self.frames.is_level or (self.mask is not None and len(self.mask) > 1)
+
     def weight_at(self, percent: float) -> float:
         """The weight at a step, for a map with the same weight everywhere."""
         assert self.is_level

@@ -211,6 +211,7 @@ export const FACES = {
   DiffLoraSliderMap: withMap,
   DiffLoraSliderModel: withSlider,
   DiffLoraSliderWanVideo: withSlider,
+  DiffLoraMappedSliderWanVideo: withSlider,
   DiffLoraSweepGrid: withPlayer,
   DiffLoraABCompare: withPlayer,
   DiffLoraBlockToggle: withTiles,

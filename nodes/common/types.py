@@ -1,4 +1,4 @@
-"""What travels on the wires: our own value, and three of WanVideoWrapper's.
+"""What travels on the wires: our own value, and four of WanVideoWrapper's.
 
 `LORA_DELTA` carries a `difflora.Lora`. The wrapper's types are matched by their names alone, so its pack need not be
 installed for these nodes to load; what their values look like is written down in `wrapper_wires.py`.
@@ -13,6 +13,7 @@ SliderMapType = io.Custom("SLIDER_MAP")
 
 WrapperLora = io.Custom("WANVIDLORA")
 WrapperModel = io.Custom("WANVIDEOMODEL")
+WrapperImages = io.Custom("WANVIDIMAGE_EMBEDS")
 WrapperText = io.Custom("WANVIDEOTEXTEMBEDS")
 
 # A difflora.clips.response.Sweep: the clips of a Strength Sweep.

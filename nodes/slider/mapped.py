@@ -5,7 +5,6 @@ The mixing wraps PREDICT_NOISE, which sees the whole latent, after CFG and with 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +12,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ...difflora.errors import UnsupportedError
-from ...difflora.sentence import Sentence, joined
-from ...difflora.steering.passes import Passes
+from ...difflora.sentence import Sentence
+from ...difflora.steering.passes import Passes, kept_between_passes, passes_told, second_map
 from ...difflora.steering.schedule import percent_of
 from ...difflora.steering.slider_map import SliderMap
 from .bypass import Beside
@@ -105,10 +104,7 @@ def check_no_map(patcher: Any) -> None:
     """Raise UnsupportedError for a model that has a slider with a map already."""
     wrappers = patcher.wrappers.get(WrappersMP.PREDICT_NOISE, {})  # in the options only while it samples
     if any(isinstance(wrapper, MappedPrediction) for group in wrappers.values() for wrapper in group):
-        raise UnsupportedError(
-            "model: there is a slider with a map on this model already. Two of them would need a pass for every pair of "
-            "their strengths; give one of them no map."
-        )
+        raise second_map()
 
 
 def refuse_step_caches(model_options: Any) -> None:
@@ -123,22 +119,10 @@ def refuse_step_caches(model_options: Any) -> None:
     for text in names:
         for part, cache in STEP_CACHES.items():
             if part in text.lower():
-                raise UnsupportedError(
-                    f"map: {cache} is on this model. It keeps results from one pass for the next, and the passes of a map "
-                    "differ on purpose: the result would be wrong. Take it out, or use a map of steps only."
-                )
+                raise kept_between_passes(cache)
 
 
 def stride_of(latent_format: Any) -> int:
     """Frames of the clip in a latent frame after the first."""
     said = getattr(latent_format, "temporal_downscale_ratio", None)
     return int(said) if said else STRIDES.get(type(latent_format).__name__, 4)
-
-
-def passes_told(counts: list[int]) -> Sentence:
-    """Such as "6 steps: 2 × 1 pass, 4 × 2 passes"."""
-    parts = [
-        Sentence("{0} × 1 pass", times) if count == 1 else Sentence("{0} × {1} passes", times, count)
-        for count, times in sorted(Counter(counts).items())
-    ]
-    return Sentence("{0} steps: {1}", len(counts), joined(parts, ", "))

@@ -34,7 +34,8 @@ class Targets:
         self.rows: dict[str, tuple[int, int]] = {}
         # The parameters themselves: in a state dict, other packs' quantised weights have the shape of their bytes.
         weights = dict(patcher.model.named_parameters(remove_duplicate=False))
-        found = {name: _own_key(name, weights) for name in lora}
+        plain = {key.replace("._orig_mod", ""): key for key in weights}  # torch.compile puts a name in between
+        found = {name: _own_key(name, plain) for name in lora}
         if not all(found.values()):
             spellings = comfy.lora.model_lora_keys_unet(patcher.model, {})
             for name in [name for name, key in found.items() if not key]:
@@ -106,10 +107,10 @@ def _fits(shape: tuple[int, ...], weight: tuple[int, ...]) -> bool:
     return shape[:1] == weight[:1] and math.prod(shape) == math.prod(weight)
 
 
-def _own_key(name: str, weights: Mapping[str, torch.Tensor]) -> str | None:
-    """The parameter of a module by the model's own names."""
+def _own_key(name: str, parameters: Mapping[str, str]) -> str | None:
+    """The parameter of a module by the model's own names. parameters: name without torch.compile's part -> name."""
     own = f"diffusion_model.{name}"
-    return next((key for key in (own, f"{own}.weight") if key in weights), None)
+    return next((parameters[key] for key in (own, f"{own}.weight") if key in parameters), None)
 
 
 def _spelled_key(

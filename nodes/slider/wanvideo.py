@@ -172,7 +172,7 @@ class SliderWanVideo(io.ComfyNode):
         lines = [Sentence("{0} modules, rank {1}", len(lora.matrices), lora.rank_text)]
         if isinstance(strength, list):
             lines.append(Sentence("a strength for each of {0} steps, for WanVideo Set LoRAs only", len(strength)))
-        warnings += _left_out(lora, merge_loras)
+        warnings += left_out(lora, merge_loras)
         return io.NodeOutput(chained(prev_lora, entry), ui=slider_ui(lora, lines, warnings))
 
 
@@ -186,14 +186,14 @@ def _strengths(
         )
     if steps is None:
         raise InputError(
-            "map: WanVideo Set LoRAs takes one strength a step, so only a map of steps works here. Leave frames empty and mask "
-            "unconnected in Slider Map."
+            "map: WanVideo Set LoRAs takes one strength a step, so only a map of steps works here. For frames or a mask, use LoRA "
+            "Slider with Map (WanVideoWrapper)."
         )
     strengths = step_strengths(*steps, slider_map, strength, outside)
     return strengths if len(set(strengths)) > 1 else strengths[0]
 
 
-def _left_out(lora: Lora, merge_loras: bool) -> list[Sentence]:
+def left_out(lora: Lora, merge_loras: bool) -> list[Sentence]:
     """What the wrapper does not apply, as warnings."""
     vectors = [name for name in lora if lora.specs[name].is_vector]
     modulations = [name for name in vectors if name.endswith("modulation")]

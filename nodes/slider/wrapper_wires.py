@@ -2,6 +2,8 @@
 
 WANVIDLORA          list of dicts, one LoRA each, applied in order; see `lora_entry`
 WANVIDEOMODEL       a ComfyUI ModelPatcher whose `model.diffusion_model` is the wrapper's own transformer
+WANVIDIMAGE_EMBEDS  dict; says how large the latent is: "target_shape" (channels, frames, height, width), or "num_frames" of
+                    the clip
 WANVIDEOTEXTEMBEDS  dict; "prompt_embeds" and "negative_prompt_embeds" are lists of (tokens, 4096), one per prompt
 """
 

@@ -13,6 +13,7 @@ VIEWS = {
     "DiffLoraSliderMap": "difflora_map",
     "DiffLoraSliderModel": "difflora_strength",
     "DiffLoraSliderWanVideo": "difflora_strength",
+    "DiffLoraMappedSliderWanVideo": "difflora_strength",
     "DiffLoraBlockToggle": "difflora_blocks",
     "DiffLoraBlockToggleWanVideo": "difflora_blocks",
     "DiffLoraLoad": "difflora_report",

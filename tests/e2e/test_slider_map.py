@@ -177,7 +177,9 @@ def test_context_windows_stay_inside_a_pass(comfy):
         fuse_method="pyramid", freenoise=False,
     )  # fmt: skip
     prompt = graph(32, 48, 25)
-    prompt["windowed"] = node("WanContextWindowsManual", model=["model", 0], **windows)
+    options = comfy.object_info()["WanContextWindowsManual"]["input"]["required"]
+    newer = {name: False for name in ("split_conds_to_windows", "retain_first_frame") if name in options}
+    prompt["windowed"] = node("WanContextWindowsManual", model=["model", 0], **windows, **newer)
     prompt["white"] = node("SolidMask", value=1.0, width=64, height=64)
     with_map(prompt, "white map", mask="white")
     with_map(prompt, "ramp", frames="0:0, 100:1")

@@ -300,7 +300,7 @@ def main() -> None:
     add_comfyui_arguments(parser)
     parser.add_argument("--models", type=Path, default=HERE / "models")
     parser.add_argument("--output", type=Path, default=Path("output"))
-    parser.add_argument("--seeds", type=int, default=32)
+    parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--steps", type=int, default=10, help="sampling steps")
     parser.add_argument("--threads", type=int, default=2)
     settings = parser.parse_args()

@@ -291,9 +291,18 @@ class ComfyServer:
 
     def forget(self) -> None:
         """Drop every cached result and loaded model. The next prompt starts from nothing."""
+        probe = {
+            "text": {"class_type": "PrimitiveString", "inputs": {"value": "forget"}},
+            "show": {"class_type": "PreviewAny", "inputs": {"source": ["text", 0]}},
+        }
+        self.run(probe)
         self._request("/free", {"unload_models": True, "free_memory": True})
-        # The queue's worker does it when it next wakes up; a prompt sent at once would be served from the cache.
-        time.sleep(1.5)
+        # The queue's worker does it between two prompts: a prompt sent at once could still be served from the cache.
+        for _ in range(50):
+            if self.run(probe).executed:
+                return
+            time.sleep(0.1)
+        raise ComfyError("the caches still hold what they held, after POST /free and 50 prompts")
 
     # Everything else that is asked of a server
 

@@ -7,6 +7,7 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { labelNode, translateDefs } from "./lib/node_texts.js";
 import { setWords } from "./lib/words.js";
+import { translateWorkflow } from "./lib/workflow_texts.js";
 import { el } from "./widgets/dom.js";
 import { FACES } from "./widgets/faces.js";
 import { later, replaceStale } from "./widgets/host.js";
@@ -14,6 +15,8 @@ import { askLastWords, forgetFailures, rememberFailure } from "./widgets/said.js
 
 /** Texts of nodes in the user's language. @type {import("./lib/node_texts.js").NodeTexts} */
 let nodeTexts = {};
+/** Notes and titles of the pack's workflows in the user's language. @type {Record<string, string>} */
+let workflowTexts = {};
 
 /** Words in the user's language, from `locales/`. English is built in, so nothing is missing if this fails. */
 const loadWords = async () => {
@@ -25,6 +28,7 @@ const loadWords = async () => {
   const own = all[language] ?? all[language.split("-")[0]];
   setWords(own?.difflora, own?.diffloraSentences, own?.diffloraErrors);
   nodeTexts = own?.nodeDefs ?? {};
+  workflowTexts = own?.diffloraWorkflows ?? {};
 };
 
 app.registerExtension({
@@ -48,6 +52,9 @@ app.registerExtension({
   },
   addCustomNodeDefs(defs) {
     translateDefs(defs, nodeTexts);
+  },
+  beforeConfigureGraph(/** @type {any} */ workflow) {
+    translateWorkflow(workflow, workflowTexts);
   },
   nodeCreated(/** @type {any} */ node) {
     labelNode(node, nodeTexts);

@@ -286,8 +286,8 @@ FAST = Workflow(
 
 1. Choose your two LoRAs on the left.
 2. Press Run.
-3. Move **strength** on *LoRA Slider (WanVideoWrapper)* and run again. Nothing is saved, nothing is loaded again. −3 to +3
-is safe, ±4 with a long prompt, 0 is the model without the slider.
+3. Move **strength** on *LoRA Slider (WanVideoWrapper)* and run again. Nothing is saved or loaded again. Most sliders
+work well from −3 to +3, with a long prompt up to ±4. 0 is the model without the slider.
 """
     + FILES_FOR_WRAPPER.format(
         distill="| lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank128_bf16 | loras | the same, in Lightx2v |\n"
@@ -296,9 +296,9 @@ is safe, ±4 with a long prompt, 0 is the model without the slider.
 **On a 3090** (24 GB): as it is, about a minute a clip. With less VRAM, swap more blocks; with more, fewer. No style LoRA?
 Set its strength to 0. Eight steps: step-distill at 0.9.
 
-**Keep merge_loras off on every LoRA.** A model that merged one ignores all that are set later.
+**Keep merge_loras off on every LoRA.** A model into which one was merged ignores all that are set later.
 
-**The slider alone:** leave both prompts empty; that is what it was trained with.
+**The slider alone:** leave both prompts empty. It was trained that way.
 """,
     [
         [slider_group("1. The pair becomes a slider")],
@@ -340,8 +340,8 @@ FULL = Workflow(
     "2 Slider, wrapper, 30 steps",
     """# A slider on Wan2.1-T2V-14B, in full
 
-As workflow 1, but without the step-distill LoRA: 30 steps at CFG 5, sped up by TeaCache, torch.compile and SageAttention,
-and bettered by Enhance-A-Video, skip-layer guidance and CFG-Zero-Star.
+As workflow 1, but without the step-distill LoRA: 30 steps at CFG 5, made faster by TeaCache, torch.compile and SageAttention,
+and better by Enhance-A-Video, skip-layer guidance and CFG-Zero-Star.
 
 1. Choose your two LoRAs on the left.
 2. Press Run. The first run compiles for a while.
@@ -349,13 +349,13 @@ and bettered by Enhance-A-Video, skip-layer guidance and CFG-Zero-Star.
 """
     + FILES_FOR_WRAPPER.format(distill="")
     + """
-**On a 3090** (24 GB): as it is, about five minutes a clip. torch.compile wants Triton, and on a 3090 a model in fp8_e5m2 or
-bf16, not fp8_e4m3fn. Without Triton: delete *Torch Compile Settings*. Without SageAttention: set attention_mode to sdpa.
+**On a 3090** (24 GB): as it is, about five minutes a clip. torch.compile needs Triton. On RTX 30xx and older cards it
+usually cannot compile fp8_e4m3fn: use a model in fp8_e5m2, bf16 or GGUF there. Without Triton: delete *Torch Compile Settings*. Without SageAttention: set attention_mode to sdpa.
 
-**Keep merge_loras off on every LoRA.** A model that merged one ignores all that are set later.
+**Keep merge_loras off on every LoRA.** A model into which one was merged ignores all that are set later.
 
-**TeaCache** skips steps that change little. When you compare strengths closely, disconnect it: it skips other steps for
-another strength.
+**TeaCache** skips steps that change little, and not the same steps at every strength. Disconnect it when you compare
+strengths closely.
 """,
     [
         [slider_group("1. The pair becomes a slider")],
@@ -464,7 +464,8 @@ NATIVE = Workflow(
 
 1. Choose your two LoRAs on the left.
 2. Press Run.
-3. Move **strength** on *LoRA Slider (model)* and run again. −3 to +3 is safe, 0 is the model without the slider.
+3. Move **strength** on *LoRA Slider (model)* and run again. Most sliders work well from −3 to +3. 0 is
+the model without the slider.
 
 **Files** (in ComfyUI's `models` folder)
 
@@ -477,12 +478,12 @@ NATIVE = Workflow(
 | studio_ghibli_wan14b_t2v_v01 | loras | civitai.com/models/1404755 |
 | your two LoRAs | loras | trained alike, one with more, one with less |
 
-**On a 3090** (24 GB): ComfyUI swaps parts of the model by itself. If it runs out of memory, fewer frames or a smaller picture.
+**On a 3090** (24 GB): ComfyUI swaps parts of the model by itself. If it runs out of memory, use fewer frames or a smaller picture.
 No style LoRA? Set its strength to 0. Eight steps: step-distill at 0.9.
 
-At CFG 1 the negative prompt does nothing. For one that works, raise CFG to 5, steps to 30, and set step-distill to 0.
+At CFG 1 the negative prompt does nothing. To use it, set CFG to 5, steps to 30 and step-distill to 0.
 
-**The slider alone:** connect *Empty Text* in the place of both prompts; it is what the pair was trained with.
+**The slider alone:** connect *Empty Text* in place of both prompts. The pair was trained with it.
 """,
     [
         [
@@ -601,7 +602,7 @@ At CFG 1 the negative prompt does nothing. For one that works, raise CFG to 5, s
 
 EXPLORE = Workflow(
     "4 Explore a pair, save slider",
-    """# What is in a pair, and a slider out of it
+    """# Look into a pair, and save a slider
 
 Needs no model: only your two LoRAs, in `models/loras`.
 
@@ -609,13 +610,13 @@ Needs no model: only your two LoRAs, in `models/loras`.
 agree (the cosine) and how much of them cancels.
 2. Look where the difference is large and the pair agrees. Pick those blocks in **Select Blocks**: paint them, or write
 `blocks 10-25 & attn`.
-3. Move the **rank** in the spectrum: as few as keep the energy you want. Rank 4 is a good start.
+3. Move the **rank** in the spectrum: use the smallest that keeps the energy you want. Rank 4 is a good start.
 4. **Save LoRA** writes it where every LoRA list finds it.
 
-**A good pair** has a cosine of 0.5 to 0.99 in most modules. Near 0: the two were trained too differently. Near 1: they
-are all but the same, and the difference is noise.
+**A good pair** has a cosine of 0.5 to 0.99 in most modules. Near 0, the two were trained too differently. Near 1, they
+are nearly the same, and the difference is mostly noise.
 
-To see it move, open workflow 1, 2 or 3.
+To render it on the model, open workflow 1, 2 or 3.
 """,
     [
         [Group("1. The pair", [pair()], GREEN)],
@@ -733,17 +734,17 @@ HOW_TO_SWEEP = """
 1. Choose your two LoRAs on the left.
 2. Press Run. Every strength is rendered, one after the other; **Sweep Grid** shows what is done.
 3. Look: choose strengths below the picture, press **Wipe** or **Difference**, try **Blind**.
-4. **Sweep Response** says how the pictures follow the strength, and how far the slider can go. For a range that you can
+4. **Sweep Response** shows how the pictures follow the strength, and how far the slider can go. For a range that you can
 trust, sweep three prompts or seeds, and wire all three grids into it. Give **recommended** to *Save LoRA*.
 
-Add a strength, and only that one is rendered. The same after an error, a Cancel or a restart.
+If you add a strength, only that one is rendered. After an error, a Cancel or a restart, only what is missing.
 """
 
 SWEEP_WRAPPER = Workflow(
     "6 Sweep of strengths, wrapper",
     """# Which strength, and how far can I go?
 
-Seven strengths on Wan2.1-T2V-14B in 6 steps each: about seven minutes on a 3090 (24 GB), with one model load.
+Seven strengths on Wan2.1-T2V-14B in 6 steps each: about seven minutes on a 3090 (24 GB). The model is loaded once.
 """
     + HOW_TO_SWEEP
     + FILES_FOR_WRAPPER.format(
@@ -768,7 +769,7 @@ SWEEP_NATIVE = Workflow(
     "7 Sweep, no other packs",
     """# Which strength, and how far can I go?
 
-Seven strengths on Wan2.1-T2V-14B in 6 steps each, without other packs and with one model load.
+Seven strengths on Wan2.1-T2V-14B in 6 steps each, without other packs. The model is loaded once.
 """
     + HOW_TO_SWEEP
     + """
@@ -801,13 +802,13 @@ DEMO = Workflow(
     """# The whole method, small
 
 Press **Run**. Nothing has to be downloaded, and no GPU is needed: a tiny Wan2.1 and two LoRAs come with this pack. One LoRA
-was trained on drawn scenes with many things in them, the other on the same scenes with few.
+was trained on drawn scenes with many things in them, the other on the same scenes with few of them.
 
 1. **Subtract LoRAs** takes the second from the first: what they share cancels, the number of things is left.
 2. **Select Blocks** keeps attention, **Re-rank** cuts it to rank 4, **Save LoRA** writes the slider into the loras folder.
 3. **Strength Sweep** tries −3 to +3, **Sweep Grid** shows every strength. 0, with a frame, is the model as it is.
-4. **Sweep Response** draws what changed with the strength, and what should not have. (Not *motion*: the four pictures are no
-clip.)
+4. **Sweep Response** draws what changed with the strength, and what should not have. (There is no
+*motion*, because single pictures do not move.)
 
 **Then play:** another seed in *KSampler*, other blocks in the grid, rank 1. Only what depends on it runs again.
 

@@ -1,4 +1,4 @@
-"""What tells ComfyUI that a file was replaced. It writes this into every picture that is saved: no path may be in it."""
+"""Tells ComfyUI that a file was replaced. ComfyUI writes fingerprints into every saved picture, so they contain no path."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 def fingerprint(value: object) -> str:
-    """One short text that stands for any value with a repr of its own."""
+    """A short text for any value with a repr of its own."""
     return hashlib.sha256(repr(value).encode("utf-8", "backslashreplace")).hexdigest()[:32]
 
 
 def files_fingerprint(paths: Iterable[Path]) -> str:
-    """Another text whenever one of these files is replaced, changed or gone. It tells nothing about where they are."""
+    """A text that changes when one of these files is replaced, changed or gone. It does not reveal where they are."""
     return fingerprint([(path.name, *_state(path)) for path in paths])
 
 
@@ -22,5 +22,5 @@ def _state(path: Path) -> tuple[int, ...]:
         status = path.stat()
     except OSError:
         return ()
-    # The inode, too: a LoRA that was opened refuses to read another file in its place, even one of the same size and time.
+    # The inode too: an opened LoRA refuses to read a replaced file, even one of the same size and time.
     return (status.st_size, status.st_mtime_ns, status.st_ino)

@@ -8,22 +8,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-# The families that systems come with for Chinese, Japanese and Korean. They are tried first: other fonts have some characters only.
+# Font families for Chinese, Japanese and Korean that systems come with. They are tried first: other fonts have only some of the characters.
 CJK = ("Noto Sans CJK", "Source Han Sans", "Yu Gothic", "Meiryo", "Microsoft YaHei", "Malgun Gothic", "PingFang", "Hiragino Sans",
        "WenQuanYi")  # fmt: skip
-# They have a picture for every character there is, and it is that of a missing one. matplotlib brings the first.
+# Fonts with a glyph for every character, which only says that it is missing. matplotlib ships the first.
 PLACEHOLDERS = ("Last Resort", "Adobe Blank", "Unicode BMP Fallback")
 ALWAYS = frozenset(map(ord, string.ascii_letters + string.digits + "−·…"))
 
 
 def font_for(*texts: str) -> Path:
-    """A font that has the characters of these texts: matplotlib's own if it can, or else the system's best."""
+    """A font that has the characters of these texts: matplotlib's own if it has them, otherwise the system's best."""
     return _font_with(ALWAYS | {ord(character) for text in texts for character in text if character.isprintable()})
 
 
 @lru_cache(maxsize=64)
 def _font_with(characters: frozenset[int]) -> Path:
-    from matplotlib import get_data_path  # when it is first needed: see plots.new_figure
+    from matplotlib import get_data_path  # imported when first needed: see plots.new_figure
 
     own = Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
     if characters <= _characters(own):
@@ -48,7 +48,7 @@ def _candidates() -> Iterator[Path]:
         if path not in seen and not font.name.startswith(PLACEHOLDERS):
             yield path
         seen.add(path)
-    # matplotlib's list is from when it was first used: fonts may have been installed since.
+    # matplotlib made its list when it was first used; fonts may have been installed since.
     yield from (path for path in map(Path, sorted(findSystemFonts())) if path not in seen)
 
 
@@ -63,5 +63,5 @@ def _characters(path: Path) -> frozenset[int]:
 
     try:
         return frozenset(FT2Font(str(path)).get_charmap())
-    except (OSError, RuntimeError):  # a damaged font, or one that has been taken away since it was listed
+    except (OSError, RuntimeError):  # a damaged font, or one removed since it was listed
         return frozenset()

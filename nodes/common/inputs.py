@@ -1,4 +1,4 @@
-"""What ComfyUI does not check before it runs a node. What comes by a link, no version checks at all."""
+"""Checks of inputs that ComfyUI does not make before it runs a node. No version checks what comes through a link."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ...difflora.sentence import printable
 
 
 def one_of(name: str, value: object, options: Iterable[str]) -> None:
-    """ComfyUI 0.3.75 compares no value with a node's list of options."""
+    """ComfyUI 0.3.75 does not check values against a node's list of options."""
     if value not in list(options):
         raise InputError(f"{name} is {printable(value, 60)}; choose one of: {', '.join(options)}.")
 
 
 def within(low: float, high: float, **values: object) -> None:
-    """NaN is neither below a minimum nor above a maximum, and a link may bring a text or a list."""
+    """NaN passes ComfyUI's minimum and maximum, and a link may carry a text or a list."""
     for name, value in values.items():
         if not isinstance(value, (int, float)) or not low <= value <= high:
             raise InputError(f"{name} is {printable(value, 60)}; give a number from {low:g} to {high:g}.")
 
 
 def listed_file(kind: str, name: object) -> Path:
-    """The file of one of ComfyUI's lists. It looks names up inside its folders only, whatever dots and slashes are in them."""
+    """The path of a file from one of ComfyUI's lists. ComfyUI looks only inside its folders, whatever dots and slashes the name has."""
     path = found(kind, name) if isinstance(name, str) else None
     if path is None:
         raise FileError(f"{printable(name)} is not in the {kind} folder. Put it there, press R, and choose it again.")
@@ -33,7 +33,7 @@ def listed_file(kind: str, name: object) -> Path:
 
 
 def found(kind: str, name: str) -> Path | None:
-    """ComfyUI's get_full_path, for which a network path or one on another drive is an exception on Windows."""
+    """ComfyUI's get_full_path, which on Windows raises for a network path or one on another drive."""
     try:
         path = folder_paths.get_full_path(kind, name)
     except (OSError, ValueError):

@@ -10,9 +10,7 @@ from ...difflora.rank.rerank import RerankedLora
 from ...difflora.sentence import Sentence
 from .routes import kept
 
-VALUES_SENT = (
-    200_000  # singular values in all: beyond that the page gets the largest of each module, not to drown in numbers
-)
+VALUES_SENT = 200_000  # singular values in all; beyond that, the page gets only the largest of each module
 
 
 def report(title: str, lines: Iterable[str] = (), warnings: Iterable[str] = ()) -> dict[str, Any]:
@@ -24,14 +22,14 @@ def report(title: str, lines: Iterable[str] = (), warnings: Iterable[str] = ()) 
 
 
 def _told(text: object) -> dict[str, Any]:
-    """The English text; and what it was made of, where the page can say it in another language."""
+    """The English text, and its template and values, from which the page translates it."""
     if not isinstance(text, Sentence):
         return {"text": str(text)}
     return {"text": str(text), "template": text.template, "values": [_told(value) for value in text.values]}
 
 
 def lora_modules(lora: Lora) -> dict[str, Any]:
-    """Which modules there are, for the grid; their sizes come from a later node."""
+    """The modules of a LoRA, for the grid; a later node sends their sizes."""
     return {"modules": {name: {} for name in lora}}
 
 
@@ -45,7 +43,7 @@ def analysis_modules(analysis: Analysis) -> dict[str, Any]:
 
 
 def reranked_modules(lora: RerankedLora) -> dict[str, Any]:
-    """Norms and retained energy of every module, and its spectrum, to show the cut without a queue."""
+    """Norm, retained energy and spectrum of every module, so that the page can move the cut without a run."""
     modules, values, energy, shape = {}, {}, {}, {}
     shown = max(64, VALUES_SENT // max(1, len(lora.matrices)))
     for name in lora.matrices:
@@ -58,7 +56,7 @@ def reranked_modules(lora: RerankedLora) -> dict[str, Any]:
 
 
 def ui(*parts: dict[str, Any]) -> dict[str, Any]:
-    """The `ui` of a node's output. It is kept for pages that do not hear it."""
+    """The `ui` of a node's output. It is kept for pages that were not there."""
     return {"difflora": [kept(merged(*parts))]}
 
 

@@ -1,6 +1,6 @@
-"""Where a name typed into a node may lead: inside the folder that it is meant for, and nowhere else.
+"""Keeps a name typed into a node inside the folder that it is meant for.
 
-Anyone who can reach a ComfyUI server can fill in a node's text field, so each such name is judged here before
+Anyone who can reach a ComfyUI server can fill in a node's text field, so every such name is checked here before
 any file is touched. Nothing here needs ComfyUI: the caller passes the folder in.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from ...difflora.errors import DiffLoraError, FileError
 from ...difflora.storage.writer import WINDOWS_DEVICES
 
-MAX_PART = 255  # bytes: what ext4, APFS and NTFS all take
+MAX_PART = 255  # bytes: the limit of ext4, APFS and NTFS
 MAX_NAME = 1024
 
 _UNSEEN = {"Cf", "Zl", "Zp"}  # Unicode's formatting characters and line breaks
@@ -23,8 +23,7 @@ _NOT_ON_WINDOWS = '<>:"|?*'
 def inside(folder: str | Path, name: str, error: type[DiffLoraError] = FileError) -> Path:
     """The path that `name` means below `folder`, links followed.
 
-    Windows and POSIX spellings are judged alike on both systems: a workflow travels between them, and so does
-    what somebody else puts into it. ``/`` and ``\\`` both separate. The path need not exist.
+    Windows and POSIX spellings are checked in the same way on both systems, because workflows travel between them. ``/`` and ``\\`` both separate. The path need not exist.
 
     folder      a folder that ComfyUI trusts, such as its output folder
     name        relative, below `folder`, not `folder` itself
@@ -45,12 +44,12 @@ def inside(folder: str | Path, name: str, error: type[DiffLoraError] = FileError
 
 
 def below(folder: str | Path, path: Path) -> str:
-    """What to tell of a file that `inside` found in `folder`: the folder's name and the way from there."""
+    """How to show a file that `inside` found in `folder`: the folder's name and the path below it."""
     return f"{_label(folder)}/{path.relative_to(Path(folder).resolve()).as_posix()}"
 
 
 def _parts(name: str, error: type[DiffLoraError]) -> list[str]:
-    """Split a name, or say what is wrong with it. Needs no disk."""
+    """Split a name, or say what is wrong with it. Touches no disk."""
     shown = repr(name if len(name) <= 80 else name[:77] + "...")
 
     def refuse(reason: str) -> DiffLoraError:
@@ -92,5 +91,5 @@ def _parts(name: str, error: type[DiffLoraError]) -> list[str]:
 
 
 def _label(folder: str | Path) -> str:
-    """A folder's last part: an error may be shown to people who need not know where the server keeps its files."""
+    """A folder's last part: errors do not show where the server keeps its files."""
     return Path(folder).name or "given"

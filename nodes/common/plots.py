@@ -31,7 +31,7 @@ INK, FAINT = "#1f2430", "#8a93a3"
 
 
 def heatmap(analysis: Analysis, quantity: str, rank: int) -> Tensor:
-    """One number of every module of a pair."""
+    """Heat map of one number per module of a pair."""
     title, value, colours = QUANTITIES[quantity]
     values = {name: value(numbers, rank) for name, numbers in analysis.modules.items()}
     return module_map(values, title.format(rank=rank), (-1.0, 1.0) if colours == "RdBu" else (0.0, None), colours)
@@ -40,9 +40,9 @@ def heatmap(analysis: Analysis, quantity: str, rank: int) -> Tensor:
 def module_map(
     values: Mapping[str, float], title: str, limits: tuple[float, float | None], colours: str = "viridis"
 ) -> Tensor:
-    """Blocks × projections. What a LoRA lacks stays blank; modules outside the blocks are not drawn.
+    """Blocks × projections. Missing modules stay blank; modules outside the blocks are not drawn.
 
-    limits   of the colours; None for the largest value
+    limits   of the colour scale; None: up to the largest value
     """
     rows, columns, cells = _grid(values)
     table = np.full((len(rows), len(columns)), np.nan)
@@ -74,7 +74,7 @@ def module_map(
 
 
 def _grid(modules: Iterable[str]) -> tuple[list[str], list[str], dict[str, tuple[int, int]]]:
-    """Row labels, column labels, and where each module goes: a row a block of a stack, in the model's order."""
+    """Row labels, column labels, and the place of each module. Each block of a stack is a row, in the model's order."""
     places = {name: place for name in modules if (place := stack_of(name))}
     at = {name: (f"{stack} {block}".removeprefix("blocks "), rest) for name, (stack, block, rest) in places.items()}
     if not at:
@@ -86,7 +86,7 @@ def _grid(modules: Iterable[str]) -> tuple[list[str], list[str], dict[str, tuple
 
 
 def _column_order(ordered: list[str], at: Mapping[str, tuple[str, str]]) -> Callable[[str], tuple[int, object]]:
-    """Columns as the first block has them; what only later blocks have comes where it stands in the model."""
+    """Columns in the order of the first block; those that only later blocks have are put where the model has them."""
     ranks: dict[str, tuple[int, object]] = {}
     for name in ordered:
         known = families.own(name)
@@ -140,7 +140,7 @@ def spectrum(analysis: Analysis, rank: int) -> Tensor:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    # Imported with the first picture: matplotlib takes longer than the rest of the pack.
+    # Imported with the first picture: matplotlib takes longer to import than the rest of the pack.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=110, facecolor="white")

@@ -1,4 +1,4 @@
-"""The library's progress, as ComfyUI's bar and its Cancel button."""
+"""Connects the library's progress to ComfyUI's progress bar and Cancel button."""
 
 import time
 
@@ -7,11 +7,11 @@ from comfy.utils import ProgressBar
 
 from ...difflora.progress import Progress
 
-OFTEN = 0.05  # seconds; every update of the bar is a message to the page
+OFTEN = 0.05  # seconds; every update is a message to the page
 
 
 def progress_bar() -> Progress:
-    """Moves the running node's bar, and raises when the user has cancelled."""
+    """Move the running node's progress bar; raises when the user has cancelled."""
     bar = ProgressBar(1)
     moved = 0.0
 

@@ -24,7 +24,7 @@ def strength_range(lora: Lora) -> dict[str, Any]:
 def strength_entry(text: str) -> dict[str, str]:
     """The metadata entry of a range as a user writes it, such as ``-2.5 to 3``; empty for an empty text.
 
-    raises  OutputError if it is no such range
+    raises  OutputError if it is not a range
     """
     if not text.strip():
         return {}

@@ -1,4 +1,4 @@
-"""What travels on the wires: our own value, and four of WanVideoWrapper's.
+"""Types of the wires: our own, and four of WanVideoWrapper's.
 
 `LORA_DELTA` carries a `difflora.Lora`. The wrapper's types are matched by their names alone, so its pack need not be
 installed for these nodes to load; what their values look like is written down in `wrapper_wires.py`.

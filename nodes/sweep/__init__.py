@@ -1,1 +1,1 @@
-"""Many strengths in one queue, and what is made of their clips: grid, player, comparison, response."""
+"""Many strengths in one queue, and what their clips are used for: grid, player, comparison, response."""

@@ -1,4 +1,4 @@
-"""A/B Compare: two clips or pictures side by side, divided by a wipe, or as what differs."""
+"""A/B Compare: two clips or pictures side by side, as a wipe, or as their difference."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .previews import PREVIEWS, dropped, embedded, is_finite, pixels_of, player_
 
 
 class ABCompare(io.ComfyNode):
-    """B takes A's size; the shorter one holds its last frame. Both is said."""
+    """B is scaled to A's size; the shorter clip holds its last frame. The node says so."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -116,7 +116,7 @@ def _pixels(images: torch.Tensor, progress: Progress) -> np.ndarray:
 
 
 def _faults(a: torch.Tensor, b: torch.Tensor, one: np.ndarray, other: np.ndarray) -> list[Sentence]:
-    """What makes the comparison say nothing about the two."""
+    """What makes the comparison meaningless."""
     notes = []
     for name, images in (("A", a), ("B", b)):
         broken = sum(not is_finite(image) for image in images)

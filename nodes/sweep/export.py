@@ -1,4 +1,4 @@
-"""What the player shows, as a file: the page asks for a frame, a clip or a comparison, and gets it encoded."""
+"""Export from the player: the page asks for a frame, a clip or a comparison and gets an encoded file."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ PROGRESS = "difflora.export"
 
 
 class _Stopped(Exception):
-    """The page has gone away, or does not want the file any more."""
+    """The page has gone, or no longer wants the file."""
 
 
 def answer_export() -> None:
-    """Answer the page. Called while ComfyUI loads the pack."""
+    """Register the route. Called while ComfyUI loads the pack."""
     PromptServer.instance.routes.post("/differential_lora/export")(_answer)
 
 
 async def _answer(request: web.Request) -> web.Response:
-    def gone() -> bool:  # aiohttp lets a handler go on when the page has hung up
+    def gone() -> bool:  # aiohttp keeps a handler running after the page has disconnected
         return request.transport is None or request.transport.is_closing()
 
     try:
@@ -85,7 +85,7 @@ def _encoded(asked: Mapping[str, Any], gone: Callable[[], bool]) -> tuple[bytes,
 
 
 def _frames(clip: Mapping[str, Any], frame: int | None, small: bool) -> Iterator[Frame]:
-    """A clip's frames: at full size from the store, or as they are in the player's own video."""
+    """A clip's frames, at full size from the store or as in the player's video."""
     left, top, width, height = (int(value) for value in clip["box"])
     kept = SWEEPS.store.get(str(clip["key"])) if clip.get("key") else None
     only = None if frame is None else {frame if kept is None else min(frame, kept.about.frames - 1)}

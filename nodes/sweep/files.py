@@ -1,4 +1,4 @@
-"""The files that prompts name, and whether they are still what they were when a prompt first named them."""
+"""The files that prompts name, and whether they have changed since a prompt first named them."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from ..common.fingerprints import fingerprint
 from ..common.inputs import found
 from ..common.paths import inside
 
-MAX_NAME = 400  # characters; longer constants are prompts, not names of files
-MOST_NAMES = 256  # of one prompt; every one is looked for in dozens of folders
+MAX_NAME = 400  # characters; longer constants are prompts, not file names
+MOST_NAMES = 256  # per prompt; each is looked up in dozens of folders
 _MODEL_SUFFIXES = frozenset(
     {".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".onnx", ".engine"}
 )
 
 Node = Mapping[str, Any]
-Facts = tuple[int, int]  # size, and time of the last change in ns
+Facts = tuple[int, int]  # size and modification time in ns
 
 
 class WatchedFiles:
-    """The files that prompts name, as they were when a prompt first named them.
+    """The state of each file when a prompt first named it.
 
-    ComfyUI's own loaders do not notice that a file was replaced under the same name: their results stay in the cache. So
-    what names a file that has changed since is cloned into the sweep, with the change as a part of its signature.
+    ComfyUI's own loaders do not notice that a file was replaced under the same name: their results stay cached. So a node
+    that names a changed file is cloned into the sweep, with the change in its signature.
     """
 
     def __init__(self) -> None:
         self._first: dict[Path, Facts] = {}
-        # For good: a file that is put back may have been read as the other one meanwhile.
+        # Permanently: even if the old file is put back, a loader may have read the other one in between.
         self._changed: set[Path] = set()
         self._waiting: queue.Queue[list[str]] = queue.Queue()
         self._watcher: threading.Thread | None = None
         self._starting = threading.Lock()
 
     def look_soon(self, prompt: object) -> None:
-        """Remember the models that a prompt names, from a thread: disks may be slow, and a server must not wait for one.
+        """Record the models that a prompt names, in a thread: disks may be slow, and the server must not wait for them.
 
-        The first run may have no sweep in it, and leave loaders in the cache.
+        The first run may have no sweep and still leave loaders in the cache.
         """
         with self._starting:
             if self._watcher is None:
@@ -57,29 +57,29 @@ class WatchedFiles:
             self._waiting.put(names)
 
     def wait(self) -> None:
-        """Until every prompt has been looked at that was handed over before."""
+        """Wait until every prompt handed over so far has been looked at."""
         self._waiting.join()
 
     def paths_of(self, texts: Iterable[str]) -> dict[str, list[Path]]:
-        """Which of these texts mean files, and which files."""
+        """Which of these texts name files, and which files."""
         paths = {name: list(dict.fromkeys(_files_of(name))) for name in _names(texts)}
         return {name: files for name, files in paths.items() if files}
 
     def look(self, path: Path) -> Facts:
-        """How a file is now."""
+        """A file's current size and time."""
         facts = _facts(path)
         if self._first.setdefault(path, facts) != facts:
             self._changed.add(path)
         return facts
 
     def has_changed(self, path: Path) -> bool:
-        """Whether a file is no longer what it was when a prompt first named it."""
+        """Whether a file has changed since a prompt first named it."""
         return path in self._changed
 
     @property
     def state(self) -> str:
-        """Another text whenever a watched file is not as it was; empty as long as all are."""
-        watched = list(self._first.items())  # while a prompt that arrives may add to it
+        """A text that changes whenever a watched file changes; empty while none has."""
+        watched = list(self._first.items())  # a prompt that arrives meanwhile may add to it
         changed = sorted((str(path), facts) for path, first in watched if (facts := _facts(path)) != first)
         return fingerprint(changed) if changed else ""
 
@@ -90,7 +90,7 @@ class WatchedFiles:
                 for name in names:
                     for path in _models_of(name):
                         self.look(path)
-            except Exception:  # the thread is needed for the next prompt
+            except Exception:  # the thread has to live for the next prompt
                 logging.exception("Differential LoRA: the files of a prompt could not be looked at")
             finally:
                 self._waiting.task_done()
@@ -105,7 +105,7 @@ def _facts(path: Path) -> Facts:
 
 
 def _names(texts: Iterable[str], suffixes: frozenset[str] | None = None) -> list[str]:
-    """Each text that may name a file, once. Of a prompt that has too many, the first ones."""
+    """Each text that may name a file, once; if a prompt has too many, the first ones."""
     names: dict[str, None] = {}
     for text in texts:
         if len(text) > MAX_NAME or "\n" in text or "\0" in text:
@@ -124,7 +124,7 @@ def _files_of(name: str) -> Iterator[Path]:
     try:
         path = inside(folder or folder_paths.get_input_directory(), plain)
     except DiffLoraError:
-        return  # No name of a file in there, so there is nothing to watch.
+        return  # It names no file, so there is nothing to watch.
     if path.is_file():
         yield path
 
@@ -137,7 +137,7 @@ def _models_of(name: str) -> Iterator[Path]:
 
 
 def texts_of(value: Any) -> Iterator[str]:
-    """Every text in the inputs of a node, however deep."""
+    """Every text in a node's inputs, at any depth."""
     waiting = [value]
     while waiting:
         part = waiting.pop()

@@ -1,4 +1,4 @@
-"""The memory of a finished clip, before ComfyUI's cache would give it back."""
+"""Free the memory of a finished clip before ComfyUI's cache does."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 
 
 def let_go(pictures: ReferenceType[torch.Tensor]) -> None:
-    """Free the pixels of a finished clip if they are nobody else's.
+    """Free the pixels of a finished clip if nothing else uses them.
 
-    ComfyUI's classic cache keeps what each node gave until the next prompt: all clips of a sweep, one beside the other. No
-    prompt will ask for these again, because their signature has the gate's `run` in it. They are nobody else's if only one
-    cached list holds them (no other node handed the same pictures on, or keeps them), and no other tensor shares their
-    memory.
+    ComfyUI's classic cache keeps the output of every node until the next prompt, so all clips of a sweep would be in memory
+    at once. No prompt asks for these again, because their signature contains the gate's `run`. Nothing else uses them if
+    only one cached list holds them (no other node passed the same pictures on or keeps them) and no other tensor shares
+    their memory.
     """
     count = getattr(torch._C, "_storage_Use_Count", None)
     images = pictures()
     if count is None or images is None:
         return
-    # Not counted: the frames of this call, and the arguments that the cell was called with.
+    # Do not count the frames of this call and the arguments of the cell's call.
     holders = [
         holder
         for holder in gc.get_referrers(images)
@@ -29,7 +29,7 @@ def let_go(pictures: ReferenceType[torch.Tensor]) -> None:
         and not (isinstance(holder, dict) and {"images", "key", "run"} <= holder.keys())
     ]
     storage = images.untyped_storage()
-    # Two users of the memory: the tensor, and the name in the line above.
+    # Two references to the memory: the tensor and the name in the line above.
     if (
         all(type(holder) is list for holder in holders)
         and len(holders) <= 1

@@ -1,4 +1,4 @@
-"""Sweep Response: what a sweep's clips have in common with the strength, as a plot, a table, text and numbers."""
+"""Sweep Response: how a sweep's clips change with the strength, as a plot, a table, text and numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MORE = ("sweep_2", "sweep_3", "sweep_4")
 
 
 class SliderResponse(io.ComfyNode):
-    """Reads the clips as the sweep has kept them, so that measuring again renders nothing."""
+    """Reads the clips that the sweep has stored, so measuring again renders nothing."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -145,7 +145,7 @@ class SliderResponse(io.ComfyNode):
 def _conclusions(
     response: Response, target: str, limits: Mapping[str, float], recommended: tuple[float, float]
 ) -> tuple[list[Sentence], list[Sentence]]:
-    """The measurement in a few lines, and what to beware of."""
+    """The measurement in a few lines, with warnings."""
     strengths = response.strengths
     title, unit = MEASURES[target].title, MEASURES[target].unit
     mean, digits = response.mean(target), MEASURES[target].digits

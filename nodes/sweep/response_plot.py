@@ -24,7 +24,7 @@ PANELS = ("edges", "entropy", "sharpness", "motion", "brightness", "saturation",
 def response_plot(
     response: Response, target: str, limits: Mapping[str, float], recommended: tuple[float, float]
 ) -> Tensor:
-    """Small curves over the strength. The target is drawn stronger; green is the recommended range."""
+    """Small plots against strength. The target has a thicker line; green is the recommended range."""
     panels = [name for name in PANELS if name == "tint" or name in response.values]  # single pictures do not move
     figure = new_figure(13.2, 6.6)
     for panel, axes in itertools.zip_longest(panels, figure.subplots(2, 4).flat):
@@ -90,7 +90,7 @@ def _curve(axes: Axes, response: Response, name: str, target: str, limit: float 
 
 
 def _tint(axes: Axes, response: Response, limit: float | None) -> None:
-    """a* and b* on their own, and the length of both together."""
+    """a* and b* separately, and the length of the two together."""
     for name, label, colour in (("drift_a", "a*  green − red +", GREEN), ("drift_b", "b*  blue − yellow +", VIOLET)):
         axes.plot(
             response.strengths,
@@ -124,7 +124,7 @@ def _title(axes: Axes, title: str, unit: str, colour: str) -> None:
 
 
 def _room(axes: Axes, values: np.ndarray, least: float) -> None:
-    """An axis that does not blow rounding up into a slope."""
+    """Axis limits wide enough that rounding does not look like a slope."""
     low, high = axes.get_ylim()
     if high - low < least:
         middle = (float(values.min()) + float(values.max())) / 2

@@ -18,7 +18,7 @@ from ..common.progress import progress_bar
 from ..common.search import found_by
 from ..common.types import LoraDelta
 
-# What is known of the pairs on the wires: another picture or rank computes nothing again.
+# What was computed for the pairs on the wires: another picture or rank reuses it.
 _analyses: WeakKeyDictionary[Lora, WeakKeyDictionary[Lora, Analysis]] = WeakKeyDictionary()
 
 

@@ -1,4 +1,4 @@
-"""Extract LoRA: what a fine-tuned checkpoint changed about its base, as a LoRA on the wire."""
+"""Extract LoRA: the difference between a fine-tuned checkpoint and its base, as a LoRA on the wire."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class LoadLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None = None, **_: Any) -> object:
-        if lora_name is None:  # it comes from another node, and is not known yet
+        if lora_name is None:  # it comes from another node and is not known yet
             return math.nan
         return files_fingerprint(cls.files_read(lora_name))
 
@@ -70,7 +70,7 @@ class LoadLora(io.ComfyNode):
 
 
 def describe(name: str, ignore_unknown: bool) -> dict[str, Any]:
-    """What Load LoRA says of a file, without a run."""
+    """Load LoRA's report on a file, without a run."""
     return _described(load(listed_file("loras", name), ignore_unknown))
 
 
@@ -96,7 +96,7 @@ def _file_report(lora: FileLora) -> dict[str, Any]:
 _UNMATCHED = {
     "keep": Sentence("kept, as zero on the other side"),
     "drop": Sentence("left out"),
-    "error": "",  # is never said: there is an error instead
+    "error": "",  # never shown: it is an error instead
 }
 
 

@@ -93,7 +93,7 @@ def _report(pure: PurifiedLora) -> list[Sentence]:
 
 
 class IndependentSliders(io.ComfyNode):
-    """Each purified of those before it, and scaled back to the size that it had."""
+    """Purifies each slider of those before it, and scales it back to its original size."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -97,7 +97,7 @@ class SaveLora(io.ComfyNode):
 
 
 def _target(folder: Path, prefix: str, overwrite: bool) -> Path:
-    """Where to write: the name itself, or the name with the next number that nobody has used."""
+    """Where to write: the name itself, or the name with the next unused number."""
     name = prefix.strip().removesuffix(".safetensors")
     if not name or name[-1] in "/\\":
         raise OutputError(

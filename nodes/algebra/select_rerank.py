@@ -16,11 +16,11 @@ from ..common.progress import progress_bar
 from ..common.search import found_by
 from ..common.types import LoraDelta
 
-KEPT_RANK = 8  # 150 MB of factors for a 14B model; above it they are made when a slider asks
+KEPT_RANK = 8  # 150 MB of factors for a 14B model; larger ones are made when a slider needs them
 
 
 class SelectBlocks(io.ComfyNode):
-    """Keeps some modules, weighed."""
+    """Keeps some modules, each with a weight."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -63,7 +63,7 @@ class SelectBlocks(io.ComfyNode):
 
 
 class Rerank(io.ComfyNode):
-    """Cuts every module to a small rank, in the best way there is."""
+    """Cuts every module to a small rank with the smallest possible error."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -131,7 +131,7 @@ class Rerank(io.ComfyNode):
         bar = progress_bar()
         if rule == "rank" and rank <= KEPT_RANK and not small.factorisation.complete:
             small.prepare(bar)
-            deltas_of(small, bar)  # what a slider needs comes with the spectra, in one pass through the files
+            deltas_of(small, bar)  # one pass through the files gives the spectra and the factors that a slider needs
             check_something_left(small)
         else:
             small.measure(bar)

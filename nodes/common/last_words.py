@@ -1,8 +1,8 @@
-"""What nodes told the page last, for a page that has not heard it.
+"""The last message of each node, for a page that has not received it.
 
-ComfyUI sends nothing for a node inside a graph whose result it still has: a page that was loaded anew, or a second one,
-would show such nodes as if they had never run. So messages are kept under all that the node was given, and the page asks
-for those of a prompt's cached nodes (`js/widgets/said.js`). Ids alone would not do: they repeat from workflow to workflow.
+ComfyUI sends nothing for a cached node inside a graph: a reloaded page, or a second one, would show such nodes as if they
+had never run. So messages are kept, keyed by everything that the node was given, and the page asks for those of a prompt's
+cached nodes (`js/widgets/said.js`). Ids alone are not enough: they repeat from workflow to workflow.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-PROMPTS_KEPT = 64  # a long queue of prompts is asked about as each of them begins
+PROMPTS_KEPT = 64  # a long queue: the page asks about each prompt when it starts
 MESSAGES_KEPT = 512
-VALUES_KEPT = 1_000_000  # texts and numbers in all messages together: some 50 MB
+VALUES_KEPT = 1_000_000  # texts and numbers in all messages together, about 50 MB
 
 Message = dict[str, Any]
 Prompt = Mapping[str, Any]
 
 
 class LastWords:
-    """Messages by all that the node was given: its class, its values, its fingerprint, and the same of every node before it."""
+    """Messages by what the node was given: its class, values and fingerprint, and those of every node before it."""
 
     def __init__(self, messages: int = MESSAGES_KEPT, values: int = VALUES_KEPT) -> None:
         self._room = messages, values
-        # The very objects that ComfyUI runs: it writes each node's fingerprint into them.
+        # The objects that ComfyUI itself runs: it writes each node's fingerprint into them.
         self._prompts: OrderedDict[str, Prompt] = OrderedDict()
         self._messages: OrderedDict[str, Message] = OrderedDict()
         self._sizes: dict[str, int] = {}
@@ -37,7 +37,7 @@ class LastWords:
             self._prompts.popitem(last=False)
 
     def keep(self, prompt_id: str, node: str, message: Message) -> str:
-        """Keep a node's message. Returns the key that it is found under; an empty one where the node is not in the prompt."""
+        """Keep a node's message and return its key; an empty key if the node is not in the prompt."""
         key = self._key(prompt_id, node)
         if key:
             self._messages.pop(key, None)
@@ -49,9 +49,9 @@ class LastWords:
         return key
 
     def find(self, prompt_id: str, had: Mapping[str, object]) -> dict[str, Message]:
-        """What the nodes of a prompt said when they were given the same, by their ids.
+        """The messages that the nodes of a prompt sent when they were last given the same, by node id.
 
-        had     node -> the key of the message that the page has: that one is not sent again
+        had     node -> key of the message that the page already has; it is not sent again
         """
         found = {}
         for node, known in had.items():
@@ -87,7 +87,7 @@ def _is_link(value: object, prompt: Prompt) -> bool:
 
 
 def _values(value: object) -> Iterator[object]:
-    """The texts and numbers in a message, however deep."""
+    """The texts and numbers in a message, at any depth."""
     if isinstance(value, Mapping):
         for part in value.values():
             yield from _values(part)

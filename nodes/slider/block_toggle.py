@@ -1,4 +1,4 @@
-"""Switching whole DiT blocks off, to find out which block does what. A block that is off hands its input on."""
+"""Switch off whole DiT blocks, to find out what each does. A block that is off passes its input on."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ _BLOCKS_TOOLTIP = (
 
 
 def _modules(model: Any) -> list[str]:
-    """The projections inside the blocks of a Wan model; raises UnsupportedError if it is no such model."""
+    """The projections inside the blocks of a Wan model; raises UnsupportedError if it is not a Wan model."""
     transformer = model.model.diffusion_model
     names = [name.replace("._orig_mod", "") for name, _ in transformer.named_modules()]
     modules = list(blocks_of(names))
@@ -32,7 +32,7 @@ def _pass_on(args: dict[str, Any], extra: object) -> dict[str, Any]:
 
 
 class BlockToggle(io.ComfyNode):
-    """Uses ComfyUI's own hook: a replacement for block i in the options of this patcher and no other."""
+    """Uses ComfyUI's own hook: a replacement for block i, in the options of this patcher only."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -63,7 +63,7 @@ class BlockToggle(io.ComfyNode):
 
 
 class BlockToggleWanVideo(io.ComfyNode):
-    """The same for WanVideoWrapper, which has no such hook; `switch_off` tells what is done instead, and why."""
+    """The same for WanVideoWrapper, which has no such hook; `switch_off` explains what is done instead."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

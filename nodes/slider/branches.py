@@ -1,4 +1,4 @@
-"""Something small beside a linear layer: ``y = W x + up (down x)``. Plain torch, without ComfyUI."""
+"""A small branch beside a linear layer: ``y = W x + up (down x)``. Plain torch, without ComfyUI."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def factors(delta: LowRank, strength: float, device: torch.device, dtype: torch.
 
 
 class AdjustableBranch:
-    """A branch whose strength changes in place: torch.compile sees the same tensors, and compiles nothing again.
+    """A branch whose strength changes in place: torch.compile sees the same tensors and does not recompile.
 
     up    (out, k) in the layer's dtype, with the strength in it, rounded once as in `factors`
     down  (k, in)
@@ -43,10 +43,10 @@ class AdjustableBranch:
 
 
 def attach(layer: nn.Module, up: Tensor, down: Tensor) -> Callable[[], None]:
-    """Add a branch to a layer; returns what takes it off again. Any number can come and go, in any order.
+    """Add a branch to a layer; returns a function that removes it. Any number can be added and removed, in any order.
 
-    In the place of `forward`, not as a forward hook: torch.compile does not notice that hooks have changed, and would
-    go on with the strength that it saw first.
+    Replaces `forward` instead of adding a forward hook: torch.compile does not notice changed hooks, and would keep the
+    first strength.
     """
     forward: Any = vars(layer).get("forward")
     if not hasattr(forward, "branches"):
@@ -56,7 +56,7 @@ def attach(layer: nn.Module, up: Tensor, down: Tensor) -> Callable[[], None]:
 
     def detach() -> None:
         forward.branches[:] = [other for other in forward.branches if other is not branch]
-        # If another pack has put its own forward over ours, ours stays below and adds nothing.
+        # If another pack has wrapped our forward, ours stays inside and adds nothing.
         if not forward.branches and vars(layer).get("forward") is forward:
             del layer.forward
 
@@ -64,7 +64,7 @@ def attach(layer: nn.Module, up: Tensor, down: Tensor) -> Callable[[], None]:
 
 
 def has_branches(layer: nn.Module) -> bool:
-    """Whether something computes beside the layer: then its `forward` must be called."""
+    """Whether the layer has branches: then its `forward` must be called."""
     return bool(getattr(vars(layer).get("forward"), "branches", None))
 
 

@@ -1,6 +1,6 @@
 """A LoRA beside a model's weights instead of in them: ``y = W x + s · up (down x)`` in every linear layer.
 
-Patching rounds W + s·ΔW to the dtype of W. On an fp8 model a small slider drowns in that; here it keeps the
+Patching rounds W + s·ΔW to the dtype of W. On an fp8 model, a small slider is lost in that rounding; here it keeps the
 precision of the activations, and no weight is copied when the strength changes.
 """
 
@@ -22,14 +22,14 @@ from .branches import AdjustableBranch, attach, factors, has_branches
 def put_beside(
     patcher: Any, key: str, deltas: Mapping[str, LowRank], strength: float, adjustable: bool = False
 ) -> Beside:
-    """Let `patcher` compute with these deltas beside its linear layers, given by path, whenever it is loaded.
+    """Make `patcher` compute these deltas beside its linear layers, given by path, whenever it is loaded.
 
-    adjustable  the strength can be changed while the patcher samples, for the price of a second `up` in float32
+    adjustable  the strength can change while the patcher samples; costs a second `up` in float32
     """
     beside = Beside(deltas, strength, adjustable)
     patcher.set_injections(key, [PatcherInjection(beside.inject, beside.eject)])
-    # ComfyUI lets a clone of a loaded model believe that it is injected itself. Its add_patches() would then really
-    # inject it, into a model that computes for another patcher.
+    # ComfyUI marks a clone of a loaded model as injected. Its add_patches() would then inject it into a model that
+    # computes for another patcher.
     patcher.is_injected = False
     patcher.add_callback_with_key(CallbacksMP.ON_CLONE, key, _not_injected)
     return beside
@@ -40,7 +40,7 @@ def _not_injected(_: Any, clone: Any) -> None:
 
 
 class Beside:
-    """Deltas beside layers. Clones share this object, so what is attached is kept apart by patcher: one that goes
+    """Deltas beside layers. Clones share this object, so attachments are kept by patcher: a patcher that goes
     detaches only its own.
     """
 
@@ -76,9 +76,9 @@ class Beside:
             del self._branches[patcher]
 
     def set_strength(self, patcher: Any, strength: float) -> None:
-        """Compute at another strength from now on, until the patcher is loaded again.
+        """Change the strength, until the patcher is loaded again.
 
-        Raises UnsupportedError if nothing of this is attached for the patcher: something else has loaded the model.
+        Raises UnsupportedError if nothing is attached for this patcher, because something else has loaded the model.
         """
         if patcher not in self._branches:
             raise UnsupportedError(
@@ -90,8 +90,8 @@ class Beside:
 
 
 def _call_forward_of_folded_layers() -> None:
-    """From 0.33 on, ComfyUI folds an activation into an INT8 layer and passes its `forward` by. Not while there are
-    branches on that layer: they would be lost without a word.
+    """From 0.33 on, ComfyUI folds an activation into an INT8 layer and bypasses its `forward`. Prevent that while the layer
+    has branches: they would be lost silently.
     """
     folded = getattr(comfy.ops, "linear_input_act", None)
     if folded is None or hasattr(folded, "minds_branches"):

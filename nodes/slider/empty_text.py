@@ -1,4 +1,4 @@
-"""The text a slider was trained with: none. What it does without words is its pure effect."""
+"""The empty prompt, which sliders are trained with: it shows their effect without any words."""
 
 from typing import Any
 

@@ -1,16 +1,16 @@
-"""Which nodes of a prompt come behind a node. Needs no ComfyUI."""
+"""Which nodes of a prompt come after a node. Needs no ComfyUI."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# Nodes of ComfyUI that take a model's weights and nothing that is computed beside them.
+# ComfyUI nodes that use a model's weights, without what is computed beside them.
 TAKE_WEIGHTS = ("ModelSave", "CheckpointSave", "ModelMerge")
 
 
 def takers_of_weights(prompt: Mapping[str, Mapping[str, Any]], node: str) -> list[str]:
-    """The kinds of nodes behind `node` that save or merge the weights of a model, each once.
+    """The kinds of nodes after `node` that save or merge a model's weights, each once.
 
     prompt  id -> {"class_type", "inputs"}, as it was queued
     """

@@ -18,7 +18,7 @@ from .map_preview import preview
 
 
 class MakeSliderMap(io.ComfyNode):
-    """Reads two curves and a mask. What they mean for a clip is worked out when a sampler says how large it is."""
+    """Reads two curves and a mask. They are applied to a clip when a sampler gives its size."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

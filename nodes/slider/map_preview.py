@@ -1,4 +1,4 @@
-"""A map as the page shows it: a strip of small pictures, one a latent frame. Needs no ComfyUI."""
+"""The map's preview on the page: a strip of small pictures, one per latent frame. Needs no ComfyUI."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import Any
 
 from ...difflora.steering.slider_map import SliderMap
 
-LONGER_SIDE = 24  # places of a small picture
+LONGER_SIDE = 24  # values in a small picture
 MOST_FRAMES = 21  # of Wan's 81 frames
 STRIDE = 4
 LEVELS = "0123456789abcdef"
 
 
 def preview(slider_map: SliderMap) -> dict[str, Any]:
-    """Rows of hexadecimal digits, one a place: 0 is weight 0, f is weight 1. Empty where every place is the same.
+    """Rows of hexadecimal digits, one per value: 0 is weight 0, f is weight 1. Empty if all values are the same.
 
-    The clip's size is not known before it is sampled: the picture has the mask's shape, and 81 frames if the mask does
-    not say how many.
+    The clip's size is not known before sampling: the picture has the mask's shape, and 81 frames unless the mask has
+    several.
     """
     if slider_map.is_level:
         return {}

@@ -1,4 +1,4 @@
-"""A slider with a map on a ComfyUI model: several predictions a step, mixed place by place.
+"""A slider with a map on a ComfyUI model: several predictions per step, mixed by position.
 
 The mixing wraps PREDICT_NOISE, which sees the whole latent, after CFG and with context windows inside.
 """
@@ -18,7 +18,7 @@ from ...difflora.steering.schedule import percent_of
 from ...difflora.steering.slider_map import SliderMap
 from .bypass import Beside
 
-# What packs that skip steps leave in a model's options, and what they are called.
+# Keys that step-skipping packs put into a model's options, and the packs' names.
 STEP_CACHES = {
     "lazycache": "LazyCache",
     "easycache": "EasyCache",
@@ -26,14 +26,14 @@ STEP_CACHES = {
     "rel_l1_thresh": "TeaCache",
     "magcache": "MagCache",
 }
-# Frames of the clip in a latent frame, where ComfyUI (before 0.33) does not say: Wan and most others have 4.
+# Clip frames per latent frame, where ComfyUI (before 0.33) does not say: 4 for Wan and most others.
 STRIDES = {"LTXV": 8, "Mochi": 6, "Cosmos1CV8x8x8": 8}
 
 
 class MappedPrediction:
-    """Wraps a guider's prediction: sets the slider's strength, predicts, and mixes, for the places of the latent.
+    """Wraps a guider's prediction: sets the slider's strength, predicts, and mixes by position in the latent.
 
-    tell  gets a sentence on the passes, at the beginning of every run
+    tell  is called with a sentence about the passes at the start of every run
     """
 
     def __init__(
@@ -95,20 +95,20 @@ def put_map(
     outside: float,
     tell: Callable[[Sentence], None],
 ) -> None:
-    """Have `patcher` sample with a map. `beside` is adjustable and on the patcher already."""
+    """Make `patcher` sample with a map. `beside` is adjustable and already on the patcher."""
     mapped = MappedPrediction(beside, slider_map, strength, outside, tell)
     patcher.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, key, mapped)
 
 
 def check_no_map(patcher: Any) -> None:
-    """Raise UnsupportedError for a model that has a slider with a map already."""
-    wrappers = patcher.wrappers.get(WrappersMP.PREDICT_NOISE, {})  # in the options only while it samples
+    """Raise UnsupportedError for a model that already has a slider with a map."""
+    wrappers = patcher.wrappers.get(WrappersMP.PREDICT_NOISE, {})  # in the options only during sampling
     if any(isinstance(wrapper, MappedPrediction) for group in wrappers.values() for wrapper in group):
         raise second_map()
 
 
 def refuse_step_caches(model_options: Any) -> None:
-    """Raise UnsupportedError where something skips steps: it would give one pass what it kept of another."""
+    """Raise UnsupportedError if something skips steps: it would reuse results of one pass in another."""
     options = model_options.get("transformer_options", {})
     names = [str(key) for key in options]
     names += [str(key) for group in options.get("wrappers", {}).values() for key in group]
@@ -123,6 +123,6 @@ def refuse_step_caches(model_options: Any) -> None:
 
 
 def stride_of(latent_format: Any) -> int:
-    """Frames of the clip in a latent frame after the first."""
+    """Clip frames per latent frame, after the first."""
     said = getattr(latent_format, "temporal_downscale_ratio", None)
     return int(said) if said else STRIDES.get(type(latent_format).__name__, 4)

@@ -96,7 +96,7 @@ class MappedSliderWanVideo(io.ComfyNode):
         check_unmerged(options)
         if SLIDER_MAP in options:
             raise second_map()
-        # Not the shapes: once it has sampled, the wrapper leaves other tensors in place of the weights.
+        # Not the shapes: after sampling, the wrapper leaves other tensors in place of the weights.
         targets = Targets(model, lora, check=False)
         transformer = model.model.diffusion_model
         check_width(transformer.dim, {name: lora.specs[name].shape for name in lora.matrices})
@@ -114,14 +114,14 @@ class MappedSliderWanVideo(io.ComfyNode):
 def _add_unmerged(patcher: Any, lora: Lora, targets: Targets, strength: float) -> dict[str, int]:
     """Add a LoRA to a patcher's own list, for layers that apply it on the fly.
 
-    returns  path of a layer -> number of this LoRA among those of the layer
+    returns  path of a layer -> index of this LoRA among the layer's LoRAs
     """
     deltas = deltas_of(lora, progress_bar())
     places = {}
     for name, key in targets.keys.items():
         if lora.specs[name].is_vector or any(layer in name for layer in NOT_ON_THE_FLY):
             continue
-        # A block that torch.compile has taken has two names, and the wrapper looks for one only if there is no other.
+        # A compiled block has two names, and the wrapper looks for the second only if the first is missing.
         spellings = {key.replace("._orig_mod", ""), key}
         key = next((one for one in sorted(spellings) if one in patcher.patches), key)
         before = patcher.patches.get(key, [])

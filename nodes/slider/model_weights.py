@@ -20,21 +20,21 @@ from ...difflora.sentence import Sentence
 
 
 class Targets:
-    """The match between a LoRA and a model.
+    """How a LoRA fits a model.
 
     keys      module name -> parameter name in the model's state dict
     rows      module name -> (first row, number of rows), of modules that are a part of that parameter
     shapes    module name -> shape of that parameter: a LoRA may hold a convolution's kernel flattened, as ComfyUI does
-    warnings  what the model cannot take, when that is no fault
+    warnings  what the model does not have, where that is not an error
     check     False to compare names only
     raises    PairError if nothing fits, an attention or feed-forward module is missing, or a shape differs
     """
 
     def __init__(self, patcher: Any, lora: Lora, check: bool = True):
         self.rows: dict[str, tuple[int, int]] = {}
-        # The parameters themselves: in a state dict, other packs' quantised weights have the shape of their bytes.
+        # The parameters themselves: in a state dict, quantised weights of other packs have the shape of their bytes.
         weights = dict(patcher.model.named_parameters(remove_duplicate=False))
-        plain = {key.replace("._orig_mod", ""): key for key in weights}  # torch.compile puts a name in between
+        plain = {key.replace("._orig_mod", ""): key for key in weights}  # torch.compile inserts a name
         found = {name: _own_key(name, plain) for name in lora}
         if not all(found.values()):
             spellings = comfy.lora.model_lora_keys_unet(patcher.model, {})
@@ -103,7 +103,7 @@ def _computes(name: str) -> bool:
 
 
 def _fits(shape: tuple[int, ...], weight: tuple[int, ...]) -> bool:
-    """Whether a change of this shape is one of a weight, apart from how its columns are laid out."""
+    """Whether a change of this shape fits a weight, apart from the layout of its columns."""
     return shape[:1] == weight[:1] and math.prod(shape) == math.prod(weight)
 
 
@@ -128,7 +128,7 @@ def _spelled_key(
 
 
 def _is_quantised(weight: torch.Tensor) -> bool:
-    """Whether a weight is too coarse for a small change: fp8, or one of ComfyUI's quantised tensors."""
+    """Whether a weight is too coarse to hold a small change: fp8, or one of ComfyUI's quantised tensors."""
     return weight.dtype in (torch.float8_e4m3fn, torch.float8_e5m2) or hasattr(weight, "_qdata")
 
 

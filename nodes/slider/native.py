@@ -154,7 +154,7 @@ def _with_map(
 
 
 def _lost_behind(dynprompt: Any) -> list[Sentence]:
-    """A warning if a node behind this one saves or merges the model's weights."""
+    """A warning if a node after this one saves or merges the model's weights."""
     context = get_executing_context()
     if dynprompt is None or context is None:
         return []
@@ -203,13 +203,13 @@ def applied(model: Any, lora: Lora, targets: Targets, strength: float, bypass: b
 
 
 def _is_passed_over(model: Any, key: str) -> bool:
-    """ComfyUI loads no patch, without a word, on parameters of modules that hold others: Wan's modulation tables."""
+    """ComfyUI silently loads no patch on parameters of modules that contain others, such as Wan's modulation tables."""
     owner = comfy.utils.get_attr(model.model, key.rpartition(".")[0])
     return any("." in name for name, _ in owner.named_parameters())
 
 
 def _patches(delta: Delta, shape: tuple[int, ...]) -> Iterator[Any]:
-    """ComfyUI's own patches for a delta, one a term: its adapters keep other packs' patchers working.
+    """ComfyUI's own patches for a delta, one per term. Its adapters keep other packs' patchers working.
 
     shape  of the weight; ComfyUI reshapes the product of factors, and leaves out a full change of another shape
     """
@@ -229,7 +229,7 @@ def _is_linear(model: Any, lora: Lora, targets: Targets, name: str) -> bool:
 
 
 def _free_key(model: Any) -> str:
-    """Sliders chain: each takes a key of its own, the same from run to run."""
+    """A key for one slider of a chain, the same in every run."""
     return next(key for i in itertools.count(1) if (key := f"difflora_slider_{i}") not in model.injections)
 
 

@@ -1,4 +1,4 @@
-"""What every slider shares: the strength's range and input, the checks on it, and what the node reports."""
+"""Shared by all sliders: the strength's range, inputs, checks and report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..common.strength import strength_range
 from ..common.types import SliderMapType
 
 STEP = 0.05
-MOST_STEPS = 10_000  # entries in a list of strengths, one a step
+MOST_STEPS = 10_000  # entries in a list of strengths, one per step
 SWITCHED_OFF = Sentence("switched off: nothing is changed, and the strength is kept")
 STRENGTH_0 = Sentence("strength 0: the base model, unchanged")
 
@@ -56,7 +56,7 @@ def map_input(tooltip: str) -> io.Input:
 
 
 def checked_outside(strength: object) -> float:
-    """The strength at weight 0. Raises InputError for what is no number, and for one out of range."""
+    """The strength at weight 0. Raises InputError if it is not a number or out of range."""
     within(-LIMIT, LIMIT, strength_outside=strength)
     return float(strength)  # type: ignore[arg-type]  # within() lets only numbers pass
 
@@ -72,7 +72,7 @@ def switch_input() -> io.Input:
 
 
 def checked(strength: object) -> float:
-    """A single strength. Raises InputError for a list, for what is no number, and for one out of range."""
+    """A single strength. Raises InputError if it is not a number, such as a list, or out of range."""
     if isinstance(strength, (list, tuple)):
         raise InputError(
             f"strength is a list of {len(strength)} values, one a step, but this slider takes one number. Wire Slider "
@@ -94,7 +94,7 @@ def checked_schedule(strength: object) -> float | list[float]:
 
 
 class Notice:
-    """A slider's message, to which a line can be added while a sampler runs; ComfyUI's history holds the same object."""
+    """A slider's message. A line can be added while a sampler runs, because ComfyUI's history holds the same object."""
 
     def __init__(self, lora: Lora, lines: Iterable[Sentence], warnings: Iterable[Sentence], dynprompt: Any) -> None:
         lines = [*lines]
@@ -105,7 +105,7 @@ class Notice:
         self._shown_on = dynprompt.get_display_node_id(self._node) if dynprompt and self._node else self._node
 
     def add(self, line: Sentence) -> None:
-        """Show a further line, in the place of the last one that was added."""
+        """Show one more line, in place of the one added last."""
         title, lines, warnings = self._report
         self.ui["difflora"][0] |= report(title, [*lines, line], warnings)
         context = get_executing_context()
@@ -120,5 +120,5 @@ def slider_ui(lora: Lora, lines: Iterable[Sentence], warnings: Iterable[Sentence
 
 
 def with_unit(lora: Lora, lines: Iterable[Sentence]) -> list[Sentence]:
-    """The lines, and what strength 1 means if somebody has calibrated it."""
+    """The lines, with the meaning of strength 1 if the LoRA is calibrated."""
     return [*lines, *([Sentence("strength 1 is {0}", printable(lora.unit))] if lora.unit else [])]

@@ -17,15 +17,15 @@ from ...difflora.storage.writer import make_folder
 
 
 class HandedOut(str):
-    """A file's path on a wire. As long as ComfyUI's cache or a node holds it, the file stays."""
+    """A file's path on a wire. The file stays as long as ComfyUI's cache or a node holds this object."""
 
 
 class TempFiles:
-    """LoRAs in ComfyUI's temp folder, each named after what it was made of, so that none is ever written twice.
+    """LoRAs in ComfyUI's temp folder, named by their content, so that none is written twice.
 
-    ComfyUI empties that folder only when it starts, and each change of a weight makes another file: those that nobody holds
-    any more go once all are more than the budget, the longest unused first. Should a file go that is asked for again,
-    `losses` goes up, and what depends on it is made again.
+    ComfyUI empties that folder only when it starts, and every changed weight makes a new file. When all files together
+    exceed the budget, those that nothing holds are deleted, the longest unused first. If a deleted file is needed again,
+    `losses` increases, and everything that depends on it is made again.
 
     budget      bytes
     """
@@ -37,7 +37,7 @@ class TempFiles:
         self._losses = 0
 
     def path_of(self, lora: Lora, progress: Callable[[], Progress]) -> HandedOut:
-        """The file of a LoRA, written if it is not there. progress: gives one for each pass over the modules."""
+        """The file of a LoRA, written if it is missing. progress: returns a progress for each pass over the modules."""
         path = Path(folder_paths.get_temp_directory()) / "differential-lora" / f"{lora.fingerprint[:32]}.safetensors"
         if path.exists():
             with contextlib.suppress(OSError):
@@ -69,6 +69,6 @@ class TempFiles:
             if total <= self.budget:
                 break
             if path not in self._held:
-                with contextlib.suppress(OSError):  # Windows: somebody reads it
+                with contextlib.suppress(OSError):  # Windows: somebody is reading it
                     path.unlink()
                     total -= files[path].st_size

@@ -1,4 +1,4 @@
-"""A LoRA from the wire for WanVideoWrapper, which reads LoRAs by path: what is not a file yet becomes one."""
+"""A LoRA from the wire for WanVideoWrapper, which reads LoRAs by path: an unsaved one is written to a file first."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from .wrapper_wires import chained, check_unmerged, check_width, lora_entry
 
 _files = TempFiles()
 
-# WanVideoWrapper applies LoRAs on the fly in linear layers: not in convolutions, nor in the head, which it keeps as it is.
+# WanVideoWrapper applies unmerged LoRAs to linear layers only, not to convolutions or the head.
 NOT_ON_THE_FLY = ("head", "patch_embedding", "ref_conv")
 
 
@@ -121,7 +121,7 @@ class SliderWanVideo(io.ComfyNode):
 
     @classmethod
     def files_read(cls, **_: Any) -> list[Path]:
-        """For Sweep Grid: what this gives depends on no file but the one that it writes itself."""
+        """For Sweep Grid: the output depends on no file except the one that this node writes."""
         return []
 
     @classmethod
@@ -165,7 +165,7 @@ class SliderWanVideo(io.ComfyNode):
         warnings = []
         if model is not None:
             check_unmerged(model.model_options["transformer_options"])
-            # Not the shapes: once it has sampled, the wrapper leaves other tensors in place of the weights.
+            # Not the shapes: after sampling, the wrapper leaves other tensors in place of the weights.
             warnings = Targets(model, lora, check=False).warnings
             check_width(model.model.diffusion_model.dim, {name: lora.specs[name].shape for name in lora.matrices})
         entry = lora_entry(_files.path_of(lora, progress_bar), strength, label(lora), merge_loras, low_mem_load)
@@ -179,7 +179,7 @@ class SliderWanVideo(io.ComfyNode):
 def _strengths(
     slider_map: SliderMap, strength: float | list[float], outside: float, steps: tuple[list[float], float] | None
 ) -> float | list[float]:
-    """What a map makes of the strength: one for each step, or a single one where all are the same."""
+    """The strengths that a map gives: one for each step, or a single one if all are the same."""
     if isinstance(strength, list):
         raise InputError(
             f"strength is a list of {len(strength)} values, one a step, and map gives one a step as well. Use one of them."
@@ -194,7 +194,7 @@ def _strengths(
 
 
 def left_out(lora: Lora, merge_loras: bool) -> list[Sentence]:
-    """What the wrapper does not apply, as warnings."""
+    """Warnings for what the wrapper does not apply."""
     vectors = [name for name in lora if lora.specs[name].is_vector]
     modulations = [name for name in vectors if name.endswith("modulation")]
     passed_over = [name for name in lora.matrices if any(layer in name for layer in NOT_ON_THE_FLY)]

@@ -1,4 +1,4 @@
-"""Which whole blocks a selection means. Needs no ComfyUI."""
+"""Which whole blocks a selection names. Needs no ComfyUI."""
 
 from collections.abc import Sequence
 

@@ -1,9 +1,8 @@
-"""A slider with a map on a WanVideoWrapper model: several predictions a step, mixed place by place. Needs no ComfyUI.
+"""A slider with a map on a WanVideoWrapper model: several predictions per step, mixed by position. Needs no ComfyUI.
 
-The wrapper has no hook around a prediction. What it does is hand the options of the patcher that is being sampled to every
-call of its transformer. So the transformer's `forward` is wrapped, and passes a call on unless its options hold a map.
-LoRAs on the fly have their strength in a buffer of each layer, which the sampler fills when it starts: a pass writes another
-one into it.
+The wrapper has no hook around a prediction, but it passes the options of the patcher being sampled to every call of its
+transformer. So the transformer's `forward` is wrapped, and passes a call on unless its options contain a map. Unmerged
+LoRAs have their strength in a buffer of each layer, which the sampler fills when it starts; each pass overwrites it.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ from ...difflora.steering.schedule import flow_percent
 from ...difflora.steering.slider_map import SliderMap
 
 SLIDER_MAP = "difflora_slider_map"
-STRIDE = 4  # frames of the clip in a latent frame
+STRIDE = 4  # clip frames per latent frame
 STEP_CACHES = {"enable_teacache": "TeaCache", "enable_magcache": "MagCache", "enable_easycache": "EasyCache"}
-# Inputs of the transformer that keep something of one call for the next.
+# Inputs of the transformer that carry something from one call to the next.
 KEEPERS = {"standin_input": "Stand-In", "x_ovi": "Ovi"}
 
 
 class MappedForward:
-    """What one patcher wants its predictions to be. It lies in the patcher's transformer options.
+    """How one patcher's predictions are made. It is in the patcher's transformer options.
 
-    places    path of a layer, without torch.compile's part -> number of our LoRA among those of the layer
+    places    path of a layer, without torch.compile's part -> index of our LoRA among those of the layer
     strength  that the layers start with, and `outside` where the map's weight is 0
     shift     of the sampler's schedule
     frames    latent frames of the clip, if the map has to know them
-    tell      gets a sentence on the passes, when a run is at its last step
+    tell      is called with a sentence about the passes at the last step of a run
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class MappedForward:
         self._counts: dict[int, int] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MappedForward:
-        return self  # The sampler copies the options it works with.
+        return self  # The sampler copies its options.
 
     def predict(self, transformer: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         """The wrapper's own call, once for each pass. Returns what it returns, mixed."""
@@ -95,7 +94,7 @@ class MappedForward:
         return self._field[1]
 
     def _count(self, kwargs: dict[str, Any], passes: int) -> None:
-        """Say at the last step how many passes each took. A step is several calls: with CFG, and for every window."""
+        """Report at the last step how many passes each took. A step is several calls: with CFG, and for every window."""
         step = int(kwargs.get("current_step", 0))
         if any(later > step for later in self._counts):
             self._counts.clear()  # another run
@@ -122,7 +121,7 @@ class MappedForward:
         return found
 
     def _is_ours(self, strength: Any) -> bool:
-        """Whether a layer's strength is the one that the sampler starts with, or that we wrote last."""
+        """Whether a layer's strength is the one the sampler started with, or the one we wrote last."""
         if not isinstance(strength, Tensor) or strength.numel() != 1:
             return False
         known = torch.tensor([self._ends[0], self._written], dtype=strength.dtype)
@@ -155,9 +154,9 @@ class _Door:
 
 
 def put_map(transformer: nn.Module, options: dict[str, Any], mapped: MappedForward) -> None:
-    """Have a patcher with these transformer options sample with a map. The wrap goes when the last map goes.
+    """Make a patcher with these transformer options sample with a map. The wrap is removed with the last map.
 
-    raises  UnsupportedError for a wrapper that does not hand its options to the transformer
+    raises  UnsupportedError for a wrapper that does not pass its options to the transformer
     """
     if "transformer_options" not in inspect.signature(type(transformer).forward).parameters:
         raise UnsupportedError(

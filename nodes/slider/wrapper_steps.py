@@ -1,4 +1,4 @@
-"""The noise levels of a WanVideoWrapper sampler's steps, from what its nodes put on the wires. Needs no ComfyUI."""
+"""The noise levels of a WanVideoWrapper sampler's steps, read from the values on its wires. Needs no ComfyUI."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...difflora.steering.schedule import sampled
 def steps_of(scheduler: Any, sigmas: Any, start_step: int, end_step: int, shift: float) -> tuple[list[float], float]:
     """The noise level at which each step of the sampler begins, and the schedule's shift.
 
-    scheduler  what WanVideo Scheduler gives: it has cut off the steps before its own start_step and behind its end_step
+    scheduler  output of WanVideo Scheduler, which has cut off the steps before its start_step and after its end_step
     sigmas     a whole schedule, one more than there are steps
     raises     InputError if there is neither, or if the scheduler is only a name
     """
@@ -34,7 +34,7 @@ def steps_of(scheduler: Any, sigmas: Any, start_step: int, end_step: int, shift:
 
 
 def _shift_of(scheduler: Any, otherwise: float) -> float:
-    """Some of the wrapper's schedulers keep their shift, some in a configuration of theirs."""
+    """Some of the wrapper's schedulers store their shift directly, some in their configuration."""
     for holder in (scheduler, getattr(scheduler, "config", None)):
         for name in ("shift", "flow_shift"):
             shift = getattr(holder, name, None)

@@ -1,4 +1,4 @@
-"""What WanVideoWrapper expects on its wires, and how to switch a block of its model off. Needs no ComfyUI.
+"""What WanVideoWrapper expects on its wires, and how to switch off a block of its model. Needs no ComfyUI.
 
 WANVIDLORA          list of dicts, one LoRA each, applied in order; see `lora_entry`
 WANVIDEOMODEL       a ComfyUI ModelPatcher whose `model.diffusion_model` is the wrapper's own transformer
@@ -37,10 +37,10 @@ def lora_entry(
 
 
 def chained(before: list[dict[str, Any]] | None, entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """`entry` behind the LoRAs that come `before` it, in a new list: the other list belongs to another node.
+    """`entry` after the LoRAs `before` it, in a new list: the old list belongs to another node.
 
-    Raises PairError if one is merged and another is not. A model that merged anything never gets the layers that add
-    LoRAs on the fly, so the unmerged one would do nothing, without a word.
+    Raises PairError if one is merged and another is not. A model that merged anything never gets the layers for
+    unmerged LoRAs, so the unmerged one would silently do nothing.
     """
     chain = list(before or ())
     # A missing field means merged: that is the wrapper's own default.
@@ -81,14 +81,14 @@ def text_embeds(embedding: torch.Tensor) -> dict[str, Any]:
 
 
 class BlocksOff(frozenset[int]):
-    """The blocks that one patcher wants off. While such a set is alive, gates stand in front of these blocks."""
+    """The blocks that one patcher switches off. While such a set is alive, these blocks have gates."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BlocksOff:
-        return self  # The sampler copies the options it works with, and needs the gates as much as their owner.
+        return self  # The sampler copies its options, and needs the gates as much as their owner does.
 
 
 class _Gate:
-    """Stands in for the forward of a block and lets a call pass unless its own options say that the block is off."""
+    """Replaces a block's forward and passes a call on unless the call's options say that the block is off."""
 
     def __init__(self, block: torch.nn.Module, index: int) -> None:
         self.run = block.forward
@@ -110,14 +110,14 @@ def switch_off(transformer: torch.nn.Module, blocks: Iterable[int]) -> BlocksOff
     """Make `blocks` skippable on the wrapper's transformer; put the result into a patcher's transformer options.
 
     The wrapper has no hook that can skip a block in the conditional pass, calls no ModelPatcher callback or wrapper
-    while it samples, and shares one transformer between all patchers. What it does do is hand the options of the
-    patcher that is being sampled to every block. So the decision is taken there and then: a gate replaces a block's
-    `forward` and passes the call on unless the options at hand name the block.
+    while it samples, and shares one transformer between all patchers. It does pass the options of the
+    patcher being sampled to every block. So each call decides: a gate replaces a block's `forward` and passes the call
+    on unless its options name the block.
 
-    Nothing has to be put back after a sampler call, and nothing can be left behind by an error or by Cancel (which in
-    newer ComfyUI is no `Exception`, and so goes past torch's own forward hooks): a call without the options sees the
-    model as it is. The gates themselves go when the last set that needs them goes, that is, with its patchers.
-    Blocks stay where they are, so block swap, offloading, LoRAs and torch.compile work on what they always work on.
+    Nothing has to be restored after a sampler call, and an error or Cancel (which in newer ComfyUI is not an `Exception`
+    and skips torch's forward hooks) leaves nothing behind: a call without the options sees the unchanged model. The
+    gates are removed with the last set that needs them, that is, with its patchers. Blocks stay where they are, so
+    block swap, offloading, LoRAs and torch.compile work as usual.
     """
     off = BlocksOff(blocks)
     blocks_of_model: Any = transformer.blocks

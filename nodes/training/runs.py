@@ -1,4 +1,4 @@
-"""The checkpoints of two trainings: take a pair at one step, and see how the two move apart."""
+"""The checkpoints of two trainings: take a pair at one step, and see how the two diverge."""
 
 import math
 from collections.abc import Iterable
@@ -63,7 +63,7 @@ def _inputs() -> list[io.Combo.Input]:
 
 
 class LoadCheckpoints(io.ComfyNode):
-    """Two files of one step. Nothing is read until something needs it."""
+    """Loads two files of one step. Nothing is read until it is needed."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -108,7 +108,7 @@ class LoadCheckpoints(io.ComfyNode):
         cls, run_a: str | None = None, run_b: str | None = None, step: int | None = None, step_b: int | None = -1
     ) -> object:
         if run_a is None or run_b is None or step is None or step_b is None:
-            return math.nan  # it comes through a link, and is not known yet
+            return math.nan  # it comes through a link and is not known yet
         return files_fingerprint(cls.files_read(run_a, run_b, step, step_b))
 
     @classmethod
@@ -128,7 +128,7 @@ class LoadCheckpoints(io.ComfyNode):
 
 
 class CompareCheckpoints(io.ComfyNode):
-    """Analyze, once for each step."""
+    """Analyzes the pair at each step."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -185,7 +185,7 @@ def _line(moment: Moment, unit: str) -> Sentence:
 
 
 def chart(moments: list[Moment], unit: str) -> Tensor:
-    """Sizes to the left, cosines to the right, over the steps; (1, height, width, 3). What repeats a step is not drawn."""
+    """Sizes to the left, cosines to the right, over the steps; (1, height, width, 3). Repeated steps are not drawn."""
     moments = [moment for moment in moments if moment.repeats is None]
     places = range(len(moments))
     labels = [str(moment.number or "end") for moment in moments]

@@ -312,6 +312,7 @@ IN_DIFFUSERS = {
     "FLUX.2": ("Flux2Transformer2DModel", {}),
     "Krea 2": ("Krea2Transformer2DModel", {}),
     "Z-Image": ("ZImageTransformer2DModel", {}),
+    "Lumina 2": ("Lumina2Transformer2DModel", {}),
     "Qwen-Image": ("QwenImageTransformer2DModel", {}),
     "LTX-2": ("LTX2VideoTransformer3DModel", {}),
     "LTX-Video": ("LTXVideoTransformer3DModel", {}),

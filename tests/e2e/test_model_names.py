@@ -25,11 +25,15 @@ MODELS = {
     "wan-fun-control": "Wan", "wan-camera": "Wan",
     "krea2": "Krea 2", "z-image": "Z-Image", "flux2": "FLUX.2", "flux2-klein": "FLUX.2", "ltx2": "LTX-2",
     "qwen-image": "Qwen-Image", "anima": "Anima", "flux": "Flux", "hunyuan": "HunyuanVideo",
-    "hunyuan15": "HunyuanVideo-1.5", "minimax-h3": "MiniMax H3", "ltx": "LTX-Video", "sdxl": "SDXL",
+    "hunyuan15": "HunyuanVideo-1.5", "minimax-h3": "MiniMax H3", "ltx": "LTX-Video", "lumina2": "Lumina 2", "sdxl": "SDXL",
 }  # fmt: skip
 
 
-FLUX1_ONLY = re.compile(r"single_transformer_blocks.*(?:to_[qkv]$|proj_mlp|proj_out|norm[._]linear)")
+# ComfyUI's map is one for Flux.1 and FLUX.2, and one for Z-Image and Lumina 2: it offers the names of the one for the other.
+ANOTHERS = {
+    "FLUX.2": re.compile(r"single_transformer_blocks.*(?:to_[qkv]$|proj_mlp|proj_out|norm[._]linear)"),
+    "Lumina 2": re.compile(r"attention[._](?:to|norm)_|2-1"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +88,8 @@ def test_every_name_that_comfyui_takes_is_read_as_the_same_weight(model):
         module = weight.removeprefix("diffusion_model.").removesuffix(".weight")
         if module not in model["shapes"]:
             continue  # ComfyUI's map for Flux.1 and FLUX.2 is one, and names what only one of them has
-        if family.name == "FLUX.2" and FLUX1_ONLY.search(name):
-            continue  # ComfyUI's map offers Flux.1's names in diffusers for FLUX.2 as well
+        if family.name in ANOTHERS and ANOTHERS[family.name].search(name):
+            continue
         found = read_keys([f"{name}.alpha"], said)
         assert family in found.families or {"Flux", "FLUX.2"} >= {family.name, found.families[0].name}, name
         (spelled,) = found.modules

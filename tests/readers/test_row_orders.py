@@ -15,7 +15,7 @@ conversion = pytest.importorskip("diffusers.loaders.lora_conversion_utils")
 
 RANK = 2
 # Width of a family's models, and rows of what is wider: diffusers reads some files by their sizes only.
-WIDTHS = {"Flux": 3072, "FLUX.2": 3072, "HunyuanVideo": 3072}
+WIDTHS = {"Flux": 3072, "FLUX.2": 3072, "HunyuanVideo": 3072, "Lumina 2": 2304}
 HEAD = 128
 # What HunyuanVideo's own code calls its modules; ComfyUI has a few dots more.
 SOURCE = {
@@ -24,7 +24,9 @@ SOURCE = {
     )
 }
 ROWS = {"qkv": 3, "qkv_proj": 3, "linear1": 7, "fc1": 4, "w1": 2, "w3": 2, "mlp.gate": 2, "mlp.up": 2}
-ROWS2 = ROWS | {"linear1": 9, "mlp.0": 6}
+OTHER_ROWS = {"FLUX.2": {"linear1": 9, "mlp.0": 6}, "Lumina 2": {"qkv": 5 / 3}}
+# Modules outside attention and feed-forward without which diffusers converts nothing.
+ASKED = {"Lumina 2": ("layers.#.adaLN_modulation.1", "noise_refiner.#.adaLN_modulation.1")}
 # Family, how a trainer writes its names, and diffusers' converter of such files.
 CONVERTERS = [
     ("MiniMax H3", "diffusion_model.{}.lora_A.weight", "minimax_h3"),
@@ -32,6 +34,7 @@ CONVERTERS = [
     ("MiniMax H3", "{}.lora_A.weight", "minimax_h3"),
     ("MiniMax H3", "{}.lora_A.default.weight", "minimax_h3"),
     ("Z-Image", "lora_unet_{}.lora_down.weight", "z_image"),
+    ("Lumina 2", "diffusion_model.{}.lora_A.weight", "lumina2"),
     ("Krea 2", "diffusion_model.{}.lora_A.weight", "krea2"),
     ("FLUX.2", "diffusion_model.{}.lora_A.weight", "flux2"),
     ("Flux", "lora_unet_{}.lora_down.weight", "kohya_flux"),
@@ -43,6 +46,8 @@ def names(family: families.Family) -> list[str]:
     """The matrices in two blocks of each stack that LoRAs are trained on."""
     found = []
     for template, roles in family.own():
+        if template in ASKED.get(family.name, ()):
+            found += [template.replace("#", str(block)) for block in range(2)]
         # Diffusers cuts both factors of HunyuanVideo's text refiner, which leaves no LoRA.
         if {"attn", "ffn"} & set(roles.split()) and "norm" not in template and not template.startswith("txt_in."):
             found += [template.replace("#", str(block)) for block in range(2)]
@@ -57,10 +62,11 @@ def test_q_k_and_v_are_the_rows_that_diffusers_takes(tmp_path, name, written, co
         if re.fullmatch(rf"_convert_(?:non_diffusers_)?{converter}_lora_to_diffusers", title)
     )  # fmt: skip
     generator = torch.Generator().manual_seed(1)
-    width, sizes = WIDTHS.get(name, 2 * HEAD), ROWS2 if name == "FLUX.2" else ROWS
+    width, sizes = WIDTHS.get(name, 2 * HEAD), ROWS | OTHER_ROWS.get(name, {})
     tensors = {}
     for module in map(SOURCE.get(name, str), names(family)):
-        rows = next((size for end, size in sizes.items() if module.endswith(end)), 1) * width
+        rows = next((size for end, size in sizes.items() if module.endswith(end)), 1)
+        rows = round(rows * width)
         down = written.format(module.replace(".", "_") if written.startswith("lora_unet_") else module)
         up = down.replace("lora_A", "lora_B").replace("lora_down", "lora_up")
         tensors[down] = torch.randn(RANK, width, generator=generator)

@@ -17,7 +17,7 @@ from .flux import FLUX, FLUX2
 from .hunyuan_video import HUNYUAN_VIDEO, HUNYUAN_VIDEO_15
 from .krea2 import KREA2
 from .ltx import LTX2, LTX_VIDEO
-from .lumina import Z_IMAGE
+from .lumina import LUMINA2, Z_IMAGE
 from .minimax import MINIMAX_H3
 from .qwen_image import QWEN_IMAGE
 from .stable_diffusion import SD, SDXL
@@ -62,6 +62,7 @@ FAMILIES: tuple[Family, ...] = (
     FLUX2,
     KREA2,
     Z_IMAGE,
+    LUMINA2,
     QWEN_IMAGE,
     LTX2,
     LTX_VIDEO,

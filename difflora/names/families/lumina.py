@@ -1,4 +1,4 @@
-"""Z-Image: one stream of layers with q, k and v in one matrix, and four layers that refine noise and text."""
+"""Z-Image and Lumina 2: one stream of layers with q, k and v in one matrix, and four layers that refine noise and text."""
 
 from __future__ import annotations
 
@@ -55,4 +55,35 @@ Z_IMAGE = Family(
         ("attention.qkv", (11520, 3840)), ("attention.out", (3840, 3840)), ("feed_forward.w1", (10240, 3840)),
         ("feed_forward.w2", (3840, 10240)), ("feed_forward.w3", (10240, 3840)))},
     words=("z-image", "z_image", "zimage"),
+)  # fmt: skip
+
+LUMINA2 = Family(
+    name="Lumina 2",
+    modules=(*_OUTSIDE, *(row for stack in _STACKS for row in _layer(stack, "adaLN_modulation.1")), *_FINAL),
+    implementation="https://github.com/Alpha-VLLM/Lumina-Image-2.0",
+    codes={
+        DIFFUSERS: (
+            # 24 heads of q share 8 of k and v.
+            *(link for stack in _STACKS
+              for link in split(f"{stack}.#.attention.qkv", f"{stack}.#.attn.to_{{q,k,v}}", (3, 1, 1))),
+            *_each(
+                ("attn.{to_out.0,norm_q,norm_k}", "attention.{out,q_norm,k_norm}"),
+                ("feed_forward.linear_{1,2,3}", "feed_forward.w{1,2,3}"),
+                ("norm2", "attention_norm2"),
+            ),
+            *renamed(
+                ("{layers,noise_refiner}.#.norm1.{linear,norm}",
+                 "{layers,noise_refiner}.#.{adaLN_modulation.1,attention_norm1}"),
+                ("context_refiner.#.norm1", "context_refiner.#.attention_norm1"),
+                ("time_caption_embed.timestep_embedder.linear_{1,2}", "t_embedder.mlp.{0,2}"),
+                ("time_caption_embed.caption_embedder.{0,1}", "cap_embedder.{0,1}"),
+                ("norm_out.linear_{1,2}", "final_layer.{adaLN_modulation.1,linear}"),
+            ),
+        ),
+    },
+    depths={"layers": (26,), "noise_refiner": (2,), "context_refiner": (2,)},
+    widths={f"{stack}.#.{rest}": (shape,) for stack in _STACKS for rest, shape in (
+        ("attention.qkv", (3840, 2304)), ("attention.out", (2304, 2304)), ("feed_forward.w1", (9216, 2304)),
+        ("feed_forward.w2", (2304, 9216)), ("feed_forward.w3", (9216, 2304)))},
+    words=("lumina-image-2", "lumina2", "lumina 2", "lumina"),
 )  # fmt: skip

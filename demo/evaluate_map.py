@@ -9,6 +9,7 @@ use. Every number compares with the same seeds without a map. Writes `map.md`, `
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -329,6 +330,7 @@ def main() -> None:
     )
     notes = f"{settings.seeds} seeds, {settings.steps} steps; processor time: {', '.join(taken)}."
     text = "\n\n".join("\n".join(lines) for lines in (over_places, over_frames, over_steps))
+    text = re.sub(r"\+0(?=[ ,])", "0", re.sub(r"(?<=[ |])-(?=\d)", "−", text))
     (settings.output / "map.md").write_text(f"{text}\n\n{notes}\n", encoding="utf-8")
     print(f"wrote map.md, mask.jpg and ramp.jpg to {settings.output}")
 

@@ -1,4 +1,4 @@
-"""What the pack costs in ComfyUI: its import, a new strength, and the whole chain at full size.
+"""What the pack costs in ComfyUI: its import, a new strength, a step under a map, and the whole chain at full size.
 
     COMFYUI_DIR=… python -m tests.bench.comfy [--runs 5] [--dim 5120] [--folder FOLDER]
 
@@ -114,6 +114,44 @@ def new_strength(comfy: ComfyServer, runs: int, label: str, file: str) -> Figure
     return (f"new strength, {label}", compared(costs[True], costs[False], "core"), "≤ 1.1 × + 50 ms")
 
 
+def mapped_step(comfy: ComfyServer, runs: int, loras: Path) -> Figure:
+    """A step of two passes under a half mask, against two steps of the same slider without a map."""
+    models = comfy.models("diffusion_models")
+    small_models.write_wan(models / "wan_small.safetensors", dim=256, blocks=8)
+    small_models.write_lora(
+        loras / "wan_small_slider.safetensors", models / "wan_small.safetensors", rank=4, modules="attn"
+    )
+
+    def prompt(steps: int, mapped: bool, seed: int) -> dict:
+        built = {
+            "model": node("UNETLoader", unet_name="wan_small.safetensors", weight_dtype="default"),
+            "lora": node("DiffLoraLoad", lora_name="wan_small_slider.safetensors"),
+            "text": node("TestConditioning", seed=1, length=64),
+            "clip": node("EmptyHunyuanLatentVideo", width=192, height=192, length=9, batch_size=1),
+            "none": node("SolidMask", value=0.0, width=64, height=64),
+            "left": node("SolidMask", value=1.0, width=32, height=64),
+            "mask": node("MaskComposite", destination=["none", 0], source=["left", 0], x=0, y=0, operation="add"),
+            "map": node("DiffLoraSliderMap", steps="", frames="", feather=1, mask=["mask", 0]),
+            "slider": node("DiffLoraSliderModel", model=["model", 0], lora=["lora", 0], strength=2.0, apply="bypass"),
+            "sample": node(
+                "KSampler", model=["slider", 0], positive=["text", 0], negative=["text", 0], latent_image=["clip", 0],
+                seed=seed, steps=steps, cfg=1.0, sampler_name="euler", scheduler="simple", denoise=1.0,
+            ),
+            "keep": node("TestKeep", value=["sample", 0]),
+        }  # fmt: skip
+        if mapped:
+            built["slider"]["inputs"]["map"] = ["map", 0]
+        return built
+
+    ours, theirs = [], []
+    for seed in range(runs + 1):
+        mapped, plain = run(comfy, prompt(20, True, seed)), run(comfy, prompt(40, False, seed))
+        if seed:  # the first loads the model
+            ours.append(mapped)
+            theirs.append(plain)
+    return ("a step of two passes, of two steps", compared(ours, theirs, "without a map"), "≤ 1.05")
+
+
 def chain(comfy: ComfyServer, runs: int, loras: Path) -> Figure:
     """Load → Subtract → Select attn → Re-rank 4 → Slider on a 14B model's shapes, against the same calls of the library."""
     prompt = {
@@ -179,6 +217,7 @@ def main() -> None:
         write_pair(loras / "pair")
         with start() as comfy:
             show(chain(comfy, options.runs, loras / "pair"))
+            show(mapped_step(comfy, options.runs, loras))
             show(new_strength(comfy, options.runs, "small Wan", "small.safetensors"))
             if options.dim:
                 small_models.write_wan(

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from tests import small_models
 from tests.comfy_server import Interrupted, NodeFailed
 from tests.e2e.test_slider import node
+from tests.e2e.test_sweep import message, pictures, sweep, swept, times
 
 STEPS = 4
 
@@ -225,6 +226,78 @@ def test_cancel_in_the_middle_leaves_nothing_behind(comfy):
     with_sampler(base, "base after", "model")
     after, _ = run(comfy, base)
     assert torch.equal(after["base after"], before["base"])
+
+
+CELL, GAP = 64, 4
+
+
+def cells(comfy, count):
+    """The clips of a grid with one row."""
+    whole = pictures(comfy)
+    return [whole[:, -CELL - GAP : -GAP, GAP + i * (CELL + GAP) : (i + 1) * (CELL + GAP)] for i in range(count)]
+
+
+def alone(comfy, prompt, value):
+    """The pictures of a swept prompt with this value in the place of the sweep."""
+    single = {name: each for name, each in prompt.items() if name not in ("sweep", "grid", "keep")}
+    for name, each in single.items():
+        inputs = {key: value if source == ["sweep", 0] else source for key, source in each["inputs"].items()}
+        single[name] = each | {"inputs": inputs}
+    comfy.run(single | {"keep": node("TestSaveTensor", value=["decode", 0], name="single")})
+    return load_file(comfy.base / "output/single.safetensors")["value"].clamp(0, 1)
+
+
+def assert_each_is_its_single_run(comfy, prompt, values):
+    result = comfy.run(prompt)
+    assert times(result, "sample") == len(values) and len(message(result)["player"]["clips"]) == len(values)
+    clips = cells(comfy, len(values))
+    for clip, value in zip(clips, values, strict=True):
+        assert (clip - alone(comfy, prompt, value)).abs().max() <= 0.5 / 255 + 1e-6
+    for one, other in zip(clips, clips[1:], strict=False):
+        assert (one - other).abs().max() > 0.02
+
+
+def test_a_sweep_over_the_strength_of_a_mapped_slider(comfy):
+    prompt = swept("-2, 0, 2", arrange="row") | with_half_mask({})
+    with_map(prompt, mask="mask")
+    prompt["slider"]["inputs"] |= {"map": ["map", 0], "apply": "auto"}
+    assert_each_is_its_single_run(comfy, prompt, [-2.0, 0.0, 2.0])
+
+
+def test_a_grid_of_three_masks(comfy):
+    """A sweep over the threshold of a mask with three greys: the left half, its left half, and nothing."""
+    prompt = swept(arrange="row") | {"sweep": sweep("0.2, 0.6, 0.9")}
+    prompt["grid"]["inputs"]["baseline"] = 0.9
+    prompt["none"] = node("SolidMask", value=0.0, width=64, height=64)
+    prompt["left"] = node("SolidMask", value=0.4, width=32, height=64)
+    prompt["far left"] = node("SolidMask", value=0.4, width=16, height=64)
+    prompt["half"] = node("MaskComposite", destination=["none", 0], source=["left", 0], x=0, y=0, operation="add")
+    prompt["greys"] = node("MaskComposite", destination=["half", 0], source=["far left", 0], x=0, y=0, operation="add")
+    prompt["mask"] = node("ThresholdMask", mask=["greys", 0], value=["sweep", 0])
+    with_map(prompt, mask="mask")
+    prompt["slider"]["inputs"] |= {"map": ["map", 0], "strength": 3.0, "apply": "auto"}
+    assert_each_is_its_single_run(comfy, prompt, [0.2, 0.6, 0.9])
+
+
+def test_a_merge_behind_takes_the_mapped_slider_along_on_its_first_model_and_is_warned_of(comfy):
+    prompt = graph(steps=1)
+    prompt["white"] = node("SolidMask", value=1.0, width=64, height=64)
+    with_map(prompt, "white map", mask="white")
+    with_branch(prompt, "mapped", 2.0, map=["white map", 0])
+    with_branch(prompt, "plain", 2.0)
+    for name, first, second in (
+        ("mapped first", "slider mapped", "model"),
+        ("plain first", "slider plain", "model"),
+        ("mapped second", "model", "slider mapped"),
+        ("base", "model", "model"),
+    ):
+        prompt[f"merge {name}"] = node("ModelMergeSimple", model1=[first, 0], model2=[second, 0], ratio=0.5)
+        with_sampler(prompt, name, f"merge {name}")
+    got, result = run(comfy, prompt)
+    assert torch.equal(got["mapped first"], got["plain first"])
+    assert torch.equal(got["mapped second"], got["base"])
+    assert not torch.equal(got["mapped first"], got["base"])
+    assert any("ModelMergeSimple behind this slider" in line for line in told(result, "mapped"))
 
 
 class TestRefused:

@@ -8,6 +8,7 @@ import torch
 from tests import small_models
 from tests.comfy_server import Interrupted, NodeFailed
 from tests.e2e.test_block_toggle import Wrapper, node, sampled, value
+from tests.e2e.test_sweep import grid, sweep, times
 from tests.e2e.test_wanvideo import DISTILL, STYLE, made_from_pair, slider
 
 pytestmark = pytest.mark.usefixtures("wrapper")
@@ -215,6 +216,28 @@ def test_cancel_in_the_middle_leaves_nothing_behind(comfy):
     after = sampled(comfy, Mapped().sample("after", "model").plain("plain after", 2.0).prompt)
     assert torch.equal(after["after"], before["before"])
     assert torch.equal(after["plain after"], before["plain before"])
+
+
+def test_a_sweep_over_the_strength_of_a_mapped_slider(comfy):
+    strengths = (-2.0, 0.0, 2.0)
+    prompt = Mapped().map("half map", "half").mapped("swept", ["sweep", 0], "half map").prompt
+    del prompt["save swept"]
+    prompt |= {
+        "sweep": sweep("-2, 0, 2"),
+        "vae": node("VAELoader", vae_name=small_models.VAE),
+        "decode": node("VAEDecode", samples=["sample swept", 0], vae=["vae", 0]),
+        "grid": grid(arrange="row"),
+    }
+    result = comfy.run(prompt | {"keep": node("TestSaveTensor", value=["grid", 0], name="grid")})
+    assert times(result, "sample swept") == 3
+    whole = value(comfy, "grid")
+    for place, strength in enumerate(strengths):
+        single = {name: each for name, each in prompt.items() if name not in ("sweep", "grid")}
+        single["slider swept"] = node("DiffLoraMappedSliderWanVideo", **prompt["slider swept"]["inputs"])
+        single["slider swept"]["inputs"]["strength"] = strength
+        comfy.run(single | {"keep": node("TestSaveTensor", value=["decode", 0], name="single")})
+        cell = whole[:, -68:-4, 4 + place * 68 : 68 + place * 68]
+        assert (cell - value(comfy, "single").clamp(0, 1)).abs().max() <= 0.5 / 255 + 1e-6
 
 
 class TestRefused:

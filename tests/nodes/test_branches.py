@@ -116,3 +116,33 @@ def test_a_compiled_model_follows_every_change_and_a_new_strength_compiles_nothi
         for off in detach:
             off()
     assert counts == [1, 2, 2, 3, 3, 3, 3]
+
+
+def test_a_strength_that_changes_in_place_between_the_passes_of_a_map_compiles_nothing():
+    """0 and both signs in turn, as a map with three passes does."""
+    compiled = []
+
+    def count(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    net, x = Net(), torch.randn(5, 16)
+    deltas = [(net.first, low_rank(1)), (net.second, low_rank(2, 16, 24))]
+    adjustable = [branches.AdjustableBranch(delta, 2.0, torch.device("cpu"), torch.float32) for _, delta in deltas]
+    for (layer, _), branch in zip(deltas, adjustable, strict=True):
+        branches.attach(layer, branch.up, branch.down)
+    run = torch.compile(net, backend=count)
+    seen = []
+    for strength in (2.0, -3.0, 0.0, 3.0, -3.0, 0.5):
+        for branch in adjustable:
+            branch.set_strength(strength)
+        other = Net()
+        other.load_state_dict(net.state_dict())
+        for layer, (_, delta) in zip((other.first, other.second), deltas, strict=True):
+            put(layer, delta, strength)
+        got = run(x)
+        assert torch.equal(got, other(x))
+        seen.append(got)
+    assert len(compiled) == 1
+    assert not torch.equal(seen[0], seen[1])

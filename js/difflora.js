@@ -1,7 +1,7 @@
 // @ts-check
 /**
- * The face of the pack: widgets that show and edit what ordinary ComfyUI widgets hold. The only state is in those, so
- * saved workflows, copy and paste, undo and API prompts need nothing from here. This file registers them.
+ * Registers the pack's widgets, which show and edit the values of ordinary ComfyUI widgets. All state is in those, so
+ * saved workflows, copy and paste, undo and API prompts work without this code.
  */
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
@@ -62,7 +62,7 @@ app.registerExtension({
   },
   afterConfigureGraph() {
     later();
-    // Two frames: by then Vue has drawn what it does draw anew.
+    // Two frames: by then Vue has redrawn what it redraws.
     requestAnimationFrame(() => requestAnimationFrame(replaceStale));
   },
 });

@@ -1,7 +1,7 @@
 """What one module's change can be.
 
 A delta is the change of a weight at strength 1: the trainer's scale (alpha / rank) is already part of it.
-Adapters that are exactly low-rank in another form (Hadamard, Kronecker; see `forms`) become a `LowRank` when
+Adapters that are exactly low-rank in another form (Hadamard, Kronecker; see `lycoris`) become a `LowRank` when
 they are read. What is stored in full, and has no small side, is `Dense`.
 """
 

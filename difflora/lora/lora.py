@@ -107,7 +107,7 @@ class Lora(Mapping[str, Delta], ABC):
         return tuple(name for name in self if name in left)
 
     def differ_in(self, module: str) -> bool:
-        """Whether the sides of a difference differ in a module, as far as a look at the weights can tell."""
+        """Whether the sides of a difference differ in a module, as far as the weights can tell."""
         return True
 
     @property
@@ -118,7 +118,7 @@ class Lora(Mapping[str, Delta], ABC):
     def prepare(self, progress: Progress | None = None) -> None:
         """Do now, once, what has to be known before the first module can be read on the way to a file.
 
-        raises  PairError if the sides of a difference are alike where they were chosen, before minutes are spent on zeros
+        raises  PairError if the sides of a difference are alike where they were chosen, before minutes are spent on computing zeros
         """
         if self._worthwhile:
             return
@@ -138,7 +138,7 @@ class Lora(Mapping[str, Delta], ABC):
 
     @property
     def retained_energy(self) -> float | None:
-        """Share of the energy that a cut of the rank has left; None if there was none."""
+        """Share of the energy that a cut of the rank has kept; None if there was no cut."""
         return None
 
     is_cut = False  # whether `retained_energy` is a number, which may take work to know
@@ -243,7 +243,7 @@ class Lora(Mapping[str, Delta], ABC):
         return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()
 
     def select(self, expression: str, nullify: bool = False) -> SelectedLora:
-        """Keep the modules that `expression` picks, weighed as it says; see `difflora.selection`.
+        """Keep the modules that `expression` picks, with its weights; see `difflora.lora.selection`.
 
         nullify  write what is not picked as zeros instead of leaving it out
         raises   SelectionError if the expression cannot be read or picks nothing
@@ -387,7 +387,7 @@ class CombinedLora(Lora):
 
 
 class SelectedLora(Lora):
-    """Some modules of another LoRA, weighed."""
+    """Some modules of another LoRA, each with a weight."""
 
     def __init__(self, of: Lora, selection: Selection, nullify: bool):
         self.of, self.selection, self.nullify = of, selection, nullify

@@ -1,4 +1,4 @@
-"""SHA-256 of whole files, remembered on this machine until a file changes: models are too large to read for every run."""
+"""SHA-256 of whole files, kept on this machine until a file changes: models are too large to read in every run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SETTLED = 3.0
 class ContentHashes:
     """Hashes of files by path, size and time of the last change.
 
-    file        where they are kept for the next start; only hashes of paths are written there. None: nowhere
+    file        where they are stored for the next start, with hashed paths only. None: not stored
     """
 
     def __init__(self, file: Path | None = None):
@@ -62,7 +62,7 @@ class ContentHashes:
     def _load(self) -> dict[str, tuple[int, int, str]]:
         if self._known is None:
             self._known = {}
-            # A damaged file is a cache that is empty.
+            # A damaged cache file counts as empty.
             with suppress(OSError, ValueError, TypeError, AttributeError, UnicodeError):
                 if self._file:
                     for name, (size, modified, sha256) in json.loads(self._file.read_text("utf-8")).items():
@@ -78,7 +78,7 @@ class ContentHashes:
             known.pop(next(iter(known)))
         if self._file is None:
             return
-        # Without it, the next start reads the file again: no reason to fail.
+        # If it cannot be written, the next start reads the files again: no reason to fail.
         with suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             handle, made = tempfile.mkstemp(dir=self._file.parent, prefix=".hashes-")

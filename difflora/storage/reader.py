@@ -108,12 +108,12 @@ _OTHER_FILES = (
     (b"\x89PNG", "a picture", "Download the LoRA again."),
     (b"\xff\xd8\xff", "a picture", "Download the LoRA again."),
 )
-# What torch puts first into the zip archive in which it keeps a pickle.
+# The first entry of the zip archive in which torch keeps a pickle.
 _TORCH_ENTRY = re.compile(rb"[^/]*/?(?:data\.pkl|version|byteorder|constants\.pkl|\.\w+|data/.*)|")
 
 
 def _what_else(path: Path, head: bytes, size: int) -> FileError | UnsupportedError | None:
-    """What a file is that cannot be a safetensors file, by its first bytes; None if they say nothing."""
+    """What a file that is not safetensors may be, by its first bytes; None if they do not tell."""
     name = path.name
     is_zip = head.startswith(b"PK\x03\x04")
     entry = head[30 : 30 + int.from_bytes(head[26:28], "little")] if is_zip else b""
@@ -146,7 +146,7 @@ _PICKLES = {".pt", ".pth", ".ckpt", ".bin"}
 
 
 def _check_structure(name: str, raw: bytes) -> None:
-    """Refuse a header of more parts than any model's has, before the time and memory are spent that reading it takes."""
+    """Refuse a header with more parts than any model has, before spending time and memory on it."""
     plain = raw.replace(b"\\\\", b"").replace(b'\\"', b"")  # what is left of quotes stands around texts
     many_texts = plain.count(b'"') > 12 * MAX_TENSORS
     outside = b"" if many_texts else b"".join(plain.split(b'"')[::2])
@@ -268,7 +268,7 @@ def _readable(path: Path) -> Iterator[BinaryIO]:
         with open(path, "rb", buffering=0) as file:
             yield file
     except FileNotFoundError as error:
-        # As it was typed on the command line; a node's paths are whole ones, which its user need not know.
+        # As typed on the command line; a node's paths are absolute, and its user need not see them.
         raise FileError(f"{path.name if path.is_absolute() else path}: no such file.") from error
     except (OSError, ValueError) as error:
         raise FileError(f"{path.name}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error

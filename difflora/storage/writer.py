@@ -92,7 +92,7 @@ class Draft:
 
     @property
     def previous(self) -> Path:
-        """Where the file that has the name so far waits while several drafts are published."""
+        """Where the existing file of that name is kept while several drafts are published."""
         return self.temporary.with_suffix(".old")
 
 
@@ -173,7 +173,7 @@ def _write(
 
 
 def _pieces(plan: Layout, produce: Iterator[tuple[str, Tensor]]) -> Iterator[memoryview]:
-    """The bytes of the planned tensors. Small ones are gathered: at each hash and write, Python may pass to another thread."""
+    """The bytes of the planned tensors. Small ones are gathered, because Python may switch threads at every hash and write."""
     memory = np.empty(GATHERED, dtype=np.uint8)
     gathered: list[tuple[str, Tensor]] = []
     used = 0
@@ -347,7 +347,7 @@ def _publish(draft: Draft) -> None:
         try:
             os.replace(temporary, path)
         except BaseException:
-            if temporary.exists():  # otherwise it is done
+            if temporary.exists():  # otherwise done
                 path.unlink()
             raise
     else:
@@ -396,7 +396,7 @@ def said_as_output_error(path: Path) -> Iterator[None]:
 
 
 def why_not_written(error: OSError) -> str:
-    """What keeps a file from being written, for a sentence."""
+    """Why a file cannot be written, for a sentence."""
     reasons = {
         errno.ENOSPC: "the disk is full",
         errno.EDQUOT: "your disk quota is used up",

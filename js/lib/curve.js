@@ -34,7 +34,7 @@ export const parseCurve = (text) => {
 /** @param {Point[]} points */
 export const curveText = (points) => points.map(({ at, weight }) => `${clean(at)}:${clean(weight)}`).join(", ");
 
-/** Without the dust of binary fractions. @param {number} value */
+/** Without the rounding errors of binary fractions. @param {number} value */
 const clean = (value) => Number(value.toFixed(3));
 
 /** The weight at a position in per cent. @param {Point[]} points @param {number} at */
@@ -46,7 +46,7 @@ export const weightAt = (points, at) => {
   return from.weight + ((to.weight - from.weight) * (at - from.at)) / (to.at - from.at);
 };
 
-/** A point somewhere else, but between its neighbours. @param {Point[]} points @param {number} index @param {Point} to @returns {Point[]} */
+/** Move a point, but keep it between its neighbours. @param {Point[]} points @param {number} index @param {Point} to @returns {Point[]} */
 export const moved = (points, index, to) => {
   const least = points[index - 1]?.at ?? 0;
   const most = points[index + 1]?.at ?? 100;
@@ -78,7 +78,7 @@ export const keyedPoint = (key, { at, weight }, fine) => {
   return targets[key] ?? null;
 };
 
-/** Where a press on the chart lands, drawn to whole per cents and twentieths. @param {number} x 0 to 1 @param {number} y 0 to 1 from below @param {boolean} fine @returns {Point} */
+/** Where a press on the chart lands, snapped to whole per cents and twentieths. @param {number} x 0 to 1 @param {number} y 0 to 1 from below @param {boolean} fine @returns {Point} */
 export const pointAt = (x, y, fine) => {
   const [across, up] = fine ? [0.1, 0.01] : [1, 0.05];
   const inside = (/** @type {number} */ value) => Math.min(1, Math.max(0, value));

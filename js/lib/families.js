@@ -29,7 +29,7 @@ MODULES.forEach(([template, words], order) => {
   TABLE.set(key, [...(TABLE.get(key) ?? []), { parts, roles, order, numbered, stack, isInner }]);
 });
 
-/** Names are few and are asked about again and again while somebody paints. @type {Map<string, Own | null>} */
+/** Names are few and are looked up again and again while somebody paints. @type {Map<string, Own | null>} */
 const asked = new Map();
 
 /** What is known of a module of some family; null for other names. @param {string} name @returns {Own | null} */

@@ -38,7 +38,7 @@ export const layoutOf = (names) => {
   const outside = [];
   for (const name of names) {
     const at = stackOf(name);
-    // A stack whose name is no word of the selection language has no lines of its own: its modules are chosen one by one.
+    // A stack whose name the selection language cannot write has no rows: its modules are chosen one by one.
     if (!at || !/^[A-Za-z_][\w.-]*$/.test(at.stack) || name !== `${at.stack}.${at.block}.${at.rest}`) {
       outside.push(name);
       continue;
@@ -49,7 +49,7 @@ export const layoutOf = (names) => {
     row.cells.set(at.rest, name);
     if (!rests.has(at.rest)) rests.set(at.rest, ownOf(name)?.order ?? Infinity);
   }
-  // As the model has them; what no family has comes behind, in the order of the names.
+  // In the model's order; modules of no family come last, in the order of their names.
   const all = [...rests].map(([rest, order]) => {
     const dot = rest.indexOf(".");
     return dot < 0 ? { rest, order, group: "", label: rest } : { rest, order, group: rest.slice(0, dot), label: shortened(rest.slice(dot + 1)) };
@@ -77,7 +77,7 @@ const PROJECTIONS = ["q", "k", "v", "o", "+q", "+k", "+v", "+o"];
 /** Where a projection stands among those of its attention. @param {string} label */
 const rank = (label) => (PROJECTIONS.includes(label) ? PROJECTIONS.indexOf(label) : PROJECTIONS.length);
 
-/** What diffusers calls a projection, as Wan calls it; "+" for those of the text. @param {string} label */
+/** Wan's name for a projection of diffusers; "+" for those of the text. @param {string} label */
 const shortened = (label) =>
   label.replace(/^net\.([0-9])(\.proj)?$/, "$1").replace(/^add_([qkv])_proj$/, "+$1").replace("to_add_out", "+o")
     .replace(/^to_out(\.0)?$/, "o").replace(/^to_/, "");
@@ -163,7 +163,7 @@ export const presets = (layout) => {
   return list;
 };
 
-/** What was left out comes in, and the other way round. @param {Map<string, number>} weights @param {string[]} names */
+/** Swaps what is selected and what is not. @param {Map<string, number>} weights @param {string[]} names */
 export const inverted = (weights, names) => new Map(names.filter((name) => !weights.get(name)).map((name) => [name, 1]));
 
 /** The `percent` of modules with the largest norms. @param {Record<string, { norm?: number }>} modules @param {string[]} names @param {number} percent */

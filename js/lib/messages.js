@@ -1,8 +1,8 @@
 // @ts-check
 /**
  * What nodes tell the page. A node's `ui` output has one key, `difflora`: a list with one message (an object, or the
- * same as JSON text). Every part is optional. Numbers and texts come from files that anyone may have made, so a message
- * is checked here, once, and everything in it is shown as plain text.
+ * same as JSON text). Every part is optional. Numbers and texts come from files that anyone may have made, so each
+ * message is checked here, once, and shown as plain text only.
  */
 
 import { readPlayer } from "./player.js";
@@ -119,7 +119,7 @@ const readMap = (value) => {
   return frames.every(fits) ? { width, height, frames } : null;
 };
 
-/** A text, or a text and what it was made of. @param {unknown} value @param {number} depth how many sentences it is in @returns {Sentence} */
+/** A text, or a text with its template and values. @param {unknown} value @param {number} depth how many sentences it is in @returns {Sentence} */
 const readSentence = (value, depth = 0) => {
   if (!isObject(value)) return { text: String(value ?? "") };
   const text = String(value.text ?? "");

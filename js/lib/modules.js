@@ -1,5 +1,5 @@
 // @ts-check
-/** What the page knows about the LoRA that comes into a node: from what the nodes around it said. */
+/** What the page knows about the LoRA on a node's input, from the messages of the nodes around it. */
 import { after, isLinked, loraInputs, sourcesOf, widgetOf } from "./graph.js";
 import { Selection, SelectionError } from "./selection.js";
 
@@ -8,7 +8,7 @@ import { Selection, SelectionError } from "./selection.js";
 /** @typedef {(node: Node) => import("./messages.js").Message | null} Said what a node said last */
 
 /**
- * Which modules come into a node: told by the nearest node before it that knows.
+ * The modules on a node's input, from the nearest node before it that knows them.
  * @param {Node} node @param {Said} said @param {Node[]} seen behind it @param {string} [input] only what comes in there @returns {Modules | null}
  */
 const modulesInto = (node, said, seen = [], input = undefined) => {
@@ -20,8 +20,8 @@ const modulesInto = (node, said, seen = [], input = undefined) => {
 };
 
 /**
- * Which modules come out of a node. Subtract, Select Blocks and Re-rank follow what comes in and their widgets at once: what
- * they said in the last run may be of other files. @param {Node} node @param {Said} said @param {Node[]} seen @returns {Modules | null}
+ * The modules on a node's output. Subtract, Select Blocks and Re-rank follow their inputs and widgets at once: their last
+ * run may have been on other files. @param {Node} node @param {Said} said @param {Node[]} seen @returns {Modules | null}
  */
 const modulesOutOf = (node, said, seen) => {
   if (node.comfyClass === "DiffLoraSelectBlocks") return selected(node, said, modulesInto(node, said, seen));
@@ -46,7 +46,7 @@ const selected = (node, said, list) => {
     return only(list, (name) => chosen.has(name));
   } catch (error) {
     if (!(error instanceof SelectionError)) throw error;
-    return list; // that node says what is wrong
+    return list; // that node reports the error
   }
 };
 
@@ -64,8 +64,8 @@ const joined = (...lists) => {
 };
 
 /**
- * The modules of the LoRA that comes into a node, and all that is known about them. Their numbers are told by whatever has
- * measured them: the nodes behind this one (Re-rank), and better still those beside it on the same wires (Analyze).
+ * The modules on a node's input, with all that is known about them. Their numbers come from the nodes that measured them:
+ * those after this one (Re-rank) or, preferably, those on the same wires (Analyze).
  * @param {Node} node @param {Said} said @returns {Modules | null}
  */
 export const modulesBefore = (node, said) => {

@@ -1,5 +1,5 @@
 // @ts-check
-/** Texts of nodes in the user's language, where the frontend does not put them itself. */
+/** Texts of nodes in the user's language, where the frontend does not translate them itself. */
 
 /** @typedef {Record<string, any>} NodeTexts `locales/<language>/nodeDefs.json`: id -> names and tooltips */
 
@@ -22,7 +22,7 @@ export const translateDefs = (defs, texts) => {
   }
 };
 
-/** The same for a node's labels, where they still show the id. @param {import("./graph.js").Node} node @param {NodeTexts} texts */
+/** The same for a node's labels that still show the id. @param {import("./graph.js").Node} node @param {NodeTexts} texts */
 export const labelNode = (node, texts) => {
   const own = texts[node.comfyClass ?? ""];
   if (!own) return;

@@ -1,7 +1,7 @@
 // @ts-check
 /**
- * Regular expressions that cannot hang: the twin of `difflora/patterns.py`, state for state, so that the page and the
- * server agree on what a pattern matches. Matched by stepping through all states at once, never by backtracking.
+ * Regular expressions that cannot hang, the same as in `difflora/lora/patterns.py`, so that the page and the server agree on
+ * what a pattern matches. All states are stepped at once, without backtracking.
  *
  * Known: literals, `.`, `[a-z]`, `[^…]`, `\d \w \s` and their capitals, `\b`, `^ $`, groups, `|`, `* + ? {m,n}`.
  */
@@ -98,7 +98,7 @@ class Reader {
     if (sign === "{") [low, high] = this.counts();
     else this.take();
     if (part.kind === "at") throw new PatternError(`"${sign}" has nothing to repeat`, start);
-    if (this.peek() === "?") this.take(); // lazy or greedy is the same to a yes-or-no answer
+    if (this.peek() === "?") this.take(); // lazy or greedy makes no difference for a yes-or-no answer
     const next = this.peek();
     if (next === "{" || next in REPEATS) throw new PatternError(`"${next}" repeats what is already repeated`, this.at);
     return { kind: "repeat", part, low, high };
@@ -192,7 +192,7 @@ class Reader {
 /** The patterns would take too long on these texts. */
 export class WorkError extends Error {}
 
-/** How much may still be done for one question: states of patterns entered, weighed by their size. */
+/** How much work is left for one query: pattern states entered, weighted by their size. */
 export class Work {
   left = Infinity;
 
@@ -252,13 +252,13 @@ export class Pattern {
     }
     for (let n = 0; n < node.low; n++) {
       const first = this.build(node.part, then);
-      if (first === then) break; // an empty group: no number of them adds a state
+      if (first === then) break; // an empty group adds no state, however often it is repeated
       then = first;
     }
     return then;
   }
 
-  /** Tells whether the pattern matches anywhere in `text`; a WorkError if `work` does not suffice. @param {string} text @param {Work} [work] */
+  /** Tells whether the pattern matches anywhere in `text`; throws a WorkError if `work` runs out. @param {string} text @param {Work} [work] */
   foundIn(text, work) {
     const codes = [...text].map(codeOf);
     let active = [];

@@ -1,5 +1,5 @@
 // @ts-check
-/** The A/B player, without the page: what a node tells it, frames and times, keys, and who is who in the blind test. */
+/** The A/B player without the page: messages, frames and times, keys, and the order of the blind test. */
 
 /**
  * @typedef {object} VideoFile
@@ -53,7 +53,7 @@ export const readPlayer = (value) => {
 /** Where a video is fetched. @param {VideoFile} video */
 export const viewPath = ({ filename, subfolder, type }) => `/view?${new URLSearchParams({ filename, subfolder, type })}`;
 
-/** The number of the frame that is seen at a time in seconds. @param {number} time @param {Player} player */
+/** The number of the frame shown at a time in seconds. @param {number} time @param {Player} player */
 export const frameAt = (time, { fps, frames }) => Math.min(frames - 1, Math.max(0, Math.floor(time * fps + 1e-3)));
 
 /** A time in the middle of a frame: browsers round times, and at its edge they may show the one before. @param {number} frame @param {Player} player */
@@ -67,7 +67,7 @@ export const firstPair = (clips) => {
   return [other, baseline];
 };
 
-/** 0 … count-1 in an order that nobody knows. @param {number} count @param {() => number} random @returns {number[]} */
+/** 0 … count-1 in random order. @param {number} count @param {() => number} random @returns {number[]} */
 export const shuffled = (count, random = Math.random) => {
   const order = Array.from({ length: count }, (_, index) => index);
   for (let index = count - 1; index > 0; index--) {
@@ -80,7 +80,7 @@ export const shuffled = (count, random = Math.random) => {
 /** A, B, … Z, AA, … @param {number} index @returns {string} */
 export const letter = (index) => (index < 26 ? "" : letter(Math.floor(index / 26) - 1)) + String.fromCharCode(65 + (index % 26));
 
-/** How many pictures side by side come near to a screen's shape. @param {number} count @param {number} width @param {number} height */
+/** How many columns come nearest to a screen's shape. @param {number} count @param {number} width @param {number} height */
 export const columnsFor = (count, width, height) => {
   const badness = (/** @type {number} */ columns) => {
     const rows = Math.ceil(count / columns);
@@ -112,14 +112,14 @@ export const keyed = (key, shift) => {
 
 export const FORMATS = /** @type {const} */ (["png", "mp4", "webp", "gif"]);
 
-/** The strength that a clip's label says; null if it says none. @param {string} label */
+/** The strength in a clip's label; null if there is none. @param {string} label */
 export const strengthOf = (label) => {
   const text = label.trim().replace("\u2212", "-");
   const strength = Number(text);
   return text && Number.isFinite(strength) && Math.abs(strength) <= 10 ? strength : null;
 };
 
-/** A name for a file of what is shown: letters, digits and signs that every system takes. @param {string[]} labels @param {Mode} mode @param {string} format @param {number} frame */
+/** A name for a file of what is shown: letters, digits and signs that every system allows. @param {string[]} labels @param {Mode} mode @param {string} format @param {number} frame */
 export const fileName = (labels, mode, format, frame) => {
   const plain = labels.map((label) => label.replace("\u2212", "-").replace(/[^\p{L}\p{N}+.-]+/gu, "_").replace(/^[._]+|[._]+$/g, "").slice(0, 40));
   const shown = mode === "all" ? "all" : [...plain, ...(mode === "one" ? [] : [mode])].filter(Boolean).join("_");

@@ -1,6 +1,6 @@
 // @ts-check
 /**
- * The selection language, as in `difflora/selection.py`: the same texts, the same answers, the same error messages.
+ * The selection language, as in `difflora/lora/selection.py`: the same texts, the same answers, the same error messages.
  * Grammar and worked cases: `tests/data/selection.json`.
  */
 import { ROLES, ownOf } from "./families.js";
@@ -71,7 +71,7 @@ export class Selection {
     });
   }
 
-  /** What `answer` gives; a SelectionError where that would take too long for all `names`. @template T @param {string[]} names @param {() => T} answer */
+  /** The result of `answer`; throws a SelectionError if that would take too long for all `names`. @template T @param {string[]} names @param {() => T} answer */
   bounded(names, answer) {
     this.work.left = MAX_WORK;
     try {
@@ -88,7 +88,7 @@ export class Selection {
     }
   }
 
-  /** As `chosen`, but to select nothing is an error, as it is on the server. @param {string[]} names */
+  /** As `chosen`, but selecting nothing is an error, as on the server. @param {string[]} names */
   weights(names) {
     const weights = this.chosen(names);
     if (!weights.size) {

@@ -1,6 +1,6 @@
 // @ts-check
 /**
- * The way back: from a picture (module -> weight) to the shortest readable selection that means exactly it.
+ * From a painted grid (module -> weight) back to the shortest readable selection that means the same.
  *
  * Eight sketches are tried: a start (nothing, everything, the usual weight of each column or of each row), then
  * corrections (grouped by equal rows or by equal columns). The shortest wins. Whatever a sketch still gets wrong is put
@@ -206,7 +206,7 @@ const rangesAmong = (chosen, all) => {
 };
 
 /**
- * Put right what `text` still gets wrong: modules outside the blocks, and names that the grid cannot spell.
+ * Correct what `text` still gets wrong: modules outside the blocks, and names that the grid cannot spell.
  * @param {string} text @param {string[]} names @param {Weigh} target
  */
 const complete = (text, names, target) => {

@@ -7,7 +7,7 @@
  * @typedef {import("./messages.js").Spectrum} Spectrum
  */
 
-const NOISE = 1e-6; // below this share of the largest value there is only the rounding of factors
+const NOISE = 1e-6; // below this share of the largest value, there is only rounding of the factors
 const TIE = 1e-9; // numbers this close are equal: rounding must not decide
 
 /** A rule that judges each module by itself. @param {(values: number[], energy: number, rule: Rule) => number} count */
@@ -16,7 +16,7 @@ const eachModule = (count) => (/** @type {Spectrum} */ { values, energy }, /** @
 
 /** The smallest rank that keeps a share of the energy. @param {number[]} values @param {number} energy @param {Rule} rule */
 const byEnergy = (values, energy, rule) => {
-  // What would be missing, summed from the small end: rounding then never asks for a value of size zero.
+  // The missing energy, summed from the small end: rounding then never asks for one more value.
   let missing = Math.max(0, energy - values.reduce((sum, value) => sum + value * value, 0));
   if (missing <= 1e-12 * energy) missing = 0; // rounding, not values that were not sent
   const allowed = (1 - rule.energy) * energy * (1 + TIE);
@@ -126,16 +126,16 @@ export const outcome = (spectrum, rule) => {
   return { ranks, lowest: ranks.size ? lowest : 0, highest, mean: ranks.size ? sum / ranks.size : 0, kept: total > 0 ? stays / total : 1 };
 };
 
-/** Which widgets count for a rule; for a rule that this does not know, every one. @type {Record<string, string[]>} */
+/** The widgets that a rule uses; for an unknown rule, all of them. @type {Record<string, string[]>} */
 const COUNTS = { rank: ["rank"], energy: ["energy", "max_rank"], ratio: ["ratio", "max_rank"], knee: ["max_rank"], budget: ["rank", "max_rank"] };
 const SETTINGS = ["rank", "energy", "ratio", "max_rank"];
 
-/** Widgets that do nothing under a rule. @param {unknown} rule @returns {string[]} */
+/** The widgets that a rule does not use. @param {unknown} rule @returns {string[]} */
 export const idle = (rule) => {
   const counts = Object.hasOwn(COUNTS, String(rule)) ? COUNTS[String(rule)] : SETTINGS;
   return SETTINGS.filter((name) => !counts.includes(name));
 };
 
-/** Whether a run would cut elsewhere than the last one did. @param {Record<string, unknown> | undefined} ran @param {Record<string, unknown>} now */
+/** Whether a run would cut at other ranks than the last one. @param {Record<string, unknown> | undefined} ran @param {Record<string, unknown>} now */
 export const isOtherCut = (ran, now) =>
   ran !== undefined && (ran.rule !== now.rule || SETTINGS.some((name) => !idle(now.rule).includes(name) && Number(ran[name]) !== Number(now[name])));

@@ -5,7 +5,7 @@ export const SAFE = 3;
 export const STRETCHED = 4;
 export const LIMIT = 10;
 
-/** How far a strength is from what the method was tried with. @param {number} value @returns {"safe" | "stretched" | "risky"} */
+/** How far a strength is from the range that the method is meant for. @param {number} value @returns {"safe" | "stretched" | "risky"} */
 export const zoneOf = (value) => {
   const size = Math.abs(value);
   return size <= SAFE ? "safe" : size <= STRETCHED ? "stretched" : "risky";
@@ -17,13 +17,13 @@ export const reachOf = (value) => (Math.abs(value) > 5 ? LIMIT : 5);
 /** Position on the track, 0 to 1. @param {number} value @param {number} reach */
 export const positionOf = (value, reach) => (Math.min(reach, Math.max(-reach, value)) + reach) / (2 * reach);
 
-/** Value at a position on the track, in steps, and drawn to 0 when near it. @param {number} position @param {number} reach @param {number} step */
+/** Value at a position on the track, in steps, snapped to 0 when near it. @param {number} position @param {number} reach @param {number} step */
 export const valueAt = (position, reach, step) => {
   const raw = Math.min(1, Math.max(0, position)) * 2 * reach - reach;
   return Math.abs(raw) < reach * 0.02 ? 0 : rounded(raw, step);
 };
 
-/** To a whole number of steps, without the dust of binary fractions. @param {number} value @param {number} step */
+/** To a whole number of steps, without the rounding errors of binary fractions. @param {number} value @param {number} step */
 export const rounded = (value, step) => {
   const clean = Number((Math.round(value / step) * step).toFixed(6));
   return clean === 0 ? 0 : clean; // never -0
@@ -40,7 +40,7 @@ export const keyed = (key, value, fine) => {
   return key in targets ? Math.min(LIMIT, Math.max(-LIMIT, rounded(targets[key], 0.01))) : null;
 };
 
-/** What people type as a strength; null if it is none. @param {string} text */
+/** A typed strength; null if it is not one. @param {string} text */
 export const typed = (text) => {
   const plain = text.trim().replace("\u2212", "-").replace(",", ".");
   const value = Number(plain);
@@ -53,7 +53,7 @@ export const turned = (delta, value, fine) => Math.min(LIMIT, Math.max(-LIMIT, r
 /** A range as Save LoRA takes it. @param {[number, number]} range */
 export const rangeText = ([low, high]) => `${Number(low.toFixed(3))} to ${Number(high.toFixed(3))}`;
 
-/** A name for a slider made of these files: what both names begin with, and "slider". @param {string[]} files */
+/** A name for a slider made of these files: the beginning that both names share, and "slider". @param {string[]} files */
 export const fileStem = (files) => {
   const stems = files.map((file) => file.replace(/^.*[\\/]/, "").replace(/\.safetensors$/, ""));
   const [first = "", ...others] = stems;
@@ -63,7 +63,7 @@ export const fileStem = (files) => {
   return plain ? `${plain}_slider` : "";
 };
 
-/** Strengths that are remembered by LoRA, the latest last; bounded, and nothing but numbers. @param {unknown} stored @param {string} lora @param {number} [value] to remember @returns {{ kept: [string, number][], value: number | null }} */
+/** Strengths remembered for each LoRA, the latest last; bounded, and numbers only. @param {unknown} stored @param {string} lora @param {number} [value] to remember @returns {{ kept: [string, number][], value: number | null }} */
 export const remembered = (stored, lora, value) => {
   const list = /** @type {[string, number][]} */ (Array.isArray(stored) ? stored.filter((entry) => Array.isArray(entry) && typeof entry[0] === "string" && Number.isFinite(entry[1]) && Math.abs(entry[1]) <= LIMIT) : []);
   const found = list.find(([name]) => name === lora)?.[1] ?? null;

@@ -159,7 +159,7 @@ export const setWords = (words, said, wrong) => {
   errors = Object.entries(record(wrong)).map(([english, text]) => ({
     pieces: english.split(/\{\d+\}/), places: [...english.matchAll(/\{(\d+)\}/g)].map((found) => Number(found[1])), text: String(text),
   }));
-  // An error that two of them fit is the one that has more words of its own.
+  // If two fit an error, the one with more words of its own counts.
   const length = (/** @type {string[]} */ pieces) => pieces.join("").length;
   errors.sort((a, b) => length(b.pieces) - length(a.pieces));
 };
@@ -209,5 +209,5 @@ const fill = (text, values) => (values.length ? text.replace(/\{(\d+)\}/g, (_, i
 /** @param {unknown} value @returns {Record<string, unknown>} */
 const record = (value) => (typeof value === "object" && value !== null ? /** @type {Record<string, unknown>} */ (value) : {});
 
-/** A text that is really in the list, not one that every object has, such as "constructor". @param {Record<string, unknown>} list @param {string} key */
+/** A text of the list itself, not a property that every object has, such as "constructor". @param {Record<string, unknown>} list @param {string} key */
 const own = (list, key) => (Object.hasOwn(list, key) && typeof list[key] === "string" ? /** @type {string} */ (list[key]) : null);

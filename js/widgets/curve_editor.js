@@ -1,5 +1,5 @@
 // @ts-check
-/** A curve to draw: press to add a point, drag to move it, double-click or Delete to take it away. Every point has the keys. */
+/** A curve to draw: press to add a point, drag to move it, double-click or Delete to remove it. Points also work by keyboard. */
 import { added, curveText, keyedPoint, moved, parseCurve, pointAt, without } from "../lib/curve.js";
 import { say } from "../lib/words.js";
 import { el, svg, used } from "./dom.js";

@@ -11,7 +11,7 @@ import { say } from "../lib/words.js";
 /** LiteGraph's mode of a node that is not run. */
 const MUTED = 2;
 
-/** Several changes of the graph as one step of undo. @param {() => void} change */
+/** Several changes of the graph as one undo step. @param {() => void} change */
 export const asOneStep = (change) => {
   app.canvas.emitBeforeChange();
   try {
@@ -30,8 +30,8 @@ export const setWidget = (node, name, value) => {
 };
 
 /**
- * Give a strength to what a sweep feeds: its wire is taken off, and the sweep's grid, which would have nothing to show then,
- * is muted with all that depends on it. @param {Node} grid @param {number} strength @returns {string} what was done, in words
+ * Write a strength into what a sweep feeds. Its wire is removed, and the sweep's grid, which then has nothing to show, is muted
+ * with everything that depends on it. @param {Node} grid @param {number} strength @returns {string} what was done, in words
  */
 export const useStrength = (grid, strength) => {
   const fed = fedBySweep(grid);
@@ -50,7 +50,7 @@ export const savesBehind = (response) =>
   [...new Set(makersOf(response).filter(({ comfyClass }) => comfyClass?.startsWith("DiffLoraSlider")).flatMap(savesOf))].filter((save) => !isLinked(save, "recommended_strength"));
 
 /**
- * Put a Save LoRA behind a slider's LoRA, or take the one that is there, and fill in what is known. Nothing is written before
+ * Add a Save LoRA after a slider's LoRA, or use the existing one, and fill in what is known. Nothing is written before
  * the next run. @param {Node} slider @param {[number, number] | null} range that is recommended
  */
 export const saveSlider = (slider, range) => {
@@ -81,7 +81,7 @@ export const saveSlider = (slider, range) => {
 let exports = 0;
 
 /**
- * Have the server encode what a player shows. @param {Record<string, unknown>} view @param {(share: number) => void} moved
+ * Ask the server to encode what a player shows. @param {Record<string, unknown>} view @param {(share: number) => void} moved
  * @param {AbortSignal} signal @returns {Promise<Blob>}
  */
 export const encode = async (view, moved, signal) => {

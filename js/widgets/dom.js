@@ -30,7 +30,7 @@ export const svg = (tag, attributes = {}, ...children) => {
   return element;
 };
 
-/** The canvas behind must not act on keys and clicks that a control has used. @param {Event} event */
+/** The canvas must not react to keys and clicks that a control has used. @param {Event} event */
 export const used = (event) => {
   event.preventDefault();
   event.stopPropagation();
@@ -67,7 +67,7 @@ export const hideTip = () => {
 /** A picture over the whole page, until Escape or a click. @param {string} url @param {string} label */
 export const showLarge = (url, label) => {
   const dialog = el("dialog", { class: "difflora-large", "aria-label": label, click: () => dialog.close(), close: () => dialog.remove() }, el("img", { src: url, alt: label }));
-  dialog.addEventListener("keydown", (event) => event.stopPropagation()); // Escape closes it; no key is the canvas's
+  dialog.addEventListener("keydown", (event) => event.stopPropagation()); // Escape closes it; no key reaches the canvas
   document.body.append(dialog);
   dialog.showModal();
 };

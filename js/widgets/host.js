@@ -17,7 +17,7 @@ const views = new Map();
 /** The nodes are drawn by Vue now, not on the canvas. */
 const isVue = () => Boolean(/** @type {any} */ (window).LiteGraph.vueNodesMode);
 
-/** Have something done after a callback of a node's own. @param {any} node @param {string} name @param {(...values: any[]) => void} act */
+/** Run something after a node's own callback. @param {any} node @param {string} name @param {(...values: any[]) => void} act */
 export const afterwards = (node, name, act) => {
   const own = node[name];
   node[name] = function (/** @type {any[]} */ ...values) {
@@ -44,10 +44,10 @@ export const field = (node, name, changed) => {
   };
 };
 
-/** How hidden widgets said their size before. @type {WeakMap<object, any>} */
+/** The size functions of hidden widgets, from before they were hidden. @type {WeakMap<object, any>} */
 const sizes = new WeakMap();
 
-/** The canvas leaves room for hidden widgets too; -4 is the gap that it adds to each. @param {any} widget @param {boolean} hidden */
+/** The canvas leaves room for hidden widgets too; -4 cancels the gap that it adds to each. @param {any} widget @param {boolean} hidden */
 const takeNoRoom = (widget, hidden) => {
   if (hidden) {
     sizes.set(widget, widget.computeSize);
@@ -100,7 +100,7 @@ export const attach = (node, name, width, make, least = 60) => {
     const content = inner.offsetHeight;
     const now = Math.ceil(content) + (least ? 16 : 0);
     if ((content === 0 && least) || now === height) return;
-    // A node that somebody has made larger keeps its room; a loaded one keeps its size.
+    // A node that somebody has enlarged keeps its size, and so does a loaded one.
     const room = (height || !least) && node.size[1] + now - height;
     height = now;
     if (isVue()) return; // there, nodes grow with their content
@@ -152,7 +152,7 @@ export const attach = (node, name, width, make, least = 60) => {
   if (node.size[0] < width) node.setSize([width, node.size[1]]);
 };
 
-/** Nothing is drawn that cannot be seen: a graph with many grids loads as fast as one without. */
+/** Only what can be seen is drawn: a graph with many grids loads as fast as one without. */
 const sight = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) {
     const shown = views.get(target);
@@ -163,7 +163,7 @@ const sight = new IntersectionObserver((entries) => {
 
 let waiting = false;
 
-/** Draw what is busy and can be seen, when the page has nothing else to do, and a part at a time. */
+/** Draw visible views that have changed, in idle time, one part at a time. */
 const draw = () => {
   const due = [...views].filter(([outer, { seen }]) => seen && outer.hasAttribute("aria-busy"));
   if (waiting || !due.length) return;

@@ -52,7 +52,7 @@ export const openMenu = (at, items, back) => {
   choices()[0]?.focus();
 };
 
-/** Where a menu opens that was asked for by a key or a button. @param {Element} element */
+/** Where a menu opens that was requested by a key or a button. @param {Element} element */
 export const below = (element) => {
   const { left, bottom } = element.getBoundingClientRect();
   return { clientX: left, clientY: bottom + 2 };

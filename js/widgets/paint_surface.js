@@ -1,7 +1,7 @@
 // @ts-check
 /**
- * Painting over a table of cells by mouse, pen, finger or keyboard. It knows nothing of LoRAs: it asks its owner what a
- * cell holds, tells it what to hold, and says when a stroke is done.
+ * Painting over a table of cells by mouse, pen, finger or keyboard. It knows nothing about LoRAs: it asks its owner for a
+ * cell's value, sets it, and reports when a stroke is done.
  *
  * Lines of headers are row -1 (columns), row -2 (groups of columns) and column -1 (rows).
  */
@@ -42,7 +42,7 @@ export const paintable = (owner) => {
     return cell && owner.element.contains(cell) ? { row: Number(cell.dataset.row), column: Number(cell.dataset.column) } : null;
   };
 
-  /** Only one cell is a stop of the Tab key: the one used last. @param {Spot} spot @param {boolean} focus */
+  /** Tab stops at one cell only: the one used last. @param {Spot} spot @param {boolean} focus */
   const stopAt = (spot, focus) => {
     const cell = owner.cell(spot);
     if (!cell) return;
@@ -87,7 +87,7 @@ export const paintable = (owner) => {
   const edges = (start) => {
     if (start >= 0 && owner.size(start).loose) return null;
     const { rows, columns } = owner.size(-1);
-    // Absent cells are there as elements too, so the first row and the first column give every edge.
+    // Absent cells are elements too, so the first row and the first column give every edge.
     const bottoms = Array.from({ length: rows }, (_, row) => owner.cell({ row, column: 0 })?.getBoundingClientRect().bottom ?? 0);
     const rights = Array.from({ length: columns }, (_, column) => owner.cell({ row: 0, column })?.getBoundingClientRect().right ?? 0);
     return { rows: bottoms, columns: rights };
@@ -109,7 +109,7 @@ export const paintable = (owner) => {
   owner.element.addEventListener("pointerdown", (event) => {
     const spot = event.button === 0 ? spotOf(event.target) : null;
     if (!spot) return;
-    event.stopPropagation(); // no preventDefault: ComfyUI records undo steps on mouseup, which that would take away
+    event.stopPropagation(); // no preventDefault: it would suppress mouseup, on which ComfyUI records undo steps
     hideTip();
     stopAt(spot, true);
     owner.tell(spot);
@@ -177,7 +177,7 @@ export const paintable = (owner) => {
       } else remember(next);
       stopAt(next, true);
     } else if (event.key === " " || event.key === "Enter" || event.key === "Delete" || event.key === "Backspace") {
-      used(event); // Delete must not remove the node either
+      used(event); // Delete must not remove the node
       if (owner.frozen()) return;
       remember(spot);
       give(spot, event.key === " " ? toggled(spot) : event.key === "Enter" ? owner.brush() : 0);
@@ -186,7 +186,7 @@ export const paintable = (owner) => {
     }
   });
 
-  /** The next place in a direction that is there. @param {Spot} from @param {number} down @param {number} right */
+  /** The next existing cell or header in a direction. @param {Spot} from @param {number} down @param {number} right */
   const reachable = (from, down, right) => {
     const row = Math.max(-2, Math.min(owner.size(from.row).rows - 1, from.row + down));
     const to = { row, column: Math.max(-1, Math.min(owner.size(row).columns - 1, from.column + right)) };

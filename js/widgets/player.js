@@ -1,7 +1,7 @@
 // @ts-check
 /**
- * The A/B player. All clips are cells of one video's pictures, so they cannot but play in step, and another strength is
- * another part of the picture that is there already. (While a sweep is being rendered each clip has a video of its own.)
+ * The A/B player. All clips are cells of one video's frames, so they always play in sync, and switching the strength only shows
+ * another part of the current frame. (While a sweep is being rendered, each clip has its own video.)
  */
 import { FORMATS, GAINS, MODES, SPEEDS, columnsFor, fileName, firstPair, frameAt, keyed, letter, shuffled, strengthOf, timeOf } from "../lib/player.js";
 import { retellError, say } from "../lib/words.js";
@@ -232,7 +232,7 @@ export const playerView = (host) => {
     show();
   };
   const start = () => {
-    for (const video of videos) video.play().catch(() => show()); // A browser may want a click first: then it stays paused.
+    for (const video of videos) video.play().catch(() => show()); // The browser may require a click first; then it stays paused.
   };
 
   /** @param {string} what @param {number | string} amount */
@@ -393,7 +393,7 @@ export const playerView = (host) => {
     ticking = 0;
     if (!videos.length || videos[0].paused) return;
     const [first, ...others] = videos;
-    // Only while a sweep is being rendered are there others. They follow the first.
+    // There are others only while a sweep is being rendered. They follow the first.
     for (const video of others) if (!video.seeking && Math.abs(video.currentTime - first.currentTime) > 0.6 / (player?.fps ?? 16)) video.currentTime = first.currentTime;
     draw();
     ticking = requestAnimationFrame(tick);

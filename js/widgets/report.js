@@ -1,7 +1,7 @@
 // @ts-check
 /**
- * What a node has to say after a run: a few lines that can be copied, in which problems stand out. On nodes with another
- * widget it is quiet: without a title, not there at all before the first run, and some show nothing but problems.
+ * A node's report after a run: a few lines that can be copied, with problems highlighted. On nodes with another widget it
+ * has no title and is hidden before the first run, and on some it shows only problems.
  */
 import { retell, say } from "../lib/words.js";
 import { el } from "./dom.js";

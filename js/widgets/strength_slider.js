@@ -1,5 +1,5 @@
 // @ts-check
-/** The strength slider: where it is safe, where it is not, and how far the file itself recommends to go. */
+/** The strength slider, with coloured bands for safe and risky strengths and the range that the file recommends. */
 import { LIMIT, SAFE, STRETCHED, keyed, positionOf, reachOf, signed, turned, typed, valueAt, zoneOf } from "../lib/strength.js";
 import { say } from "../lib/words.js";
 import { el, used } from "./dom.js";
@@ -121,8 +121,8 @@ export const strengthSlider = (host) => {
     used(event);
     openMenu(event, choices(), track);
   });
-  // The page behind zooms with the wheel: only who has chosen the track by a click or by Tab moves it.
-  track.addEventListener("focus", () => (track.dataset.captureWheel = "true")); // Vue's nodes hand it on otherwise
+  // The wheel zooms the page: it moves the slider only when the track has focus.
+  track.addEventListener("focus", () => (track.dataset.captureWheel = "true")); // otherwise Vue's nodes pass it on
   track.addEventListener("blur", () => delete track.dataset.captureWheel);
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   let turning;
@@ -131,11 +131,11 @@ export const strengthSlider = (host) => {
     used(event);
     host.write(turned(event.deltaY || event.deltaX, host.read(), event.shiftKey));
     clearTimeout(turning);
-    turning = setTimeout(() => host.asOneStep(() => {}), 400); // a turn is one step of undo
+    turning = setTimeout(() => host.asOneStep(() => {}), 400); // turning the wheel is one undo step
   }, { passive: false });
   track.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key === "Delete" || event.key === "Backspace") event.stopPropagation(); // not the node's end
+    if (event.key === "Delete" || event.key === "Backspace") event.stopPropagation(); // must not remove the node
     if (host.linked()) return;
     const next = keyed(event.key, host.read(), event.shiftKey);
     if (next === null) return;
@@ -159,7 +159,7 @@ export const strengthSlider = (host) => {
     const strength = host.read();
     const linked = host.linked();
     const needed = reachOf(strength);
-    // While the hand is on it, the axis only ever grows, so that the thumb does not jump.
+    // During a drag the axis only grows, so that the thumb does not jump.
     if (!bands.childElementCount || (needed !== reach && (!dragging || needed > reach))) {
       reach = needed;
       scale();

@@ -353,6 +353,7 @@ def run_inspect(given: argparse.Namespace) -> int:
         "recipe": None,
         "twin": None,
         "metadata": dict(file.metadata),
+        "faults": {name: str(error) for name, error in file.faults.items()},
         "warnings": list(file.warnings),
     }
     with contextlib.suppress(RecipeError):
@@ -407,7 +408,7 @@ def run_inspect(given: argparse.Namespace) -> int:
             ),
         ]
     )
-    warn(report["warnings"])
+    warn(report["warnings"] + list(report["faults"].values())[:5])
     return 0
 
 

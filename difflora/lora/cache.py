@@ -23,6 +23,8 @@ class Source(Protocol):
 
     def check_finite(self, module: str) -> None: ...
 
+    def check_faults(self) -> None: ...
+
 
 _kept: WeakKeyDictionary[Source, Mapping[str, Delta]] = WeakKeyDictionary()
 
@@ -39,6 +41,7 @@ def deltas_of(lora: Source, progress: Progress | None = None) -> Mapping[str, De
     raises    TensorError if a value is NaN or infinite
     """
     if lora not in _kept:
+        lora.check_faults()
         deltas: dict[str, Delta] = {}
         total = len(lora.names)
 

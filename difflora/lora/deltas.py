@@ -112,13 +112,31 @@ class LowRank:
 
 
 @dataclass(frozen=True)
+class Kronecker:
+    """``left ⊗ right``, kept as the two small matrices that it is made of.
+
+    left (p, q), right (m, n·kernel), any float dtype; the product is (p·m, q·n·kernel)
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def product(self) -> Tensor:
+        """Multiplied out: each value is one product, rounded once."""
+        dtype = torch.float64 if torch.float64 in (self.left.dtype, self.right.dtype) else torch.float32
+        left, right = self.left.to(dtype), self.right.to(dtype)
+        rows, columns = (one * other for one, other in zip(left.shape, right.shape, strict=True))
+        return (left[:, None, :, None] * right[None, :, None]).reshape(rows, columns)
+
+
+@dataclass(frozen=True)
 class Dense:
     """A change with parts that are stored in full, beside any low-rank terms: ``Σ scale · full + Σ terms``.
 
     fulls   (full (out, in), scale), any float dtype
     """
 
-    fulls: tuple[tuple[Tensor, float], ...]
+    fulls: tuple[tuple[Tensor | Kronecker, float], ...]
     terms: tuple[Term, ...]
     shape: tuple[int, ...]
 
@@ -134,7 +152,7 @@ class Dense:
         """The full change of the weight, in the weight's own shape."""
         total = LowRank(self.terms, self.shape).dense(dtype)
         for full, scale in self.fulls:
-            total.add_(full.to(dtype).view(self.shape), alpha=scale)
+            total.add_(multiplied_out(full).to(dtype).view(self.shape), alpha=scale)
         return total
 
 
@@ -160,6 +178,10 @@ class Vector:
 
 
 Delta = LowRank | Dense | Vector
+
+
+def multiplied_out(full: Tensor | Kronecker) -> Tensor:
+    return full.product() if isinstance(full, Kronecker) else full
 
 
 def zero(spec: Spec) -> Delta:
@@ -199,7 +221,9 @@ def tensors_of(delta: Delta) -> list[Tensor]:
     """All tensors of a delta, as they are stored."""
     if isinstance(delta, Vector):
         return [delta.value]
-    fulls = [full for full, _ in delta.fulls] if isinstance(delta, Dense) else []
+    fulls: list[Tensor] = []
+    for full, _ in delta.fulls if isinstance(delta, Dense) else ():
+        fulls += [full.left, full.right] if isinstance(full, Kronecker) else [full]
     return fulls + [tensor for term in delta.terms for tensor in (term.up, term.down)]
 
 

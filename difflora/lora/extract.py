@@ -10,13 +10,13 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..errors import FileError, PairError
+from ..errors import DiffLoraError, FileError, PairError
 from ..names.keys import Piece, model_order, read_keys
 from ..sentence import Sentence, printable
 from ..storage.dtypes import CODES, FLOATS
@@ -169,7 +169,9 @@ class CheckpointDifference(Lora):
     """``tuned - base``, module by module, read when asked for.
 
     Only weights that both have are compared; those that one of them lacks are reported.
-    raises  PairError if no weight fits, a shape differs, or the two are the same files
+    Weights of different shapes are its `faults`.
+
+    raises  PairError if few weights fit, or the two are the same files
     """
 
     def __init__(self, base: Checkpoint, tuned: Checkpoint):
@@ -183,12 +185,17 @@ class CheckpointDifference(Lora):
             )
         both = sorted(base.keys.keys() & tuned.keys.keys(), key=model_order)
         self._parts: dict[str, list[tuple[str, Part]]] = {}
-        for module in both:
-            if base.shape(module) != tuned.shape(module):
-                raise PairError(
-                    f"{printable(tuned.keys[module])} has shape {base.shape(module)} in {base.name} but "
-                    f"{tuned.shape(module)} in {tuned.name}: one is not a fine-tune of the other."
-                )
+        self._faults: dict[str, DiffLoraError] = {
+            module: PairError(
+                f"{printable(tuned.keys[module])} has shape {base.shape(module)} in {base.name} but "
+                f"{tuned.shape(module)} in {tuned.name}: one is not a fine-tune of the other."
+            )
+            for module in both
+            if base.shape(module) != tuned.shape(module)
+        }
+        if 2 * len(self._faults) > len(both):
+            raise next(iter(self._faults.values()))
+        both = [module for module in both if module not in self._faults]
         if not both:
             if whole := next((model.name for model in (tuned, base) if model.whole), None):
                 raise PairError(
@@ -197,11 +204,25 @@ class CheckpointDifference(Lora):
                 )
             raise PairError(f"{base.name} and {tuned.name} have no weight in common: different models.")
         self.warnings = tuple(_left_out(base, tuned))
+        if faulty := [*self._faults]:
+            self.warnings += (
+                Sentence(
+                    "{0} weights have different shapes in these models and can only be left out: {1}.",
+                    len(faulty),
+                    printable(", ".join(faulty[:5]) + ", …" * (len(faulty) > 5), 300),
+                ),
+            )
         self.specs = self._as_in_the_model({module: _spec(tuned.shape(module), module) for module in both})
 
     def _as_in_the_model(self, specs: dict[str, Spec]) -> dict[str, Spec]:
         """The checkpoints' modules in the pieces that the model has them in."""
         pieces = self.tuned.pieces
+        for name in [*self._faults]:
+            module = name.removesuffix(".bias")
+            for target in dict.fromkeys(piece.module for piece in pieces.get(module, ())):
+                self._faults[target + name[len(module) :]] = self._faults[name]
+            if module in pieces:
+                del self._faults[name]
         whole = {name: spec for name, spec in specs.items() if name.removesuffix(".bias") not in pieces}
         for name, spec in specs.items():
             module = name.removesuffix(".bias")
@@ -210,6 +231,8 @@ class CheckpointDifference(Lora):
                 groups.setdefault(piece.module + name[len(module) :], []).append(piece)
             for target, group in groups.items():
                 self._parts.setdefault(target, []).append((name, Part.of(spec, group)))
+        for target in self._faults:
+            self._parts.pop(target, None)
         for target, parts in self._parts.items():
             try:
                 whole[target] = joined_spec([part for _, part in parts])
@@ -219,6 +242,10 @@ class CheckpointDifference(Lora):
                     f"{printable(target)} ({error})."
                 ) from error
         return {name: whole[name] for name in sorted(whole, key=model_order)}
+
+    @property
+    def faults(self) -> Mapping[str, DiffLoraError]:
+        return self._faults
 
     @property
     def inputs(self) -> tuple[FileIdentity, ...]:

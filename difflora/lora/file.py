@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import FileError, TensorError, UnsupportedError
+from ..errors import DiffLoraError, FileError, TensorError, UnsupportedError
 from ..names.families import Family
 from ..names.keys import WHOLE_WEIGHTS, Piece, model_order, read_keys
 from ..sentence import Sentence, printable
@@ -21,7 +21,7 @@ from ..storage.dtypes import CODES, FLOATS
 from ..storage.reader import FileIdentity, Header, check_finite, file_sha256, read_header, read_tensors
 from . import lycoris
 from .adapter_config import NO_CONFIG, AdapterConfig
-from .deltas import Delta, Dense, LowRank, Spec, Term, Vector
+from .deltas import Delta, Dense, Kronecker, LowRank, Spec, Term, Vector, multiplied_out
 from .lora import Lora, Recipe, StoredLora, narrowed
 from .pieces import Part, joined, joined_spec
 
@@ -104,31 +104,32 @@ class FileLora(StoredLora):
                     printable(", ".join(missing[:5]) + ", …" * (len(missing) > 5), 300),
                 ),
             )
-        self._sources: dict[str, _Source] = {}
         self.alphas: dict[str, float] = {}
+        self._faults: dict[str, DiffLoraError] = {}
         sources: dict[str, _Source] = {}
         for module, parts in self.keys_found.modules.items():
-            for name, source in self._module_sources(module, parts, numbers, adapter):
-                sources[name] = source
+            try:
+                found = dict(self._module_sources(module, parts, numbers, adapter))
+                for name, source in found.items():
+                    self._check_size(name, source)
+            except (TensorError, UnsupportedError) as error:
+                self._note_fault(module, error)
+            else:
+                sources |= found
         self._sources = self._as_in_the_model(sources) if self.keys_found.pieces else sources
         if hint := self._strength_hint(numbers):
             self.warnings += (hint,)
-        for module, source in self._sources.items():
-            sizes = [math.prod(header.entries[key].shape) for key in source.keys]
-            if not all(sizes):
-                raise TensorError(
-                    f"{self.name}: {printable(source.keys[sizes.index(0)])} holds no values: the file is damaged."
-                )
-            limit = LARGEST_PRODUCT if isinstance(source, _FormSource) and source.form is not _FULL else LARGEST_WEIGHT
-            if max(*sizes, math.prod(source.spec.shape)) > limit:
-                raise TensorError(
-                    f"{self.name}: {printable(module)} would change a weight of shape {source.spec.shape}: no model has "
-                    "such a large one, so the file is damaged."
-                )
-            if not abs(source.scale) < LARGEST_SCALE:
-                raise TensorError(
-                    f"{self.name}: the scale of {printable(module)} (alpha / rank) is {source.scale:.3g}: the file is damaged."
-                )
+        if faulty := [*self._faults]:
+            if not self._sources:
+                raise self._faults[faulty[0]]
+            self.warnings += (
+                Sentence(
+                    "{0}: {1} modules cannot be read and can only be left out: {2}.",
+                    self.name,
+                    len(faulty),
+                    printable(", ".join(faulty[:5]) + ", …" * (len(faulty) > 5), 300),
+                ),
+            )
         if not self._sources and self.keys_found.text_encoder:
             raise FileError(
                 f"{self.name}: only text encoder keys in this file ({len(self.keys_found.text_encoder)}), and a slider "
@@ -139,6 +140,31 @@ class FileLora(StoredLora):
         self.specs = {name: source.spec for name, source in self._sources.items()}
         if not any(not spec.is_vector for spec in self.specs.values()):
             self.warnings += (Sentence("{0} changes no weight matrix, only biases, norms or modulation.", self.name),)
+
+    @property
+    def faults(self) -> Mapping[str, DiffLoraError]:
+        return self._faults
+
+    def _note_fault(self, module: str, error: DiffLoraError) -> None:
+        self._faults[module] = type(error)(str(error))  # without the frames that the error holds
+        self.alphas.pop(module, None)
+
+    def _check_size(self, module: str, source: _Source) -> None:
+        sizes = [math.prod(self.header.entries[key].shape) for key in source.keys]
+        if not all(sizes):
+            raise TensorError(
+                f"{self.name}: {printable(source.keys[sizes.index(0)])} holds no values: the file is damaged."
+            )
+        limit = LARGEST_PRODUCT if isinstance(source, _FormSource) and source.form is not _FULL else LARGEST_WEIGHT
+        if max(*sizes, math.prod(source.spec.shape)) > limit:
+            raise TensorError(
+                f"{self.name}: {printable(module)} would change a weight of shape {source.spec.shape}: no model has "
+                "such a large one, so the file is damaged."
+            )
+        if not abs(source.scale) < LARGEST_SCALE:
+            raise TensorError(
+                f"{self.name}: the scale of {printable(module)} (alpha / rank) is {source.scale:.3g}: the file is damaged."
+            )
 
     @property
     def path(self) -> Path:
@@ -251,6 +277,11 @@ class FileLora(StoredLora):
                 parts.setdefault(target, []).append((name, Part.of(source.spec, own), source))
         # Trainers that split, and files written from fused ones, do it everywhere or nowhere: one module shows it.
         shares: bool | None = None
+        for module in self._faults.keys() & pieces.keys():
+            error = self._faults.pop(module)
+            for target in dict.fromkeys(piece.module for piece in pieces[module]):
+                self._faults[target] = error
+                parts.pop(target, None)
         for target, group in parts.items():
             names = ", ".join(printable(name) for name, _, _ in group)
             if target in whole:
@@ -264,10 +295,11 @@ class FileLora(StoredLora):
             try:
                 whole[target] = _JoinedSource([(part, one) for _, part, one in group], may_share and bool(shares))
             except ValueError as error:
-                raise TensorError(
+                misfit = TensorError(
                     f"{self.name}: {names} are parts of {printable(target)}, but do not fit together ({error}): the file "
                     "is damaged, or for another model."
-                ) from error
+                )
+                self._note_fault(target, misfit)
         return {name: whole[name] for name in sorted(whole, key=model_order)}
 
     def _share_down(self, sources: Sequence[_Source]) -> bool:
@@ -500,7 +532,7 @@ class _Form:
     parts: tuple[str, ...]
     shape: Callable[[Mapping[str, tuple[int, ...]]], tuple[tuple[int, ...], int, int | None]]
     factors: Callable[[Mapping[str, Tensor]], lycoris.Factors]
-    full: Callable[[Mapping[str, Tensor]], Tensor]
+    full: Callable[[Mapping[str, Tensor]], Tensor | Kronecker]
 
     def belongs(self, parts: Mapping[str, str]) -> bool:
         return any(mark in parts for mark in self.marks)
@@ -514,12 +546,16 @@ def _product_of(factors: Callable[[Mapping[str, Tensor]], lycoris.Factors]) -> C
     return full
 
 
+def _sides(parts: Mapping[str, Tensor]) -> Kronecker:
+    return Kronecker(*lycoris.kronecker_sides(parts))
+
+
 _FORMS = (
     _Form(("mid",), ("up", "mid", "down"), lycoris.middle_shape, lycoris.middle, _product_of(lycoris.middle)),
     _Form(
         lycoris.LOHA, (*lycoris.LOHA, "hada_t1", "hada_t2"), lycoris.loha_shape, lycoris.hadamard, lycoris.hadamard_full
     ),
-    _Form(lycoris.LOKR, lycoris.LOKR, lycoris.lokr_shape, lycoris.kronecker, lycoris.kronecker_full),
+    _Form(lycoris.LOKR, lycoris.LOKR, lycoris.lokr_shape, lycoris.kronecker, _sides),
 )
 _FULL = _Form(
     ("diff",),
@@ -547,8 +583,9 @@ class _FormSource(_Source):
         if self.multiplied_out:
             full = self.form.full(parts)
             if self.spec.dense:
-                return Dense(((full.float(), self.scale),), (), self.spec.shape)
-            up, down = lycoris.thin(full)
+                kept = full if isinstance(full, Kronecker) else full.float()
+                return Dense(((kept, self.scale),), (), self.spec.shape)
+            up, down = lycoris.thin(multiplied_out(full))
         else:
             up, down = self.form.factors(parts)
         return LowRank((Term(up, down, self.scale),), self.spec.shape)
@@ -564,6 +601,7 @@ def load(
 
     adapter_config  the PEFT configuration that goes with it; None looks for `adapter_config.json` beside the file
     noise           "high" or "low": whose LoRA to take from a file that holds those of Wan2.2's two models
-    raises  FileError, UnsupportedError or TensorError if the file cannot be taken as a linear change of weights
+    raises  FileError, UnsupportedError or TensorError if the file cannot be taken as a linear change of weights. If that is
+            so of some modules only, they are the LoRA's `faults`.
     """
     return FileLora(read_header(path), ignore_unknown, adapter_config, noise)

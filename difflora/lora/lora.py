@@ -11,12 +11,12 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ..errors import PairError
+from ..errors import DiffLoraError, PairError
 from ..names import families
 from ..names.families import Family
 from ..names.keys import FileKeys, model_order
@@ -25,7 +25,7 @@ from ..sentence import Sentence, printable
 from ..storage.reader import FileIdentity, file_sha256
 from . import cache
 from .deltas import Delta, Spec, add, sum_shape, zero
-from .selection import Selection
+from .selection import Selection, leaving_out
 
 Recipe = dict[str, Any]
 LARGEST_FACTOR = 1e30  # beyond it, float32 cannot hold the change of the weights
@@ -45,6 +45,18 @@ class Lora(Mapping[str, Delta], ABC):
     specs: Mapping[str, Spec]
     metadata: Mapping[str, str] = MappingProxyType({})
     warnings: tuple[Sentence, ...] = ()
+
+    @property
+    def faults(self) -> Mapping[str, DiffLoraError]:
+        """What is wrong with modules that cannot be read or do not fit. They are in no other list: whoever works on all
+        modules calls `check_faults` first, and a selection without them takes them away.
+        """
+        return {name: error for parent in self.parents for name, error in parent.faults.items()}
+
+    def check_faults(self) -> None:
+        """Raise the first of `faults`, with the selection that leaves them out."""
+        if self.faults:
+            raise _offering(next(iter(self.faults.values())), self.faults)
 
     @abstractmethod
     def read(self, modules: Sequence[str]) -> dict[str, Delta]:
@@ -118,8 +130,10 @@ class Lora(Mapping[str, Delta], ABC):
     def prepare(self, progress: Progress | None = None) -> None:
         """Do now, once, what has to be known before the first module can be read on the way to a file.
 
-        raises  PairError if the sides of a difference are alike where they were chosen, before minutes are spent on computing zeros
+        raises  what `check_faults` does; PairError if the sides of a difference are alike where they were chosen, before
+                minutes are spent on computing zeros
         """
+        self.check_faults()
         if self._worthwhile:
             return
         origin = self.origin
@@ -144,6 +158,8 @@ class Lora(Mapping[str, Delta], ABC):
     is_cut = False  # whether `retained_energy` is a number, which may take work to know
 
     def __getitem__(self, module: str) -> Delta:
+        if module in self.faults:
+            raise self.faults[module]
         if module not in self.specs:
             raise KeyError(module)
         return self.read([module])[module]
@@ -287,7 +303,9 @@ class CombinedLora(Lora):
 
     parts      (weight, lora), at least one
     unmatched  "keep", "drop" (only modules that every part has) or "error"
-    raises     PairError if shapes differ, nothing is common, or a module is one-sided under "error"
+    raises     PairError if nothing that fits is common, or a module is one-sided or does not fit under "error"
+
+    A module whose shapes differ is one of `faults`, and left out under "drop".
     """
 
     def __init__(self, parts: Sequence[tuple[float, Lora]], unmatched: str = "keep"):
@@ -306,42 +324,38 @@ class CombinedLora(Lora):
         self.warnings = tuple(dict.fromkeys(line for lora in loras for line in lora.warnings))
         if len(loras) == 1:
             self.metadata = loras[0].metadata
-        everything = sorted({name: None for lora in loras for name in lora}, key=model_order)
+        found = {name: error for lora in loras for name, error in lora.faults.items()}
+        everything = sorted({name: None for lora in loras for name in lora if name not in found}, key=model_order)
+        misfits = {name: _misfit(name, loras) for name in everything}
         having = {name: tuple(i for i, lora in enumerate(loras) if name in lora) for name in everything}
-        self.one_sided = {name: sides for name, sides in having.items() if len(sides) < len(loras)}
-        common = [name for name in everything if name not in self.one_sided]
-        misfits = [name for name in everything if _misfit(name, loras)]
-        if misfits and 2 * len(misfits) <= len(common):  # else they are of different base models
-            if unmatched != "drop":
-                raise PairError(
-                    f"{printable(misfits[0])} has different shapes ({_shapes(misfits[0], loras)}), and so have "
-                    f'{len(misfits) - 1} more modules. To leave them out, set unmatched to "drop".'
-                )
+        common = [name for name in everything if len(having[name]) == len(loras)]
+        strangers = [name for name in everything if misfits[name]]
+        if strangers and (unmatched == "error" or 2 * len(strangers) > len(common)):
+            raise PairError(str(misfits[strangers[0]]))
+        if strangers:
+            what = printable(", ".join(strangers[:5]) + ", …" * (len(strangers) > 5), 300)
             self.warnings += (
                 Sentence(
-                    "{0} modules have different shapes in these LoRAs and were left out: {1}.",
-                    len(misfits),
-                    printable(", ".join(misfits[:5]) + ", …" * (len(misfits) > 5), 300),
+                    "{0} modules have different shapes in these LoRAs and were left out: {1}.", len(strangers), what
+                )
+                if unmatched == "drop"
+                else Sentence(
+                    "{0} modules have different shapes in these LoRAs and can only be left out: {1}.",
+                    len(strangers),
+                    what,
                 ),
             )
-            common = [name for name in common if name not in misfits]
-            everything = [name for name in everything if name not in misfits]
-            self.one_sided = {name: sides for name, sides in self.one_sided.items() if name not in misfits}
-        self._check(loras, everything, common)
+        found |= {name: PairError(str(misfits[name])) for name in strangers}
+        self._faults = {} if unmatched == "drop" else found
+        everything = [name for name in everything if not misfits[name]]
+        common = [name for name in common if not misfits[name]]
+        self.one_sided = {name: having[name] for name in everything if len(having[name]) < len(loras)}
+        self._check(loras, common, found)
         self.specs = {name: self._spec(name, loras) for name in (common if unmatched == "drop" else everything)}
 
-    def _check(self, loras: Sequence[Lora], everything: Sequence[str], common: Sequence[str]) -> None:
-        for name in everything:
-            having = [lora for lora in loras if name in lora]
-            if _misfit(name, loras):
-                raise PairError(
-                    f"{printable(name)} has different shapes ({_shapes(name, loras)}): these LoRAs were trained on different "
-                    "base models."
-                )
-            if len({lora.specs[name].is_vector for lora in having}) > 1:
-                raise PairError(
-                    f"{printable(name)} is a matrix in one LoRA and a vector in another: they do not fit together."
-                )
+    def _check(self, loras: Sequence[Lora], common: Sequence[str], faults: Mapping[str, DiffLoraError]) -> None:
+        if not common and faults:
+            raise next(iter(faults.values()))
         if not common:
             examples = "; ".join(f"{label(lora)}{_model(lora)} has {printable(next(iter(lora)))} …" for lora in loras)
             raise PairError(f"These LoRAs have no module in common: {examples}")
@@ -352,6 +366,10 @@ class CombinedLora(Lora):
                 f'(in {label(loras[sides[0]])}). Use "keep" to count them as zero on the other side, or '
                 '"drop".'
             )
+
+    @property
+    def faults(self) -> Mapping[str, DiffLoraError]:
+        return self._faults
 
     @staticmethod
     def _spec(name: str, loras: Sequence[Lora]) -> Spec:
@@ -392,11 +410,19 @@ class SelectedLora(Lora):
     def __init__(self, of: Lora, selection: Selection, nullify: bool):
         self.of, self.selection, self.nullify = of, selection, nullify
         self.metadata = of.metadata
-        self.weights = {name: weight for name, weight in selection.weights(of).items() if weight != 0.0}
+        chosen = selection.weights([*of, *of.faults])
+        self.weights = {name: weight for name, weight in chosen.items() if name not in of.faults}
+        self._faults = {name: error for name, error in of.faults.items() if name in chosen}
+        if not self.weights:
+            self.check_faults()
         self.warnings = of.warnings
-        for term in selection.unmatched(of):
+        for term in selection.unmatched([*of, *of.faults]):
             self.warnings += (Sentence("The selection's term {0} matches nothing in this LoRA.", printable(term)),)
         self.specs = {name: spec for name, spec in of.specs.items() if nullify or name in self.weights}
+
+    @property
+    def faults(self) -> Mapping[str, DiffLoraError]:
+        return self._faults
 
     @property
     def parents(self) -> tuple[Lora, ...]:
@@ -436,15 +462,29 @@ def narrowed(candidates: tuple[Family, ...], specs: Mapping[str, Spec]) -> tuple
     return tuple(family for family in candidates if family in by_shape) or candidates
 
 
+def _offering(error: DiffLoraError, faulty: Iterable[str]) -> DiffLoraError:
+    """The error with the selection that leaves out all that is faulty, if that can be said in a few words."""
+    without = leaving_out(faulty)
+    return error if without is None else type(error)(f"{error} To go on without it, add {without} to the selection.")
+
+
 def label(lora: Lora) -> str:
     """What to call a LoRA in a message: its file name or names."""
     return " and ".join(lora.made_from) or "the LoRA"
 
 
-def _misfit(name: str, loras: Sequence[Lora]) -> bool:
-    """Whether a module has weights of different shapes; a kernel may be flattened on either side."""
-    shapes = [lora.specs[name].shape for lora in loras if name in lora]
-    return any(shape[:1] != shapes[0][:1] or math.prod(shape) != math.prod(shapes[0]) for shape in shapes[1:])
+def _misfit(name: str, loras: Sequence[Lora]) -> str:
+    """What keeps a module of several LoRAs from being added, or nothing. A kernel may be flattened in some of them."""
+    specs = [lora.specs[name] for lora in loras if name in lora]
+    first = specs[0].shape
+    if any(spec.shape[:1] != first[:1] or math.prod(spec.shape) != math.prod(first) for spec in specs[1:]):
+        return (
+            f"{printable(name)} has different shapes ({_shapes(name, loras)}): these LoRAs were trained on different base "
+            'models. If the others fit, unmatched "drop" leaves it out.'
+        )
+    if len({spec.is_vector for spec in specs}) > 1:
+        return f"{printable(name)} is a matrix in one LoRA and a vector in another: they do not fit together."
+    return ""
 
 
 def _shapes(name: str, loras: Sequence[Lora]) -> str:

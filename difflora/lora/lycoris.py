@@ -56,10 +56,10 @@ def kronecker(parts: Mapping[str, Tensor]) -> Factors:
     return torch.kron(up_1, up_2), down.flatten(0, 1).flatten(1)
 
 
-def kronecker_full(parts: Mapping[str, Tensor]) -> Tensor:
-    """The same LoKr multiplied out, (out, in·kernel), without any extra memory.
+def kronecker_sides(parts: Mapping[str, Tensor]) -> Factors:
+    """The same LoKr as its two sides, (p, q) and (m, n·kernel): the product is `torch.kron` of them.
 
-    If both sides are stored in full, each value is one product, which float32 rounds as float64 and then float32 would.
+    As they are stored, or in float64 where a side is itself a product.
     """
     left = parts["lokr_w1"] if "lokr_w1" in parts else parts["lokr_w1_a"].double() @ parts["lokr_w1_b"].double()
     if "lokr_w2" in parts:
@@ -67,12 +67,8 @@ def kronecker_full(parts: Mapping[str, Tensor]) -> Tensor:
     elif "lokr_t2" in parts:
         right = _tucker(parts["lokr_t2"], parts["lokr_w2_a"], parts["lokr_w2_b"])
     else:
-        factor = parts["lokr_w2_b"]
-        right = (parts["lokr_w2_a"].double() @ factor.double().flatten(1)).view(-1, *factor.shape[1:])
-    dtype = torch.float32 if "lokr_w1" in parts and "lokr_w2" in parts else torch.float64
-    left, right = left.to(dtype), right.to(dtype).flatten(2) if right.ndim > 2 else right.to(dtype)[..., None]
-    (p, q), (m, n, kernel) = left.shape, right.shape
-    return (left[:, None, :, None, None] * right[None, :, None]).reshape(p * m, q * n * kernel)
+        right = parts["lokr_w2_a"].double() @ parts["lokr_w2_b"].double().flatten(1)
+    return left, right.flatten(1)
 
 
 def hadamard_full(parts: Mapping[str, Tensor]) -> Tensor:

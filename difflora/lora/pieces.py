@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import TensorError
 from ..names.families import Rows
 from ..names.keys import Piece
-from .deltas import Delta, Dense, LowRank, Spec, Term, Vector
+from .deltas import Delta, Dense, LowRank, Spec, Term, Vector, multiplied_out
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def joined(parts: Sequence[Part], deltas: Sequence[Delta], spec: Spec, shares_do
     for part, delta in pairs:
         assert not isinstance(delta, Vector)
         if isinstance(delta, Dense):
-            fulls += [(part.placed(full, total), scale) for full, scale in delta.fulls]
+            fulls += [(part.placed(multiplied_out(full), total), scale) for full, scale in delta.fulls]
         terms += [Term(part.placed(term.up, total), term.down, term.scale) for term in delta.terms]
     if shares_down:
         up = terms[0].up
@@ -107,7 +107,7 @@ def widened(delta: Delta, start: int, total: int) -> Delta:
     terms = tuple(Term(placed(term.up), term.down, term.scale) for term in delta.terms)
     shape = (total, *delta.shape[1:])
     if isinstance(delta, Dense):
-        return Dense(tuple((placed(full), scale) for full, scale in delta.fulls), terms, shape)
+        return Dense(tuple((placed(multiplied_out(full)), scale) for full, scale in delta.fulls), terms, shape)
     return LowRank(terms, shape)
 
 

@@ -126,6 +126,16 @@ def summary(names: Iterable[str]) -> str:
     return "; ".join(parts) or "nothing at all"
 
 
+def leaving_out(names: Iterable[str], most: int = 5) -> str | None:
+    """What to add to a selection to leave these modules out: their names, or those of all blocks; None if many are needed."""
+    names = list(names)
+    if len(names) > most:
+        stacks = {name: stack_of(name) for name in names}
+        names = list(dict.fromkeys(f"{found[0]}.*.{found[2]}" if found else name for name, found in stacks.items()))
+    quoted = [name if "*" in name else '"' + name.replace('"', '""') + '"' for name in names]
+    return ", ".join(f"!{one}" for one in quoted) if len(names) <= most else None
+
+
 def stack_of(name: str) -> tuple[str, int, str] | None:
     """The innermost numbered stack in a name: ``blocks.7.ffn.0`` is ("blocks", 7, "ffn.0").
 

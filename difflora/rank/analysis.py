@@ -187,6 +187,7 @@ def analyze_difference(lora: Lora, progress: Progress | None = None) -> Analysis
     if pair is None:
         raise ValueError("not a difference of two LoRAs")
     measured = lora.before_cut
+    measured.check_faults()
     factorisation = factorisation_of(measured)
     progress = progress or (lambda done, total: None)
     total = len(measured.matrices)

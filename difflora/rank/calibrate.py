@@ -51,6 +51,7 @@ def mean_norm(lora: Lora, progress: Progress | None = None) -> float:
 
     For a matrix that is stored in full, this is the norm of the whole matrix.
     """
+    lora.check_faults()
     factorisation = factorisation_of(lora)
     total = len(lora.matrices)
     factorisation.run(progress=progress and (lambda done, _: progress(done, total)))

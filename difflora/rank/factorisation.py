@@ -32,16 +32,17 @@ from torch import Tensor
 
 from ..errors import TensorError
 from ..lora import cache
-from ..lora.deltas import LowRank, Spec, Term
+from ..lora.deltas import Dense, Kronecker, LowRank, Spec, Term
 from ..lora.lora import Lora, batches
 from ..progress import Progress
-from .krylov import Approximation, approximate
+from .krylov import Approximation, approximate, approximate_product, while_ticking
 from .rules import RankRule
 
 EPSILON = torch.finfo(torch.float64).eps
 GRAM_TOLERANCE = 4e-7  # largest allowed error of a singular value on the fast path, as a share of the largest one
 MAX_WORKERS = 8
 LEAST_OF_DENSE = 16
+MOST_OF_A_SIDE = 1024  # of a side of a Kronecker product that is decomposed by itself; takes a second or two
 MIX_BUDGET = 192_000_000  # bytes of mixing columns kept between runs
 DENSE_BUDGET = 640_000_000  # bytes of factors of modules stored in full, also kept: those of a 14B model at rank 32
 LARGEST = 1e100  # a larger singular value means a damaged file, and its square would overflow
@@ -214,14 +215,30 @@ class Factorisation:
     def _approximated(self, module: str, rank: int, tick: Callable[[], None], factors: bool = False) -> Approximation:
         known = self._approximations.setdefault(module, {})
         if rank not in known or (factors and not known[rank].complete):
-            matrix = self.lora[module].dense().flatten(1)
-            self._check_size(module, torch.linalg.vector_norm(matrix, float("inf")))
-            found = approximate(matrix, rank, tick)
+            delta = self.lora[module]
+            assert isinstance(delta, Dense)
+            found = self._of_product(module, delta, rank, tick) or self._of_matrix(module, delta, rank, tick)
             known.update({other: one.without_factors() for other, one in known.items()})
             held = sum(one.bytes for ranks in self._approximations.values() for one in ranks.values())
             known[rank] = found if held + found.bytes <= DENSE_BUDGET else found.without_factors()
             return found
         return known[rank]
+
+    def _of_matrix(self, module: str, delta: Dense, rank: int, tick: Callable[[], None]) -> Approximation:
+        matrix = delta.dense().flatten(1)
+        self._check_size(module, torch.linalg.vector_norm(matrix, float("inf")))
+        return approximate(matrix, rank, tick)
+
+    def _of_product(self, module: str, delta: Dense, rank: int, tick: Callable[[], None]) -> Approximation | None:
+        """The approximation of a change that is one Kronecker product of small matrices; None for any other."""
+        if delta.terms or len(delta.fulls) != 1 or not isinstance(product := delta.fulls[0][0], Kronecker):
+            return None
+        if max(min(product.left.shape), min(product.right.shape)) > MOST_OF_A_SIDE:
+            return None
+        scale = delta.fulls[0][1]
+        sizes = [torch.linalg.vector_norm(side.double(), float("inf")) for side in (product.left, product.right)]
+        self._check_size(module, sizes[0] * sizes[1] * abs(scale))
+        return while_ticking(lambda: approximate_product(product, scale, rank), tick)
 
     @property
     def complete(self) -> bool:

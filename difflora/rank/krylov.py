@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..lora.deltas import LowRank, Term
+from ..lora.deltas import Kronecker, LowRank, Term
 
 OVERSAMPLING = 8  # columns beyond the rank
 TOLERANCE = 1e-3  # how far the error may be above the smallest possible one, as a share of it
@@ -134,7 +134,32 @@ def approximate(matrix: Tensor, rank: int, tick: Callable[[], None] = lambda: No
     if best is not None and min(matrix.shape) > MOST_EXACT:
         return best
     # Too many values for such a small side, or none that stand out: compute all of them.
-    return _while_ticking(lambda: _decompose(matrix, rank, energy, best.steps if best else 0), tick)
+    return while_ticking(lambda: _decompose(matrix, rank, energy, best.steps if best else 0), tick)
+
+
+def approximate_product(product: Kronecker, scale: float, rank: int) -> Approximation:
+    """The same for ``scale · left ⊗ right``, exactly: its singular triples are the products of those of the two sides."""
+    (left, one, right), (left_2, other, right_2) = (
+        torch.linalg.svd(side.double(), full_matrices=False) for side in (product.left, product.right)
+    )
+    rank = min(rank, len(left) * len(left_2), right.shape[1] * right_2.shape[1])
+    found, order = torch.outer(one, other).flatten().mul_(abs(scale)).sort(descending=True, stable=True)
+    squares = torch.zeros(rank + OVERSAMPLING, dtype=torch.float64)
+    squares[: len(found)] = found[: len(squares)].square()
+    first, second = order[:rank] // len(other), order[:rank] % len(other)
+    values = squares[:rank].sqrt()
+    root = values[: len(first)].sqrt()
+    up = torch.zeros(len(left) * len(left_2), rank, dtype=torch.float64)
+    down = torch.zeros(rank, right.shape[1] * right_2.shape[1], dtype=torch.float64)
+    up[:, : len(first)] = (left[:, None, first] * left_2[None, :, second]).flatten(0, 1) * (
+        root * math.copysign(1, scale)
+    )
+    down[: len(first)] = (right[first][:, :, None] * right_2[second][:, None]).flatten(1) * root[:, None]
+    energy = float(scale**2 * one.square().sum() * other.square().sum())
+    sign = torch.where(-down.amin(1, keepdim=True) > down.amax(1, keepdim=True), -1.0, 1.0)
+    none = torch.zeros_like(squares)
+    error, excess = _certified(squares, none, rank, energy)
+    return Approximation((up * sign.T).float(), (down * sign).float(), values, energy, error, excess, 0, squares, none)
 
 
 def _decompose(matrix: Tensor, rank: int, energy: float, steps: int) -> Approximation:
@@ -144,7 +169,7 @@ def _decompose(matrix: Tensor, rank: int, energy: float, steps: int) -> Approxim
     return _project(matrix, whole, rank, energy, steps, lambda: None)
 
 
-def _while_ticking(work: Callable[[], Approximation], tick: Callable[[], None]) -> Approximation:
+def while_ticking(work: Callable[[], Approximation], tick: Callable[[], None]) -> Approximation:
     """Run ``work()`` and call `tick` several times a second. LAPACK cannot be stopped; after a cancel it runs to its end."""
     future: Future[Approximation] = Future()
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..errors import PairError, RankError
+from ..errors import DiffLoraError, PairError, RankError
 from ..lora import cache
 from ..lora.algebra import same_content
-from ..lora.deltas import Delta, Dense, LowRank, Vector
+from ..lora.deltas import Delta, Dense, LowRank, Vector, multiplied_out
 from ..lora.lora import Lora, Recipe, StoredLora, batches, label
 from ..progress import Progress, part_of
 from ..sentence import Sentence
@@ -67,7 +67,11 @@ class PurifiedLora(Lora):
             raise RankError(f"directions is {directions}; it must be a whole number of at least 1, such as 2.")
         self.of, self.against, self.directions = of, tuple(against), directions
         self.specs, self.metadata = of.specs, of.metadata
+        of.check_faults()
         for other in self.against:
+            for name, fault in other.faults.items():
+                if name in of:
+                    raise fault
             _check_fits(of, other)
         self.warnings = tuple(dict.fromkeys([*of.warnings, *(line for other in against for line in other.warnings)]))
         self.touched = tuple(
@@ -84,6 +88,10 @@ class PurifiedLora(Lora):
     @property
     def parents(self) -> tuple[Lora, ...]:
         return (self.of, *self.against)
+
+    @property
+    def faults(self) -> Mapping[str, DiffLoraError]:
+        return self.of.faults
 
     @property
     def files(self) -> tuple[StoredLora, ...]:
@@ -123,7 +131,7 @@ class PurifiedLora(Lora):
         if not isinstance(delta, Dense):
             self._gone[name] = _energy_in(basis, delta)
             return LowRank(terms, delta.shape)
-        fulls = tuple((_without(basis, full), scale) for full, scale in delta.fulls)
+        fulls = tuple((_without(basis, multiplied_out(full)), scale) for full, scale in delta.fulls)
         purified = Dense(fulls, terms, delta.shape)
         self._left[name] = _energy(purified)
         self._gone[name] = max(0.0, _energy(delta) - self._left[name])

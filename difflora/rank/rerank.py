@@ -28,6 +28,7 @@ class RerankedLora(Lora):
     def __init__(self, of: Lora, rule: RankRule, max_rank: int | None = None):
         if max_rank is not None:
             check_count("max rank", max_rank)
+        of.check_faults()
         self.of, self.rule, self.max_rank = of, rule, max_rank
         self.metadata, self.warnings = of.metadata, of.warnings
         self.factorisation = factorisation_of(of)

@@ -153,6 +153,7 @@ class SubtractLoras(io.ComfyNode):
         one_sided = len(lora.one_sided)
         lines = [Sentence("{0} modules, rank {1}", len(lora.matrices), lora.rank_text)]
         warnings = training_warnings(a, b)
+        warnings += [line for line in lora.warnings if line not in (*a.warnings, *b.warnings)]
         if one_sided:
             warnings.append(Sentence("{0} modules are in one LoRA only: {1}.", one_sided, _UNMATCHED[unmatched]))
         return io.NodeOutput(lora, ui=ui(report("A − B", lines, warnings), lora_modules(lora)))

@@ -442,7 +442,7 @@ def test_matrix_against_vector_is_refused(tmp_path: Path) -> None:
     extra = {"lora_unet_blocks_0_norm3.diff": torch.ones(16)}
     b = difflora.load(write(tmp_path / "b.safetensors", {Q: factors(seed=1)}, extra))
     with pytest.raises(PairError, match="matrix in one LoRA and a vector"):
-        difflora.subtract(a, b)
+        difflora.subtract(a, b).prepare()
 
 
 def test_kernel_may_be_flattened_on_either_side(tmp_path: Path) -> None:
@@ -748,7 +748,7 @@ def test_alpha_does_not_count_where_a_lokr_is_stored_in_full(alpha: float, tmp_p
         path,
     )
     with pytest.raises(TensorError, match="cross_attn_k.alpha is inf"):
-        difflora.load(path)
+        difflora.load(path).prepare()
 
 
 def test_a_full_lokr_whose_alpha_is_not_its_dim_has_one_hint(tmp_path: Path) -> None:
@@ -801,8 +801,8 @@ def test_a_module_that_does_not_fit_is_left_out_with_the_unmatched_ones(tmp_path
         for n, other in ((10, factors(8, 64)), (11, factors(8, 144)))
     ]
     for unmatched in ("keep", "error"):
-        with pytest.raises(PairError, match='patch_embedding has different shapes .*set unmatched to "drop"'):
-            difflora.subtract(*sides, unmatched=unmatched)
+        with pytest.raises(PairError, match='patch_embedding has different shapes .*unmatched "drop" leaves it out'):
+            difflora.subtract(*sides, unmatched=unmatched).prepare()
     difference = difflora.subtract(*sides, unmatched="drop")
     assert sorted(difference) == sorted(shared)
     assert any("left out: patch_embedding" in line for line in difference.warnings)

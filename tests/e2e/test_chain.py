@@ -296,3 +296,27 @@ def test_the_empty_text_is_what_comfyuis_own_encoding_of_nothing_is(comfy):
     )
     assert empty == core and embeds == [core, core] and core["finite"]
     assert words["sha256"] != core["sha256"]
+
+
+def test_half_a_module_stops_only_those_who_select_it(comfy):
+    loras, keep = comfy.models("loras"), {"keep": {"class_type": "TestKeep", "inputs": {"value": ["slider", 0]}}}
+    stored = load_file(loras / small_models.DENSE)
+    lost = next(key for key in stored if "_ffn_0." in key and "lora_up" in key)
+    save_file({key: value for key, value in stored.items() if key != lost}, loras / "half a module.safetensors")
+    try:
+        sound = comfy.run(chain(selection="attn") | keep)
+        half = chain(selection="attn", a="half a module.safetensors")
+        result = comfy.run(half | keep)
+        lines = [report["text"] for report in result.output("slider")["difflora"][0]["report"]["lines"]]
+        assert lines[:1] == [sound.output("slider")["difflora"][0]["report"]["lines"][0]["text"]]
+        warned = [
+            line["text"] for line in result.output("a")["difflora"][0]["report"]["lines"] if line["level"] == "warning"
+        ]
+        assert any("cannot be read and can only be left out: blocks.0.ffn.0" in line for line in warned)
+        half["selected"]["inputs"]["selection"] = "all"
+        with pytest.raises(NodeFailed, match='nothing for its up side.*add !"blocks.0.ffn.0" to the selection'):
+            comfy.run(half | keep)
+        half["selected"]["inputs"]["selection"] = 'all, !"blocks.0.ffn.0"'
+        comfy.run(half | keep)
+    finally:
+        (loras / "half a module.safetensors").unlink()

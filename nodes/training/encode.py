@@ -33,7 +33,7 @@ _encoded: OrderedDict[str, Tensor] = OrderedDict()
 
 
 class EncodePairs(io.ComfyNode):
-    """Pictures by pairs through the VAE, one at a time."""
+    """Encodes pairs of pictures with the VAE, one at a time."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -76,7 +76,7 @@ class EncodePairs(io.ComfyNode):
         cls, folder_a: str | None = None, folder_b: str | None = None, size: int | None = None, vae: Any = None
     ) -> object:
         if folder_a is None or folder_b is None:
-            return math.nan  # a name comes through a link: run always
+            return math.nan  # a name comes through a link: always run
         files = [file for folder in (folder_a, folder_b) for found in frames(folder).values() for file in found]
         return files_fingerprint(files)
 

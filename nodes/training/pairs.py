@@ -1,4 +1,4 @@
-"""From frames to two trained sides: images that are paired, saved, checked, and the recipe to train on them.
+"""From frames to two trained sides: pair, save and check images, and write the recipe to train on them.
 
 A dataset is a folder below ComfyUI's output folder with one folder for each side. Frames are read from below
 the input or the output folder. Nothing else is ever read or written.
@@ -44,7 +44,7 @@ def _dataset(name: str, side_a: str, side_b: str, error: type[DiffLoraError] = F
 
 
 def _state(name: str | None, side_a: str | None, side_b: str | None) -> object:
-    """What tells ComfyUI that a dataset has changed. A name that comes through a link is not known yet: run always."""
+    """Tells ComfyUI that a dataset has changed. A name that comes through a link is not known yet: always run."""
     return fingerprint(_dataset(name, side_a, side_b).state()) if name and side_a and side_b else math.nan
 
 
@@ -78,7 +78,7 @@ def _dataset_inputs(doing: str) -> list[io.String.Input]:
 
 
 class ImageFolder(io.ComfyNode):
-    """One run makes one pair, or a few: memory stays flat, and what is made is on disk before the next run begins."""
+    """One run makes one pair, or a few: memory use stays constant, and the result is on disk before the next run."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -121,7 +121,7 @@ class ImageFolder(io.ComfyNode):
         **_: Any,
     ) -> object:
         if not (folder and dataset and side_a and side_b):
-            return math.nan  # a name comes through a link: run always
+            return math.nan  # a name comes through a link: always run
         done = _dataset(dataset, side_a, side_b).done()
         found = frames(folder).items()
         return fingerprint([(stem, files[0].stat().st_mtime_ns, stem in done) for stem, files in found])
@@ -133,7 +133,7 @@ class ImageFolder(io.ComfyNode):
         waiting = [stem for stem in found if stem not in done]
         now = waiting[:per_run]
         progress = f"{len(found) - len(waiting)} of {len(found)} pairs done"
-        # Without the names: pages of ComfyUI up to 0.3.75 take this text for HTML, and whoever made the files named them.
+        # Without the names, which may come from anyone: pages of ComfyUI up to 0.3.75 show this text as HTML.
         PromptServer.instance.send_progress_text(progress, cls.hidden.unique_id)
         progress += f", now {', '.join(now)}" if now else ""
         if not now:
@@ -144,7 +144,7 @@ class ImageFolder(io.ComfyNode):
 
 
 class SavePair(io.ComfyNode):
-    """Both images under one name, with their captions."""
+    """Saves both images under one name, with their captions."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -312,7 +312,7 @@ class CheckPairs(io.ComfyNode):
 
 
 class TrainingRecipe(io.ComfyNode):
-    """Writes files and runs nothing: the training is started by hand, on whichever machine."""
+    """Writes files and runs nothing: the user starts the training, on any machine."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -358,7 +358,7 @@ class TrainingRecipe(io.ComfyNode):
 
 
 def _widget(setting: dataclasses.Field[Any]) -> io.WidgetInput:
-    """The widget of a training setting: its default, text and limits are the library's."""
+    """The widget of a training setting, with the default, text and limits from the library."""
     about = {"default": setting.default, "tooltip": setting.metadata["help"]}
     if setting.metadata.get("later"):
         about["optional"] = True
@@ -380,7 +380,7 @@ def _values(kind: type[Training | Machine], settings: Mapping[str, Any]) -> dict
 
 
 def _value(setting: dataclasses.Field[Any], given: Any) -> Any:
-    """What a widget holds, as the setting's own type: a very small number comes as text."""
+    """A widget's value as the setting's type: a very small number comes as text."""
     try:
         kind: Any = type(setting.default)
         return kind(given)

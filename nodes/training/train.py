@@ -41,13 +41,13 @@ from .wire import TrainingWire, chosen_layers, fingerprint, memory_needed, opene
 
 FOLDER = "differential-lora/training"
 SAVE_EVERY = 25  # steps
-LOWEST_SIGMA = 0.001  # below it, noise − picture is no longer told apart from rounding
+LOWEST_SIGMA = 0.001  # below it, noise − picture is lost in rounding
 SHOWN = (-3.0, 0.0, 3.0)
 GO_ON, ANEW, AS_IT_IS = BEFORE = ("go on", "start anew", "use it as it is")
 
 
 class TrainSlider(io.ComfyNode):
-    """Opens the model, takes the steps, keeps what was reached, and closes the model again."""
+    """Opens the model, trains, saves the state reached, and closes the model."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -250,7 +250,7 @@ class TrainSlider(io.ComfyNode):
 
 
 class _Screen:
-    """What the node shows while it works."""
+    """What the node shows while it trains."""
 
     def __init__(self, node: str, total: int):
         self.node, self.bar, self.began, self.first = node, comfy.utils.ProgressBar(total), 0.0, 0
@@ -284,7 +284,7 @@ class _Run:
         self.seed, self.reach, self.vae, self.kept = seed, reach, vae, 0
 
     def begin(self, checkpoint: str) -> int:
-        """Take up an earlier run; returns the step that it had reached, 0 for a fresh start."""
+        """Resume an earlier run; returns the step it had reached, 0 for a new start."""
         found = None if checkpoint == ANEW else Checkpoint.read(self.file)
         if found is None:
             if checkpoint == AS_IT_IS:
@@ -300,7 +300,7 @@ class _Run:
         return self.kept
 
     def train(self, preview_every: int) -> None:
-        """Take the steps that are missing. After Cancel what was reached is kept, in a file."""
+        """Take the remaining steps. On Cancel, the state is saved to a file."""
         trainer = self.trainer
         try:
             if not trainer.done:
@@ -360,7 +360,7 @@ class _Run:
 
 
 class _Grey:
-    """For a latent format that ComfyUI has no preview of: the mean of its channels."""
+    """For a latent format without a preview in ComfyUI: the mean of its channels."""
 
     def decode_latent_to_preview(self, latent: Tensor) -> Image.Image:
         plane = latent[0].float()
@@ -370,7 +370,7 @@ class _Grey:
 
 @torch.no_grad()
 def _decoded(vae: Any, latents: Tensor) -> Tensor:
-    """Pictures (n, height, width, 3), by the VAE where it lies: loading it could push the model off the GPU."""
+    """Pictures (n, height, width, 3), decoded on the VAE's current device: loading it could push the model off the GPU."""
     weight = next(vae.first_stage_model.parameters())
     with torch.inference_mode():
         decoded = vae.first_stage_model.decode(latents.to(weight.device, weight.dtype)).float()
@@ -381,7 +381,7 @@ def _decoded(vae: Any, latents: Tensor) -> Tensor:
 
 
 def _strip(pictures: Tensor) -> Image.Image:
-    """For the node while it runs: enlarged, with the strengths below."""
+    """The preview on the node during training: enlarged, with the strengths below."""
     pixels = (pictures[0].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     image = Image.fromarray(pixels)
     scale = max(1, 768 // image.width)
@@ -403,14 +403,14 @@ def _rate(text: str) -> float:
 
 
 def _checkpoint_file(name: str, identity: dict[str, Any]) -> Path:
-    """A file for each training: its name, and what it is."""
+    """A checkpoint file for each training, named by the training's name and a hash of what it is."""
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     root = Path(folder_paths.get_output_directory()) / FOLDER
     return inside(root, f"{name}_{key}.safetensors", OutputError)
 
 
 def _loras(trainer: SliderTrainer, name: str, record: dict[str, Any], size: float) -> tuple[Lora, Lora, Lora]:
-    """The slider and its two sides, with the size folded in."""
+    """The slider and its two sides, scaled to the fitted size."""
     sides = trainer.result()
     if trainer.settings.mode == "direct":
         lora = TrainedLora(sides[0], name, record, size)

@@ -1,7 +1,7 @@
-"""A MODEL as a trainer needs it: a function from noisy latents to velocities that gradients flow through.
+"""A MODEL as a trainer needs it: a differentiable function from noisy latents to velocities.
 
-For the time of a training its weights become ordinary tensors, its blocks are computed twice instead of remembered, and
-its attention is PyTorch's. Nothing is patched, and everything is put back.
+During training its weights are ordinary tensors, its blocks are recomputed in the backward pass instead of kept in memory,
+and its attention is PyTorch's. Nothing is patched, and everything is restored afterwards.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ...difflora.sentence import Sentence
 from ...difflora.training.latents import SliderPairs
 
 _PREFIX = "diffusion_model."
-# What a model asks for beside text and numbers: pictures, and what is made of them.
+# Inputs of models beside text and numbers: pictures, and what is derived from them.
 _PICTURES = (
     "c_concat",
     "clip_fea",
@@ -41,12 +41,12 @@ _PICTURES = (
     "camera_conditions",
     "control_video",
 )
-SAMPLED = 64  # values of each weight that its fingerprint looks at
+SAMPLED = 64  # values of each weight that go into the fingerprint
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer that can be trained beside: its name in a LoRA, itself, and the shape of its weight."""
+    """A linear layer that can get a trained branch: its name in a LoRA, the layer, and the shape of its weight."""
 
     name: str
     module: nn.Module
@@ -54,8 +54,8 @@ class Layer:
 
 
 def layers_of(model: nn.Module) -> list[Layer]:
-    """The linear layers in the numbered blocks of a model, in model order. By the weight's shape, not by its class:
-    quantised models have their own."""
+    """The linear layers in the numbered blocks of a model, in model order. Found by the weight's shape, not by class:
+    quantised models have their own classes."""
     found = []
     for path, module in model.named_modules():
         weight = getattr(module, "weight", None)
@@ -80,7 +80,7 @@ def chosen_layers(model: nn.Module, selection: str) -> list[Layer]:
 
 
 class TrainingWire:
-    """A model that is open for training; made by `opened`."""
+    """A model that is open for training; `opened` makes it."""
 
     def __init__(self, patcher: Any, conds: dict[str, Any], tick: Callable[[], None]):
         self.patcher, self.model = patcher, patcher.model
@@ -88,7 +88,7 @@ class TrainingWire:
         self._conds, self._tick = conds, tick
 
     def velocity(self, noisy: Tensor, sigma: Tensor) -> Tensor:
-        """noise − picture as the model predicts it. Through `apply_model`, as a sampler does it."""
+        """The model's prediction of noise − picture, through `apply_model` as in a sampler."""
         self._tick()
         options = self.patcher.model_options.get("transformer_options", {}).copy()
         options["optimized_attention_override"] = _pytorch_attention
@@ -116,7 +116,7 @@ class TrainingWire:
 
 
 def _pytorch_attention(_: Any, *args: Any, **kwargs: Any) -> Any:
-    """In the place of whatever computes attention: sage and flash attention have no backward."""
+    """Replaces whatever computes attention: sage and flash attention have no backward pass."""
     return attention_pytorch(*args, **kwargs)
 
 
@@ -124,13 +124,13 @@ def _pytorch_attention(_: Any, *args: Any, **kwargs: Any) -> Any:
 def opened(
     patcher: Any, conditioning: Any, shape: Sequence[int], memory: int, tick: Callable[[], None]
 ) -> Iterator[TrainingWire]:
-    """Load a model, and open it for training; on leaving it is as it was.
+    """Load a model and open it for training; restores it on exit.
 
     conditioning  ComfyUI's; its first entry counts
     shape         of a latent, (channels, …)
-    memory        bytes that a step needs beside the weights
+    memory        bytes that a step needs in addition to the weights
     tick          called before each block; raises to cancel
-    raises        UnsupportedError if it is no model that this can train, TrainingError if it does not fit
+    raises        UnsupportedError if the model cannot be trained here, TrainingError if it does not fit
     """
     if not isinstance(getattr(patcher.model, "model_sampling", None), comfy.model_sampling.CONST):
         raise UnsupportedError(
@@ -138,7 +138,7 @@ def opened(
             "Wan, Flux, SD3 and their like."
         )
     if getattr(patcher, "is_dynamic", lambda: False)():
-        # ComfyUI's dynamic VRAM hands every layer the same few buffers, so what autograd keeps of one would be another's.
+        # ComfyUI's dynamic VRAM gives every layer the same few buffers, so autograd would keep values of another layer.
         patcher = patcher.clone(disable_dynamic=True)
     comfy.model_management.load_models_gpu([patcher], memory_required=memory, force_full_load=True)
     missing = patcher.model_size() - patcher.loaded_size()
@@ -150,7 +150,7 @@ def opened(
     with torch.inference_mode(False), contextlib.ExitStack() as undo:
         patcher.pre_run()
         undo.callback(patcher.cleanup)
-        if hasattr(comfy.model_management, "in_training"):  # since 0.4: choose kernels that have a backward
+        if hasattr(comfy.model_management, "in_training"):  # since 0.4: choose kernels that have a backward pass
             undo.callback(setattr, comfy.model_management, "in_training", comfy.model_management.in_training)
             comfy.model_management.in_training = True
         undo.enter_context(ordinary_tensors(patcher.model))
@@ -160,7 +160,7 @@ def opened(
 
 
 def _conds(patcher: Any, conditioning: Any, shape: Sequence[int]) -> dict[str, Any]:
-    """What `apply_model` takes beside the latent: the conditioning, as the model itself encodes it."""
+    """The arguments of `apply_model` beside the latent: the conditioning, as the model encodes it."""
     noise = torch.zeros(1, *shape, device=patcher.load_device)
     converted = comfy.sampler_helpers.convert_cond(conditioning[:1])
     for cond in converted:
@@ -184,9 +184,9 @@ def _conds(patcher: Any, conditioning: Any, shape: Sequence[int]) -> dict[str, A
 
 @contextlib.contextmanager
 def ordinary_tensors(model: nn.Module) -> Iterator[None]:
-    """Freeze the weights, and make them ones that autograd takes.
+    """Freeze the weights, and turn them into tensors that autograd accepts.
 
-    ComfyUI loads them as inference tensors, which it refuses: each becomes an ordinary tensor on the same memory.
+    ComfyUI loads them as inference tensors, which autograd refuses: each becomes an ordinary tensor on the same memory.
     """
     taken: list[tuple[Any, str, Tensor]] = []
     seen: dict[int, Any] = {}
@@ -216,7 +216,7 @@ def ordinary_tensors(model: nn.Module) -> Iterator[None]:
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The blocks whose inside need not be remembered: the members of the outermost lists of modules."""
+    """The blocks to recompute in the backward pass: the members of the outermost lists of modules."""
     found: list[nn.Module] = []
 
     def look(module: nn.Module) -> None:
@@ -232,7 +232,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 @contextlib.contextmanager
 def checkpointed(blocks: Iterable[nn.Module], tick: Callable[[], None]) -> Iterator[None]:
-    """Compute blocks a second time on the way back instead of keeping what they hold, cast weights above all."""
+    """Recompute blocks in the backward pass instead of keeping their activations and, above all, their cast weights."""
     before: list[tuple[nn.Module, Any]] = []
 
     def twice(plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -240,7 +240,7 @@ def checkpointed(blocks: Iterable[nn.Module], tick: Callable[[], None]) -> Itera
             tick()
             if not torch.is_grad_enabled():
                 return plain(*args, **kwargs)
-            # Nothing in a frozen model is random, so no random state has to be kept.
+            # Nothing in a frozen model is random, so no random state is kept.
             return torch.utils.checkpoint.checkpoint(
                 plain, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
             )
@@ -293,7 +293,7 @@ class Memory:
 
     @property
     def beside(self) -> int:
-        """All but the model's weights."""
+        """Everything except the model's weights."""
         return self.factors + self.block + self.workspace
 
     def told(self) -> Sentence:
@@ -309,7 +309,7 @@ class Memory:
 def memory_needed(
     patcher: Any, layers: Sequence[Layer], shape: Sequence[int], rows: int, rank: int, sides: int, moments: int
 ) -> Memory:
-    """What a step takes at most, by arithmetic.
+    """An upper bound of the memory that a step needs.
 
     rows     in a batch, both sides together
     moments  tensors that the optimiser keeps for each factor

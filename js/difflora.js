@@ -11,7 +11,7 @@ import { translateWorkflow } from "./lib/workflow_texts.js";
 import { el } from "./widgets/dom.js";
 import { FACES } from "./widgets/faces.js";
 import { later, replaceStale } from "./widgets/host.js";
-import { askLastWords, forgetFailures, rememberFailure } from "./widgets/said.js";
+import { askLastWords, forgetFailures, keepSaid, rememberFailure } from "./widgets/said.js";
 
 /** Texts of nodes in the user's language. @type {import("./lib/node_texts.js").NodeTexts} */
 let nodeTexts = {};
@@ -45,6 +45,7 @@ app.registerExtension({
     api.addEventListener("execution_cached", async ({ detail }) => {
       if (await askLastWords(String(detail.prompt_id), (detail.nodes ?? []).map(String))) later();
     });
+    api.addEventListener("executed", ({ detail }) => keepSaid(String(detail.display_node ?? detail.node), detail.output));
     api.addEventListener("execution_error", ({ detail }) => {
       rememberFailure(String(detail?.node_id), String(detail.exception_message ?? "").trim());
       later();

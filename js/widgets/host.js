@@ -56,12 +56,16 @@ const takeNoRoom = (widget, hidden) => {
 };
 
 /**
- * Keep some of a node's widgets out of sight on the canvas, and show its others. Their values stay, and are sent and saved.
- * Vue's nodes show all of them: they look only when a node is made. @param {Node} node @param {string[]} names
+ * Keep some of a node's widgets out of sight, and show its others. Their values stay, and are sent and saved. Vue's nodes
+ * look only when a node is made which of its widgets are hidden, so the style sheet hides their rows: beside an element
+ * that says which. @param {Node} node @param {string[]} names
  */
 export const hideWidgets = (node, names) => {
   const before = node.computeSize()[1];
   let changed = false;
+  const rows = (node.widgets ?? []).filter((/** @type {any} */ widget) => !widget.options?.hidden && !widget.options?.canvasOnly);
+  const unseen = rows.flatMap(({ name }, index) => (names.includes(name) ? [index + 1] : [])).join(" ");
+  for (const [outer, shown] of views) if (shown.node === node) outer.setAttribute("data-unseen", unseen);
   for (const widget of node.widgets ?? []) {
     const hidden = names.includes(widget.name);
     if (Boolean(widget.hidden) === hidden) continue;
@@ -72,6 +76,18 @@ export const hideWidgets = (node, names) => {
   if (!changed || isVue()) return;
   node.setSize([node.size[0], Math.max(node.size[1] + node.computeSize()[1] - before, node.computeSize()[1])]);
   app.graph?.setDirtyCanvas(true, true);
+};
+
+/**
+ * A node that grows with what it shows is no step of undo: otherwise the next undo would take back nothing but the height.
+ * The state that ComfyUI compares with gets the new size. @param {Node} node @param {number[]} before its size before
+ */
+const sizeIsNoStep = (node, before) => {
+  const state = /** @type {any} */ (app.extensionManager)?.workflow?.activeWorkflow?.changeTracker?.activeState;
+  const graphs = [state, ...(state?.definitions?.subgraphs ?? [])];
+  const id = node.graph?.rootGraph === node.graph ? state?.id : node.graph?.id;
+  const known = graphs.find((graph) => graph?.id === id)?.nodes?.find((/** @type {any} */ other) => other.id === node.id);
+  if (known && Math.round(known.size?.[1]) === Math.round(before[1])) known.size = [...node.size];
 };
 
 /**
@@ -102,9 +118,12 @@ export const attach = (node, name, width, make, least = 60) => {
     if ((content === 0 && least) || now === height) return;
     // A node that somebody has enlarged keeps its size, and so does a loaded one.
     const room = (height || !least) && node.size[1] + now - height;
+    const before = [...node.size];
     height = now;
-    if (isVue()) return; // there, nodes grow with their content
+    // There, nodes grow with their content, a little later.
+    if (isVue()) return void setTimeout(() => sizeIsNoStep(node, before), 100);
     node.setSize([node.size[0], Math.max(room || node.size[1], node.computeSize()[1])]);
+    sizeIsNoStep(node, before);
     app.graph?.setDirtyCanvas(true, true);
   });
 

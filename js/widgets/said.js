@@ -57,6 +57,25 @@ const say = (node, message) => {
   const output = { ...app.nodeOutputs?.[placeOf(node)], difflora: [message] };
   node.diffloraOutput = output;
   if (app.nodeOutputs) app.nodeOutputs[placeOf(node)] = output;
+  keepForUndo(node, output);
+};
+
+/**
+ * Keep what a node has said where ComfyUI looks after an undo. It keeps outputs there itself, but under the ids of the nodes
+ * that a sweep was expanded into, and neither what came with no run nor what came before it knew of the run.
+ * @param {Node} node @param {unknown} output
+ */
+const keepForUndo = (node, output) => {
+  const tracker = /** @type {any} */ (app.extensionManager)?.workflow?.activeWorkflow?.changeTracker;
+  if (!tracker) return;
+  tracker.nodeOutputs ??= { ...app.nodeOutputs };
+  tracker.nodeOutputs[placeOf(node)] = output;
+};
+
+/** A node has been executed. @param {string} id of the node that shows it, in the run @param {any} output */
+export const keepSaid = (id, output) => {
+  const node = nodeOfRun(app.graph, id);
+  if (node?.comfyClass?.startsWith("DiffLora") && output?.difflora) keepForUndo(node, output);
 };
 
 /**

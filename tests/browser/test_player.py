@@ -308,6 +308,26 @@ def test_a_strength_goes_to_what_the_sweep_feeds_and_undo_brings_the_wire_back(p
     undo(page)
     assert page.run(WIRED, slider) == 1
     assert page.run(MODE, "3") == 0
+    player = Player(page)
+    assert player.text(".name.a") == "+3", "the clips are there again"
+
+
+@pytest.mark.parametrize("vue", (False, True), ids=("canvas", "vue"))
+def test_the_clips_of_a_run_that_took_its_time_are_there_after_an_undo(page, vue):
+    """ComfyUI itself keeps what nodes have said for an undo, but a sweep's under the ids of the nodes it was expanded into."""
+    page.set_renderer(vue)
+    page.load(swept(strengths=[-2.25 - vue, 0, 2.25], frames=9 + vue))
+    page.queue()
+    page.fit()
+    player = Player(page)
+    page.run("() => app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
+    page.set_value("3", "cell_size", 256)
+    page.run("() => app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
+    undo(page)
+    assert page.value("3", "cell_size") == 384
+    player = Player(page)
+    assert player.text(".name.a") == "+2.25"
+    page.set_renderer(False)
 
 
 @pytest.mark.parametrize("format", ["png", "mp4", "webp", "gif"])
@@ -383,3 +403,39 @@ def test_export_answers_nothing_but_the_players_own(comfy):
     ):
         code, answer = ask(**changes)
         assert code in (400, 422) and str(comfy.base) not in answer, changes
+
+
+# The plot of Sweep Response
+
+
+@pytest.mark.parametrize("vue", (False, True), ids=("canvas", "vue"))
+def test_the_plot_opens_over_the_whole_page_and_closes_by_key_and_click(page, vue):
+    page.set_renderer(vue)
+    page.load(
+        swept()
+        | {
+            "4": node(
+                "DiffLoraSliderResponse",
+                sweep=["3", 1],
+                target="brightness",
+                colour_limit=5.0,
+                brightness_limit=10.0,
+                saturation_limit=10.0,
+                moments=12,
+            )
+        }
+    )
+    page.run("() => app.graph._nodes.forEach((node, at) => { node.pos = [700 * at, 0]; })")
+    page.queue()
+    page.fit()
+    enlarge = page.page.locator(".difflora-report").get_by_role("button", name="Enlarge")
+    dialog = page.page.locator("dialog.difflora-large")
+    for close in (lambda: page.page.keyboard.press("Escape"), lambda: dialog.click()):
+        enlarge.click()
+        page.page.wait_for_function("() => document.querySelector('dialog.difflora-large img')?.naturalWidth > 0")
+        box, window = dialog.bounding_box(), page.page.viewport_size
+        assert box["width"] > 0.9 * window["width"] and box["height"] > 0.9 * window["height"]
+        close()
+        page.page.wait_for_function("() => !document.querySelector('dialog.difflora-large')")
+    assert page.node_ids("DiffLoraSliderResponse") == ["4"], "keys did not reach the canvas"
+    page.set_renderer(False)

@@ -2,8 +2,8 @@
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
-from .algebra import analyze, calibrate, extract, load_subtract, purify, save, select_rerank
-from .common.routes import answer_last_words, answer_lora
+from .algebra import analyze, calibrate, extract, load_pair, load_subtract, purify, save, select_rerank
+from .common.routes import answer_last_words, answer_lora, answer_pair
 from .demo import offer_demo_models
 from .slider import block_toggle, empty_text, make_map, mapped_wanvideo, native, wanvideo
 from .sweep import compare, response, sweep
@@ -12,6 +12,7 @@ from .training import encode, pairs, runs, train
 
 FAMILIES: list[list[type[io.ComfyNode]]] = [
     load_subtract.NODES,
+    load_pair.NODES,
     select_rerank.NODES,
     analyze.NODES,
     purify.NODES,
@@ -44,4 +45,5 @@ class DifferentialLora(ComfyExtension):
         answer_last_words()
         answer_export()
         answer_lora(load_subtract.describe)
+        answer_pair(load_pair.describe_pair)
         return [node for family in FAMILIES for node in family]

@@ -74,9 +74,12 @@ export const sourcesOf = (node) => {
   return sources;
 };
 
+/** The widgets that name files, by node. @type {Record<string, string[]>} */
+const FILE_WIDGETS = { DiffLoraLoad: ["lora_name"], DiffLoraLoadPair: ["lora_a", "lora_b"] };
+
 /** Names of the files that a node's LoRA is made of. @param {Node} node @returns {string[]} */
 export const filesBefore = (node) =>
-  sourcesOf(node).filter(({ comfyClass }) => comfyClass === "DiffLoraLoad").map((load) => String(widgetOf(load, "lora_name")?.value ?? ""));
+  sourcesOf(node).flatMap((load) => (FILE_WIDGETS[load.comfyClass ?? ""] ?? []).map((name) => String(widgetOf(load, name)?.value ?? "")));
 
 /**
  * Where the strength of a sweep arrives: the widgets that its Strength Sweep feeds, reroute nodes in between or not.

@@ -38,6 +38,15 @@ import { readPlayer } from "./player.js";
  * @property {number} height
  * @property {string[]} frames one hexadecimal digit a place, row by row
  *
+ * @typedef {object} Side one LoRA of a pair
+ * @property {string} name
+ * @property {string[]} words that it listens to
+ * @property {number} folder which of the loras folders it is in
+ *
+ * @typedef {object} Pair
+ * @property {string[]} offers files that are likely to be the other side
+ * @property {Side[]} sides
+ *
  * @typedef {object} Message
  * @property {Report} [report]
  * @property {Record<string, ModuleNumbers>} [modules] every module of the LoRA that went into the node, in its order
@@ -46,6 +55,7 @@ import { readPlayer } from "./player.js";
  * @property {[number, number]} [strength_range] recommended by the file's metadata
  * @property {import("./player.js").Player} [player] clips to play in step
  * @property {MapPreview} [map]
+ * @property {Pair} [pair]
  * @property {Record<string, unknown>} [ran] the widgets' values in the run, where the widget shows more than that run
  * @property {string} [key] what the server keeps the message under
  */
@@ -106,6 +116,8 @@ export const readMessage = (output) => {
   if (player) message.player = player;
   const map = readMap(value.map);
   if (map) message.map = map;
+  const pair = readPair(value.pair);
+  if (pair) message.pair = pair;
   return message;
 };
 
@@ -117,6 +129,14 @@ const readMap = (value) => {
   if (!isSide(width) || !isSide(height) || !frames.length || frames.length > 64) return null;
   const fits = (/** @type {unknown} */ frame) => typeof frame === "string" && frame.length === width * height && /^[0-9a-f]+$/.test(frame);
   return frames.every(fits) ? { width, height, frames } : null;
+};
+
+/** @param {unknown} value @returns {Pair | null} */
+const readPair = (value) => {
+  if (!isObject(value) || !Array.isArray(value.sides) || value.sides.length !== 2 || !value.sides.every(isObject)) return null;
+  const texts = (/** @type {unknown} */ list) => (Array.isArray(list) ? list.filter((text) => typeof text === "string").slice(0, 20) : []);
+  const sides = value.sides.map(({ name, words, folder }) => ({ name: String(name ?? ""), words: texts(words), folder: Number.isInteger(folder) && folder >= 0 ? folder : 0 }));
+  return { offers: texts(value.offers), sides };
 };
 
 /** A text, or a text with its template and values. @param {unknown} value @param {number} depth how many sentences it is in @returns {Sentence} */

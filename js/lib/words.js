@@ -140,6 +140,12 @@ export const ENGLISH = {
   stop: "Stop encoding",
   stopped: "Stopped",
   noClipboard: "The browser copies pictures on https or localhost only. Save the frame instead.",
+  pair: "The pair",
+  swapPair: "Swap",
+  swapPairTip: "Swap A and B: the slider turns around",
+  offers: "B could be:",
+  takeAsB: "Take {0} as B",
+  triggerWords: "Trigger words, or the most frequent captions of the training",
   noReport: "The report appears here after a run",
 };
 

@@ -14,6 +14,7 @@ import { asOneStep, encode, saveSlider, savesBehind, setWidget, useStrength } fr
 import { showLarge } from "./dom.js";
 import { afterwards, attach, field, hideWidgets, later, laterOn } from "./host.js";
 import { mapView } from "./map_view.js";
+import { pairView } from "./pair_view.js";
 import { playerView } from "./player.js";
 import { reportView } from "./report.js";
 import { askHeader, messageOf, pictureOf, reportOf } from "./said.js";
@@ -161,10 +162,37 @@ const withFile = (node) => {
   withReport(node);
   const look = async () => {
     if (!node.graph || isLinked(node, "lora_name") || !file.read()) return;
-    if (await askHeader(node, String(file.read()), ignoreUnknown.read() === true)) later();
+    if (await askHeader(node, "lora", { name: String(file.read()), ignore_unknown: String(ignoreUnknown.read() === true) })) later();
   };
   const soon = () => setTimeout(look); // a node that is being loaded has its values and wires a moment later
   const [file, ignoreUnknown] = ["lora_name", "ignore_unknown"].map((name) => field(node, name, soon));
+  afterwards(node, "onConfigure", soon);
+  soon();
+};
+
+/** Both files are looked into when one is picked. @param {Node} node */
+const withPair = (node) => {
+  const soon = () => setTimeout(look);
+  const [a, b, ignoreUnknown] = ["lora_a", "lora_b", "ignore_unknown"].map((name) => field(node, name, soon));
+  const linked = () => a.linked() || b.linked();
+  const look = async () => {
+    if (!node.graph || linked() || !a.read() || !b.read()) return;
+    if (await askHeader(node, "pair", { a: String(a.read()), b: String(b.read()), ignore_unknown: String(ignoreUnknown.read() === true) })) later();
+  };
+  attach(node, "difflora_pair", 320, () =>
+    pairView({
+      pair: () => messageOf(node)?.pair ?? null,
+      picked: () => [a, b].map(({ read }) => String(read() ?? "")),
+      linked,
+      picture: ({ name, folder }) => api.apiURL(`/experiment/models/preview/loras/${folder}/${encodeURIComponent(name)}`),
+      swap: () => asOneStep(() => {
+        const [one, other] = [a.read(), b.read()];
+        a.write(other);
+        b.write(one);
+      }),
+      take: (name) => asOneStep(() => b.write(name)),
+    }),
+  );
   afterwards(node, "onConfigure", soon);
   soon();
 };
@@ -188,6 +216,7 @@ const withPlayer = (node) =>
 /** @type {Record<string, (node: Node) => void>} */
 export const FACES = {
   DiffLoraLoad: withFile,
+  DiffLoraLoadPair: withPair,
   DiffLoraSubtract: withReport,
   DiffLoraAnalyze: withReport,
   DiffLoraSave: withReport,

@@ -103,23 +103,24 @@ export const askLastWords = async (promptId, ids) => {
   return told.length > 0;
 };
 
-/** Which file each node was last asked about. @type {WeakMap<Node, string>} */
+/** What each node was last asked about. @type {WeakMap<Node, string>} */
 const asked = new WeakMap();
 
 /**
- * Ask the server what is in the file that a Load LoRA has picked. @param {Node} node @param {string} name @param {boolean} ignoreUnknown
+ * Ask the server what is in the files that a node has picked. @param {Node} node
+ * @param {"lora" | "pair"} about @param {Record<string, string>} picked names of files, and how to read them
  * @returns {Promise<boolean>} whether the node says something new
  */
-export const askHeader = async (node, name, ignoreUnknown) => {
-  const question = `${new URLSearchParams({ name, ignore_unknown: String(ignoreUnknown) })}`;
+export const askHeader = async (node, about, picked) => {
+  const question = `${about}?${new URLSearchParams(picked)}`;
   if (asked.get(node) === question) return false;
   asked.set(node, question);
   const before = messageOf(node);
-  const answer = await api.fetchApi(`/differential_lora/lora?${question}`);
+  const answer = await api.fetchApi(`/differential_lora/${question}`);
   const told = answer.ok || answer.status === 422 ? await answer.json() : null;
   // Another file has been picked meanwhile, or a run knows better.
   if (!told || asked.get(node) !== question || messageOf(node) !== before) return false;
   forgetFailure(node);
-  say(node, told.error ? { report: { title: name, lines: [{ text: retellError(String(told.error)), level: "error" }] } } : told);
+  say(node, told.error ? { report: { title: picked.name ?? "", lines: [{ text: retellError(String(told.error)), level: "error" }] } } : told);
   return true;
 };

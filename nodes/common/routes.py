@@ -61,3 +61,16 @@ def answer_lora(describe: Callable[[str, bool], Message]) -> None:
             return web.json_response({"error": str(error)}, status=422)
 
     PromptServer.instance.routes.get("/differential_lora/lora")(answer)
+
+
+def answer_pair(describe: Callable[[str, str, bool], Message]) -> None:
+    """The same for the two LoRAs of a pair.
+
+    describe    names of A and B, whether unknown keys are left out -> message
+    """
+
+    async def answer(request: web.Request) -> web.Response:
+        a, b, ignore_unknown = (request.query.get(name, "") for name in ("a", "b", "ignore_unknown"))
+        return web.json_response(await asyncio.to_thread(describe, a, b, ignore_unknown == "true"))
+
+    PromptServer.instance.routes.get("/differential_lora/pair")(answer)

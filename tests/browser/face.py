@@ -17,6 +17,7 @@ VIEWS = {
     "DiffLoraBlockToggle": "difflora_blocks",
     "DiffLoraBlockToggleWanVideo": "difflora_blocks",
     "DiffLoraLoad": "difflora_report",
+    "DiffLoraLoadPair": "difflora_pair",
     "DiffLoraSubtract": "difflora_report",
     "DiffLoraSave": "difflora_report",
     "DiffLoraSweepGrid": "difflora_player",

@@ -71,3 +71,37 @@ def test_other_names_are_refused_in_one_line_without_a_path(comfy, name):
     assert code == 422
     assert "is not in the loras folder" in error and "\n" not in error
     assert str(comfy.base) not in error
+
+
+def ask_pair(comfy, a, b):
+    code, answer = comfy._request(f"/differential_lora/pair?{urllib.parse.urlencode({'a': a, 'b': b})}")
+    assert code == 200
+    return json.loads(answer), answer.decode()
+
+
+def test_both_sides_of_a_pair_are_told_without_a_run_and_as_the_run_tells_them(comfy):
+    told, _ = ask_pair(comfy, small_models.DENSE, small_models.SPARSE)
+    prompt = {
+        "1": {"class_type": "DiffLoraLoadPair", "inputs": {"lora_a": small_models.DENSE, "lora_b": small_models.SPARSE}},
+        "2": {"class_type": "DiffLoraSubtract", "inputs": {"a": ["1", 0], "b": ["1", 1], "weight_a": 1.0, "weight_b": 1.0, "unmatched": "error"}},
+        "3": {"class_type": "TestKeep", "inputs": {"value": ["2", 0]}},
+    }  # fmt: skip
+    ran = comfy.run(prompt)
+    [said] = ran.output("1")["difflora"]
+    assert {key: value for key, value in said.items() if key != "key"} == told
+    assert len(told["modules"]) > 10 and told["modules"].keys() == ran.output("2")["difflora"][0]["modules"].keys()
+    assert [side["name"] for side in told["pair"]["sides"]] == [small_models.DENSE, small_models.SPARSE]
+    assert told["pair"]["offers"] == []  # the one that fits is taken
+    told, _ = ask_pair(comfy, small_models.DENSE, small_models.DENSE)
+    assert told["pair"]["offers"] == [small_models.SPARSE]
+    assert any("same file" in line["text"] for line in told["report"]["lines"])
+    told, _ = ask_pair(comfy, small_models.SPARSE, small_models.DENSE)
+    assert any("swap" in line["text"] for line in told["report"]["lines"])
+
+
+@pytest.mark.parametrize("name", ["", "../../user/comfyui.db", "/etc/passwd", "C:\\x.safetensors", "a\0b"])
+def test_a_side_that_cannot_be_read_is_named_and_the_other_is_told(comfy, name):
+    told, text = ask_pair(comfy, small_models.DENSE, name)
+    levels = [line["level"] for line in told["report"]["lines"]]
+    assert levels.count("error") == 1 and levels.count("info") == 1
+    assert str(comfy.base) not in text and "passwd:" not in text

@@ -36,6 +36,8 @@ def everything(comfy):
         "save": node("DiffLoraSave", lora=["small", 0], filename_prefix="private/saved", dtype="float32", dialect="native",
                      if_exists="overwrite", recommended_strength=""),
         "extract": node("DiffLoraExtract", base=small_models.WAN, tuned="private_tuned.safetensors"),
+        "both": node("DiffLoraLoadPair", lora_a=small_models.DENSE, lora_b=small_models.SPARSE, ignore_unknown=False),
+        "keep both": node("TestKeep", value=["both", 0]),
         "step": node("DiffLoraLoadCheckpoints", run_a="private_one", run_b="private_two", step=100),
         "steps": node("DiffLoraCompareCheckpoints", run_a="private_one", run_b="private_two"),
         "folder": node("DiffLoraImageFolder", folder="input/private frames", **NAMES, per_run=1),

@@ -44,6 +44,18 @@ export const field = (node, name, changed) => {
   };
 };
 
+/**
+ * A node that is as high as what it shows is no step of undo: otherwise the next undo would take back nothing but the height.
+ * The state that ComfyUI compares with gets the new height. @param {Node} node
+ */
+const heightIsNoStep = (node) => {
+  const state = /** @type {any} */ (app.extensionManager)?.workflow?.activeWorkflow?.changeTracker?.activeState;
+  const graphs = [state, ...(state?.definitions?.subgraphs ?? [])];
+  const id = node.graph?.rootGraph === node.graph ? state?.id : node.graph?.id;
+  const known = graphs.find((graph) => graph?.id === id)?.nodes?.find((/** @type {any} */ other) => other.id === node.id);
+  if (known?.size) known.size = [known.size[0], node.size[1]];
+};
+
 /** The size functions of hidden widgets, from before they were hidden. @type {WeakMap<object, any>} */
 const sizes = new WeakMap();
 
@@ -75,19 +87,8 @@ export const hideWidgets = (node, names) => {
   }
   if (!changed || isVue()) return;
   node.setSize([node.size[0], Math.max(node.size[1] + node.computeSize()[1] - before, node.computeSize()[1])]);
+  heightIsNoStep(node);
   app.graph?.setDirtyCanvas(true, true);
-};
-
-/**
- * A node that grows with what it shows is no step of undo: otherwise the next undo would take back nothing but the height.
- * The state that ComfyUI compares with gets the new size. @param {Node} node @param {number[]} before its size before
- */
-const sizeIsNoStep = (node, before) => {
-  const state = /** @type {any} */ (app.extensionManager)?.workflow?.activeWorkflow?.changeTracker?.activeState;
-  const graphs = [state, ...(state?.definitions?.subgraphs ?? [])];
-  const id = node.graph?.rootGraph === node.graph ? state?.id : node.graph?.id;
-  const known = graphs.find((graph) => graph?.id === id)?.nodes?.find((/** @type {any} */ other) => other.id === node.id);
-  if (known && Math.round(known.size?.[1]) === Math.round(before[1])) known.size = [...node.size];
 };
 
 /**
@@ -118,12 +119,11 @@ export const attach = (node, name, width, make, least = 60) => {
     if ((content === 0 && least) || now === height) return;
     // A node that somebody has enlarged keeps its size, and so does a loaded one.
     const room = (height || !least) && node.size[1] + now - height;
-    const before = [...node.size];
     height = now;
     // There, nodes grow with their content, a little later.
-    if (isVue()) return void setTimeout(() => sizeIsNoStep(node, before), 100);
+    if (isVue()) return void setTimeout(() => heightIsNoStep(node), 100);
     node.setSize([node.size[0], Math.max(room || node.size[1], node.computeSize()[1])]);
-    sizeIsNoStep(node, before);
+    heightIsNoStep(node);
     app.graph?.setDirtyCanvas(true, true);
   });
 

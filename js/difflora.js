@@ -10,7 +10,7 @@ import { setWords } from "./lib/words.js";
 import { translateWorkflow } from "./lib/workflow_texts.js";
 import { el } from "./widgets/dom.js";
 import { FACES } from "./widgets/faces.js";
-import { later, replaceStale } from "./widgets/host.js";
+import { heightsAreNoStep, later, replaceStale } from "./widgets/host.js";
 import { askLastWords, forgetFailures, keepSaid, rememberFailure } from "./widgets/said.js";
 
 /** Texts of nodes in the user's language. @type {import("./lib/node_texts.js").NodeTexts} */
@@ -38,6 +38,7 @@ app.registerExtension({
     await loadWords();
   },
   setup() {
+    for (const type of ["keydown", "keyup"]) window.addEventListener(type, heightsAreNoStep, true);
     api.addEventListener("execution_start", () => {
       forgetFailures();
       later();

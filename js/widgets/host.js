@@ -56,6 +56,9 @@ const heightIsNoStep = (node) => {
   if (known?.size) known.size = [known.size[0], node.size[1]];
 };
 
+/** Before a key: ComfyUI looks for changes then. What a pointer has changed it has seen when that was let go. */
+export const heightsAreNoStep = () => new Set([...views.values()].map(({ node }) => node)).forEach(heightIsNoStep);
+
 /** The size functions of hidden widgets, from before they were hidden. @type {WeakMap<object, any>} */
 const sizes = new WeakMap();
 
@@ -120,8 +123,10 @@ export const attach = (node, name, width, make, least = 60) => {
     // A node that somebody has enlarged keeps its size, and so does a loaded one.
     const room = (height || !least) && node.size[1] + now - height;
     height = now;
-    // There, nodes grow with their content, a little later.
-    if (isVue()) return void setTimeout(() => heightIsNoStep(node), 100);
+    if (isVue()) {
+      for (const wait of [100, 600]) setTimeout(() => heightIsNoStep(node), wait); // there, nodes grow with their content, a little later
+      return;
+    }
     node.setSize([node.size[0], Math.max(room || node.size[1], node.computeSize()[1])]);
     heightIsNoStep(node);
     app.graph?.setDirtyCanvas(true, true);

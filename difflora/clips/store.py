@@ -1,16 +1,20 @@
 """Finished clips on disk, each under a key that says what it was made of. They survive an error, a Cancel and a restart.
 
 A clip is a folder: `clip.mp4` at full size, `cells <width>x<height>.npy` with its shrunken frames, and `about.json`. The
-folder gets its name in one step, when it is complete.
+folder gets its name in one step, when it is complete. So several machines can share a store without locks: a lock file
+would outlive a crash, and network shares do not agree on what a lock is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 import uuid
@@ -28,8 +32,13 @@ from ..storage.writer import why_not_written
 from .mosaic import fitting
 from .video import Frame, plays, read_video, size_of, write_video
 
-# Age in seconds at which unfinished folders of a killed process are deleted.
-_ABANDONED = 3600
+# Seconds. Unfinished folders of a killed process are deleted at this age: more than clocks and time zones differ.
+_ABANDONED = 24 * 3600
+# Another machine may still need what it wrote this recently, although no plan names it.
+_LATELY = 3600
+# A sweep that nobody has gone on with for so long is given up.
+_GIVEN_UP = 14 * 24 * 3600
+_UNFINISHED, _PLANS = ".making-", ".plans"
 # No pixel of a clip that counts as black is brighter, of 255.
 _BLACK = 4
 
@@ -74,10 +83,14 @@ class About:
 
 @dataclass(frozen=True)
 class StoredClip:
-    """A clip of the store."""
+    """A clip of the store.
+
+    store_name  what a person calls the store, in errors
+    """
 
     folder: Path
     about: About
+    store_name: str = "clips"
 
     @property
     def video(self) -> Path:
@@ -89,23 +102,20 @@ class StoredClip:
         return read_video(self.video, None if only is None else set(only), (self.about.width, self.about.height))
 
     def cells(self, longest: int, progress: Progress | None = None) -> NDArray[np.uint8]:
-        """(frames, height, width, 3): all frames, the longer side at most `longest`. Mapped, not read.
+        """(frames, height, width, 3): all frames, the longer side at most `longest`.
 
-        Frames of this size that are not there or damaged are made from the clip.
+        Frames of this size that are not there or damaged are made from the clip. They are read, not mapped: another machine
+        may delete the file, and a map of a file that is gone ends the process.
 
         progress    called for every frame that has to be shrunk first; may raise to cancel
         """
         width, height = fitting(self.about.width, self.about.height, longest)
         path = self.folder / _cells_name(width, height)
-        cells = _mapped(path, (self.about.frames, height, width, 3))
+        cells = _read_array(path, (self.about.frames, height, width, 3))
         if cells is None:
-            with _said(self.folder.parent):
-                _save(path, read_video(self.video, None, None), width, height, self.about, progress)
-            cells = _mapped(path, (self.about.frames, height, width, 3))
-        if cells is None:
-            raise FileError(
-                f"{path.name}: these frames cannot be read. Delete {self.folder.name} in the folder of clips."
-            )
+            cells = _shrunk(read_video(self.video, None, None), width, height, self.about, progress)
+            with _said(self.store_name):
+                _keep_cells(path, cells)
         return cells
 
 
@@ -113,13 +123,20 @@ class ClipStore:
     """All clips in one folder. When they exceed the budget, the least recently used are deleted first.
 
     budget      bytes that all clips together may take
+    name        what a person calls the folder: errors do not tell where a server keeps its files
+    is_own      the folder is made where it is missing. One that somebody else provides is not: a share that is not connected
+                would become a folder of the local disk
     """
 
-    def __init__(self, folder: Path, budget: int = 4 << 30):
+    def __init__(self, folder: Path, budget: int = 4 << 30, name: str = "clips", is_own: bool = True):
         self.folder = folder
         self.budget = budget
+        self.name = name
+        self.is_own = is_own
         # Clips that were found to be sound, and how their files were then: decoding takes a while.
         self._checked: dict[Path, tuple[object, About]] = {}
+        self._sizes: dict[str, tuple[float, int]] = {}
+        self._written: set[str] = set()
 
     def has(self, key: str) -> bool:
         """Whether the clip of this key is there and whole. This is no use of it."""
@@ -153,18 +170,24 @@ class ClipStore:
                 brightest = max(brightest, int(frame.max()))
                 yield frame
 
-        with _said(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            made = Path(tempfile.mkdtemp(prefix=".making-", dir=self.folder))
+        with _said(self.name):
+            self._make_folder()
+            made = self.folder / f"{_UNFINISHED}{uuid.uuid4().hex}"
+            made.mkdir()
             try:
                 small = write_video(made / "clip.mp4", watched(), fps, scaled=size)
                 _write_array(made / _cells_name(*size), np.stack(small))
                 kept = asdict(replace(about, brightest=brightest))
                 (made / "about.json").write_text(json.dumps(kept), "utf-8")
+                parts = list(made.iterdir())
+                for part in (*parts, made):
+                    _open_as(part, self.folder)
                 # After a power cut a folder may otherwise be there, and what is in it not.
-                for part in (*made.iterdir(), made):
+                for part in (*parts, made):
                     _sync(part)
-                return self._publish(made, folder)
+                clip = self._publish(made, folder)
+                self._written.add(key)
+                return clip
             except BaseException:  # Cancel is no Exception
                 shutil.rmtree(made, ignore_errors=True)
                 raise
@@ -175,19 +198,88 @@ class ClipStore:
 
     def check_writable(self) -> None:
         """Raise OutputError if no clip could be kept, before anything is rendered for it."""
-        with _said(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with _said(self.name):
+            self._make_folder()
+            if not self.folder.is_dir():
+                raise OutputError(
+                    f"The folder of clips ({self.name}) is not there. Connect the disk or the share that it is on, or correct "
+                    "the path."
+                )
             with tempfile.TemporaryFile(dir=self.folder) as file:
                 file.write(bytes(4096))
+
+    def plan(self, keys: Iterable[str]) -> None:
+        """Say that a sweep needs these clips: until it is complete, no machine deletes those that are there."""
+        keys = sorted(set(keys))
+        with _said(self.name):
+            self._make_folder()
+            place = self._plan_of(keys)
+            place.parent.mkdir(exist_ok=True)
+            _open_as(place.parent, self.folder)
+            making = place.parent / f"{_UNFINISHED}{uuid.uuid4().hex}"
+            try:
+                making.write_text(json.dumps(keys), "utf-8")
+                _open_as(making, self.folder)
+                try:
+                    making.replace(place)
+                except PermissionError:
+                    if not place.exists():  # on Windows, while another machine reads the same plan
+                        raise
+            finally:
+                making.unlink(missing_ok=True)
+
+    def complete(self, keys: Iterable[str]) -> None:
+        """All clips of a planned sweep are there: from now on they count as any others."""
+        with contextlib.suppress(OSError):
+            self._plan_of(sorted(set(keys))).unlink()
+
+    def planned(self, now: float) -> set[str]:
+        """The keys of all plans that are not given up. now: by the store's own clock."""
+        keys: set[str] = set()
+        folder = self.folder / _PLANS
+        for name in os.listdir(folder) if folder.is_dir() else []:
+            place = folder / name
+            try:
+                if now - place.stat().st_mtime > _GIVEN_UP:
+                    place.unlink()
+                elif not name.startswith("."):
+                    keys.update(key for key in json.loads(place.read_text("utf-8")) if isinstance(key, str))
+            except (OSError, ValueError, TypeError):
+                continue  # somebody else was faster, or it is half of one: it protects nothing
+        return keys
+
+    def _plan_of(self, keys: list[str]) -> Path:
+        """The same sweep has the same plan on every machine."""
+        return self.folder / _PLANS / f"{hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:32]}.json"
+
+    def _make_folder(self) -> None:
+        if self.is_own:
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _now(self) -> float:
+        """The time by the clock that the files in the folder get theirs from, which is not this machine's on a share."""
+        try:
+            handle, name = tempfile.mkstemp(prefix=_UNFINISHED, dir=self.folder)
+            try:
+                os.close(handle)
+                os.utime(name)
+                return os.stat(name).st_mtime
+            finally:
+                os.unlink(name)
+        except OSError:
+            return time.time()
 
     def _sound(self, folder: Path) -> StoredClip | None:
         video = folder / "clip.mp4"
         try:
-            state = [(status.st_size, status.st_mtime_ns) for status in (video.stat(), (folder / "about.json").stat())]
-            if folder.is_symlink() or not video.is_file():
-                return None
+            if not stat.S_ISDIR(folder.lstat().st_mode):
+                return None  # it is not there, or a link to somewhere else
+            files = video.stat(), (folder / "about.json").stat()
         except OSError:
             return None
+        if not all(stat.S_ISREG(file.st_mode) for file in files):
+            return None
+        state = [(file.st_size, file.st_mtime_ns) for file in files]
         checked = self._checked.get(folder)
         if checked is None or checked[0] != state:
             about = About.read(folder / "about.json")
@@ -196,7 +288,7 @@ class ClipStore:
             checked = self._checked[folder] = (state, about)
             while len(self._checked) > 4096:
                 self._checked.pop(next(iter(self._checked)))
-        return StoredClip(folder, checked[1])
+        return StoredClip(folder, checked[1], self.name)
 
     def _publish(self, made: Path, folder: Path) -> StoredClip:
         """Give a finished folder its name, unless somebody else has been faster."""
@@ -216,39 +308,63 @@ class ClipStore:
         about = About.read(folder / "about.json")
         if about is None:
             raise FileError(f"{folder.name}: this clip was changed while it was being kept. Run it again.")
-        return StoredClip(folder, about)
+        return StoredClip(folder, about, self.name)
 
     def _clear(self, place: Path) -> None:
         """Take away whatever is there: a clip, half a clip, a file, a link. In one step, so that nobody finds half of it."""
-        aside = self.folder / f".making-{uuid.uuid4().hex}"
+        aside = self.folder / f"{_UNFINISHED}{uuid.uuid4().hex}"
         self._checked.pop(place, None)
         try:
             place.rename(aside)
         except OSError:
             return  # somebody else was faster, or has it open: what is there then is looked at again
-        if aside.is_symlink() or not aside.is_dir():
-            aside.unlink(missing_ok=True)
-        else:
-            shutil.rmtree(aside, ignore_errors=True)
+        _delete(aside)
 
     def _place(self, key: str) -> Path:
         if not is_key(key):
             raise FileError(f"{printable(key, 60)} names no clip. Sweep Grid gives the names.")
         return self.folder / key
 
-    def prune(self, keep: Iterable[str]) -> None:
-        """Delete the least recently used clips until the rest is within the budget, but never those whose keys are given."""
-        kept = set(keep)
-        folders = [entry for entry in self.folder.iterdir() if entry.is_dir()] if self.folder.is_dir() else []
-        used = {folder: folder.stat().st_mtime for folder in folders}
-        total = sum(size_of(folder) for folder in folders)
-        for folder in sorted(folders, key=used.__getitem__):
-            unfinished = folder.name.startswith(".making-")
-            if unfinished and time.time() - used[folder] < _ABANDONED or folder.name in kept:
+    def prune(self, keep: Iterable[str] = ()) -> None:
+        """Delete the least recently used clips until the rest is within the budget.
+
+        Never those whose keys are given, those of a planned sweep, and what another machine wrote within the last hour: so a
+        store may exceed its budget for a while.
+        """
+        found = self._entries()
+        now = self._now()
+        kept: set[str] | None = None
+        total = sum(size for _, size in found.values())
+        for name, (used, size) in sorted(found.items(), key=lambda entry: entry[1][0]):
+            age = now - used
+            if name.startswith(_UNFINISHED):
+                if age > _ABANDONED:
+                    _delete(self.folder / name)
                 continue
-            if unfinished or total > self.budget:
-                total -= size_of(folder)
-                shutil.rmtree(folder, ignore_errors=True)
+            if total <= self.budget:
+                continue
+            if kept is None:
+                kept = self.planned(now).union(keep)
+            if name in kept or (name not in self._written and abs(age) < _LATELY):
+                continue
+            place = self.folder / name
+            self._clear(place)
+            if not os.path.lexists(place):  # Windows: somebody is reading it; or it is another user's
+                total -= size
+
+    def _entries(self) -> dict[str, tuple[float, int]]:
+        """Name -> when it was used last, and bytes, of all clips and all that is unfinished. Only what was used since is looked into."""
+        found: dict[str, tuple[float, int]] = {}
+        for entry in os.scandir(self.folder) if self.folder.is_dir() else ():
+            if entry.name == _PLANS:
+                continue
+            with contextlib.suppress(OSError):  # another machine has just deleted it
+                used = entry.stat(follow_symlinks=False).st_mtime
+                known = self._sizes.get(entry.name)
+                size = known[1] if known and known[0] == used else size_of(Path(entry.path))
+                found[entry.name] = used, size
+        self._sizes = found
+        return found
 
 
 def is_black(brightest: int) -> bool:
@@ -265,9 +381,9 @@ def _cells_name(width: int, height: int) -> str:
     return f"cells {width}x{height}.npy"
 
 
-def _save(
-    path: Path, frames: Iterable[Frame], width: int, height: int, about: About, progress: Progress | None
-) -> None:
+def _shrunk(
+    frames: Iterable[Frame], width: int, height: int, about: About, progress: Progress | None
+) -> NDArray[np.uint8]:
     """Frames at another size than the stored one, from the encoded clip."""
     import torch
 
@@ -278,19 +394,29 @@ def _save(
         picture = torch.from_numpy(frame[: about.height, : about.width].copy()).permute(2, 0, 1)[None].float()
         resized = torch.nn.functional.interpolate(picture, (height, width), mode="area")
         small.append(resized[0].permute(1, 2, 0).round().to(torch.uint8).numpy())
-    making = path.with_suffix(f".{os.getpid()}.tmp")
+    return np.stack(small)
+
+
+def _keep_cells(path: Path, cells: NDArray[np.uint8]) -> None:
+    """For the next time, if this may be written: the clip may be another user's, on a share that is only readable."""
+    making = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
     try:
-        _write_array(making, np.stack(small))
+        _write_array(making, cells)
+        _open_as(making, path.parent)
         _sync(making)
         making.replace(path)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ESTALE):
+            raise
     finally:
-        making.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            making.unlink()
 
 
-def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+def _read_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
     """The array in a file, if it is of this shape."""
     try:
-        array = np.load(path, mmap_mode="r")
+        array = np.load(path)
     except (OSError, ValueError, EOFError, SyntaxError):  # numpy reads its header as Python
         return None
     return array if isinstance(array, np.ndarray) and array.shape == shape and array.dtype == np.uint8 else None
@@ -304,24 +430,45 @@ def _write_array(path: Path, array: NDArray[np.uint8]) -> None:
         file.write(array.data)
 
 
+def _open_as(path: Path, model: Path) -> None:
+    """Let those read and write it who may do so with another folder: on a share, other users' servers."""
+    if os.name == "nt":
+        return  # there, it inherits that
+    with contextlib.suppress(OSError):  # some shares have no modes
+        mode = model.stat().st_mode & 0o2777
+        os.chmod(path, mode | 0o700 if path.is_dir() else (mode & 0o666) | 0o600)
+
+
+def _delete(path: Path) -> None:
+    if path.is_symlink() or not path.is_dir():
+        with contextlib.suppress(OSError):
+            path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _sync(path: Path) -> None:
     """Have the system write a file to the disk; a folder, where the system can."""
-    if path.is_dir() and os.name == "nt":
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":
         return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not is_folder or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise  # some network shares know no fsync of a folder
     finally:
         os.close(handle)
 
 
 @contextlib.contextmanager
-def _said(folder: Path) -> Iterator[None]:
-    """What cannot be written, in one line. Not the whole path: whoever sees the error need not know it."""
+def _said(name: str) -> Iterator[None]:
+    """What cannot be written, in one line. Not the path: whoever sees the error need not know it."""
     try:
         yield
     except OSError as error:
         raise OutputError(
-            f"A clip cannot be kept in {folder.parent.name}/{folder.name} of ComfyUI's user folder: "
-            f"{why_not_written(error)}. Make room there; the clips that are finished stay."
+            f"A clip cannot be kept in the folder of clips ({name}): {why_not_written(error)}. Make room there; the clips "
+            "that are finished stay."
         ) from error

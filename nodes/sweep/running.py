@@ -8,6 +8,7 @@ import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import ReferenceType, WeakKeyDictionary, ref
@@ -19,6 +20,7 @@ from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from ...difflora.clips.mosaic import Label, label_text, signed
+from ...difflora.clips.place import store_at
 from ...difflora.clips.store import About, ClipStore, StoredClip, is_black
 from ...difflora.errors import InputError, UnsupportedError
 from ...difflora.sentence import Sentence
@@ -54,7 +56,6 @@ class Sweeps:
     def __init__(self) -> None:
         self.files = WatchedFiles()
         self.hashes = ContentHashes(self._folder / "hashes.json")
-        self._store = ClipStore(self._folder / "sweeps")
         # By their name. Not in the prompt: anybody can put an inner node into one, and a cell deletes what its run calls
         # its own.
         self._runs: _Latest[SweepRun] = _Latest(_RUNS_KEPT)
@@ -63,13 +64,16 @@ class Sweeps:
         self._lost = 0
         self._prompts: WeakKeyDictionary[Any, PromptCells] = WeakKeyDictionary()
 
-    @property
+    @cached_property
     def store(self) -> ClipStore:
-        return self._store
+        """raises   InputError where the file that names the folder is not right; it is then read again"""
+        return store_at(self._folder, f"user/{self._folder.name}")
 
     @property
     def _folder(self) -> Path:
-        """ComfyUI empties its temp folder when it starts; its folder for what belongs to no user, it keeps."""
+        """ComfyUI empties its temp folder when it starts; its folder for what belongs to no user, it keeps, and no request
+        can write there.
+        """
         return Path(folder_paths.get_system_user_directory("differential_lora"))
 
     def cells_of(self, dynprompt: Any) -> PromptCells:

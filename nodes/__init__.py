@@ -8,6 +8,7 @@ from .demo import offer_demo_models
 from .slider import block_toggle, empty_text, make_map, mapped_wanvideo, native, wanvideo
 from .sweep import compare, response, sweep
 from .sweep.export import answer_export
+from .sweep.news import answer_news
 from .training import encode, pairs, runs, train
 
 FAMILIES: list[list[type[io.ComfyNode]]] = [
@@ -44,6 +45,7 @@ class DifferentialLora(ComfyExtension):
         sweep.watch_prompts()
         answer_last_words()
         answer_export()
+        answer_news()
         answer_lora(load_subtract.describe)
         answer_pair(load_pair.describe_pair)
         return [node for family in FAMILIES for node in family]

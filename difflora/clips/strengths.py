@@ -1,9 +1,11 @@
-"""The strengths of a sweep: evenly spaced, or typed."""
+"""The strengths of a sweep: evenly spaced, or typed; and which of them are one machine's share."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from ..errors import UnsupportedError
 from ..sentence import printable
@@ -37,6 +39,40 @@ def sweep_strengths(start: float, stop: float, count: int, typed: str = "", incl
             f"{len(strengths)} strengths are more than the {MOST} that one sweep may have. Take fewer."
         )
     return strengths
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a sweep that one machine renders: every so many strengths, so that each share reaches from end to end.
+
+    number      from 1 on
+    """
+
+    number: int = 1
+    of: int = 1
+
+    @classmethod
+    def read(cls, text: object) -> Share:
+        """What a person writes: all, or 2 of 3.
+
+        raises      UnsupportedError for anything else
+        """
+        found = re.fullmatch(r"\s*(\d{1,3})\s*(?:of|/)\s*(\d{1,3})\s*", str(text), re.IGNORECASE)
+        share = cls(int(found[1]), int(found[2])) if found else cls()
+        if not (found or str(text).strip().lower() == "all") or not 1 <= share.number <= share.of <= MOST:
+            raise UnsupportedError(
+                f"share is {printable(text, 60)}. Write all, or this server's share: 1 of 3, 2 of 3, 3 of 3."
+            )
+        return share
+
+    @property
+    def is_all(self) -> bool:
+        return self.of == 1
+
+    def lanes(self, keys: Iterable[str]) -> list[list[str]]:
+        """The keys of every share, in the order in which they are rendered. A repeated key is rendered once."""
+        distinct = list(dict.fromkeys(keys))
+        return [distinct[number :: self.of] for number in range(self.of)]
 
 
 def _place_of_zero(strengths: list[float]) -> int:

@@ -71,7 +71,10 @@ class ContentHashes:
         return self._known
 
     def _keep(self, name: str, entry: tuple[int, int, str]) -> None:
+        # Two servers of one machine may share the file: what the other one has read counts here, too.
+        own, self._known = self._load(), None
         known = self._load()
+        known.update(own)
         known.pop(name, None)
         known[name] = entry
         while len(known) > _MOST:

@@ -58,6 +58,7 @@ import { readPlayer } from "./player.js";
  * @property {Pair} [pair]
  * @property {Record<string, unknown>} [ran] the widgets' values in the run, where the widget shows more than that run
  * @property {string} [key] what the server keeps the message under
+ * @property {string} [waiting] clips are still to come from other servers: what to ask for them by
  */
 
 const LEVELS = ["info", "warning", "error"];
@@ -107,6 +108,7 @@ export const readMessage = (output) => {
   }
   if (isObject(value.ran)) message.ran = value.ran;
   if (typeof value.key === "string") message.key = value.key;
+  if (typeof value.waiting === "string") message.waiting = value.waiting;
   if (typeof value.selection === "string") message.selection = value.selection;
   const range = value.strength_range;
   if (Array.isArray(range) && range.length === 2 && range.every((v) => Number.isFinite(v)) && range[0] < range[1]) {

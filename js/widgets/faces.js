@@ -17,7 +17,7 @@ import { mapView } from "./map_view.js";
 import { pairView } from "./pair_view.js";
 import { playerView } from "./player.js";
 import { reportView } from "./report.js";
-import { askHeader, messageOf, pictureOf, reportOf } from "./said.js";
+import { askHeader, followNews, messageOf, pictureOf, reportOf } from "./said.js";
 import { spectrumChart } from "./spectrum.js";
 import { strengthSlider } from "./strength_slider.js";
 
@@ -205,7 +205,11 @@ const withProblems = (node) =>
 const withPlayer = (node) =>
   attach(node, "difflora_player", 460, () =>
     playerView({
-      player: () => messageOf(node)?.player ?? null,
+      player: () => {
+        const message = messageOf(node);
+        if (message?.waiting) followNews(node, () => laterOn((other) => other === node));
+        return message?.player ?? null;
+      },
       url: (video) => api.apiURL(viewPath(video)),
       usable: () => fedBySweep(node).length > 0,
       use: (strength) => useStrength(node, strength),

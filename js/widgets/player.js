@@ -38,6 +38,7 @@ export const playerView = (host) => {
   /** @type {"off" | "hidden" | "shown"} */
   let blind = "off";
   let ticking = 0;
+  let chosen = false; // by the person: then more clips of the same sweep change nothing of what is seen
 
   const canvas = el("canvas", { class: "screen", role: "img", tabindex: "-1" });
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d", { alpha: false }));
@@ -216,6 +217,7 @@ export const playerView = (host) => {
   const pick = (/** @type {number} */ nextA, /** @type {number} */ nextB) => {
     const last = order.length - 1;
     [a, b] = [Math.min(last, Math.max(0, nextA)), Math.min(last, Math.max(0, nextB))];
+    chosen = true;
     draw();
     show();
   };
@@ -408,12 +410,14 @@ export const playerView = (host) => {
     }
     videos = [];
   };
-  const open = () => {
+  /** @param {{ time: number, paused: boolean } | null} at where it was */
+  const open = (at) => {
     const { videos: files, frames } = /** @type {Player} */ (player);
     videos = files.map((file) => {
       const video = el("video", { muted: true, playsinline: true, preload: "auto" });
       [video.muted, video.loop, video.playbackRate] = [true, loop, speed];
       for (const event of ["loadeddata", "seeked"]) video.addEventListener(event, draw);
+      if (at) video.addEventListener("loadedmetadata", () => (video.currentTime = at.time), { once: true });
       video.addEventListener("error", () => (verdict.textContent = say("noVideo")));
       video.src = host.url(file);
       return video;
@@ -423,7 +427,7 @@ export const playerView = (host) => {
       show();
     });
     videos[0].addEventListener("pause", show);
-    if (frames > 1 && !matchMedia("(prefers-reduced-motion: reduce)").matches) start();
+    if (frames > 1 && !at?.paused && !matchMedia("(prefers-reduced-motion: reduce)").matches) start();
   };
 
   const refresh = () => {
@@ -431,18 +435,23 @@ export const playerView = (host) => {
     const told = JSON.stringify(next);
     if (told === known) return;
     const before = player;
+    const at = before && videos[0] ? { time: videos[0].currentTime, paused: videos[0].paused } : null;
+    const keys = before ? [clipAt(a).key, clipAt(b).key] : [];
     known = told;
     close();
     player = next;
+    const grown = Boolean(before && next && before.clips.every(({ key }) => key && next.clips.some((clip) => clip.key === key)));
+    chosen &&= grown;
     if (player) {
       const same = before?.clips.length === player.clips.length && order.length === player.clips.length;
       if (!same) {
         order = player.clips.map((_, index) => index);
         [a, b] = firstPair(player.clips);
+        if (chosen) [a, b] = keys.map((key) => next?.clips.findIndex((clip) => clip.key === key) ?? 0);
         blind = "off";
       }
       verdict.textContent = blind === "off" ? "" : verdict.textContent;
-      open();
+      open(grown ? at : null);
       draw();
     }
     show();

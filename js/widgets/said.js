@@ -124,3 +124,35 @@ export const askHeader = async (node, about, picked) => {
   say(node, told.error ? { report: { title: picked.name ?? "", lines: [{ text: retellError(String(told.error)), level: "error" }] } } : told);
   return true;
 };
+
+/** Milliseconds from one question to the next. */
+const [SOON, LATE] = [2000, 15_000];
+
+/** Grids that are being followed. @type {WeakSet<Node>} */
+const followed = new WeakSet();
+
+/**
+ * Ask the server for clips of other servers, for as long as the node's last message waits for some. The run does not wait
+ * for them, and may be over. @param {Node} node @param {() => void} changed
+ */
+export const followNews = async (node, changed) => {
+  if (followed.has(node)) return;
+  followed.add(node);
+  for (let pause = SOON; ; ) {
+    await new Promise((resolve) => setTimeout(resolve, pause));
+    const waiting = messageOf(node)?.waiting;
+    if (!waiting || !node.graph) break;
+    if (document.hidden) continue;
+    // Without an answer the server is down, and asked again later; one that has been restarted knows nothing of the run.
+    const answer = await api.fetchApi(`/differential_lora/sweep?${new URLSearchParams({ waiting })}`).catch(() => null);
+    if (answer?.status === 404) break;
+    const told = answer?.ok ? await answer.json() : {};
+    const isNews = Object.keys(told).length > 0;
+    pause = isNews ? SOON : Math.min(LATE, 1.5 * pause);
+    // A run may have said something newer meanwhile.
+    if (!isNews || messageOf(node)?.waiting !== waiting) continue;
+    say(node, told);
+    changed();
+  }
+  followed.delete(node);
+};

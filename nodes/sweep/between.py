@@ -6,11 +6,13 @@ A prompt is ComfyUI's own: id -> {"class_type", "inputs"}; an input is a constan
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -114,28 +116,35 @@ class Between:
         return list(dict.fromkeys(self.nodes[name]["class_type"] for name in self.nodes if name in self.varying))
 
     def wanted(
-        self, strengths: Iterable[float], hashes: ContentHashes, progress: Progress, version: int = 0
+        self,
+        strengths: Iterable[float],
+        hashes: ContentHashes,
+        progress: Progress,
+        version: int = 0,
+        any_machine: bool = False,
     ) -> list[Wanted]:
         """The pictures at each strength, with a name that is the same exactly if all that they are made of is the same.
 
         It says the same on every machine: files count by name, size and content; versions and flags by what they are.
 
-        version     another number is another name, for whoever wants all clips rendered again
-        progress    called with (done, total) bytes of the files that have to be read; may raise to cancel
+        version         another number is another name, for whoever wants all clips rendered again
+        any_machine     leave out the machine: versions, flags, the GPU, and what nodes say of files whose contents count
+        progress        called with (done, total) bytes of the files that have to be read; may raise to cancel
         """
         contents = self._contents(hashes, progress)
         fixed: dict[str, str] = {}
         once = uuid.uuid4().hex if self.restless else ""
         for name in self.nodes:
             if name not in self.varying and name != self.sweep:
-                fixed[name] = self._digest(name, fixed, contents)
-        around = [runtime_facts(), pack_facts(node["class_type"] for node in self.nodes.values()), version, once]
+                fixed[name] = self._digest(name, fixed, contents, any_machine)
+        machine = [] if any_machine else [runtime_facts(), pack_facts(n["class_type"] for n in self.nodes.values())]
+        around = [machine, version, once]
         wanted = []
         for strength in strengths:
             digests = fixed | {self.sweep: f"strength {strength!r}"}
             for name in self.nodes:
                 if name in self.varying:
-                    digests[name] = self._digest(name, digests, contents)
+                    digests[name] = self._digest(name, digests, contents, any_machine)
             key = _hash([around, digests[self.images[0]], self.images[1]])[:32]
             wanted.append(Wanted(key, strength, digests))
         return wanted
@@ -224,7 +233,9 @@ class Between:
     def _changes(self, name: str) -> list[Facts]:
         return [self.files.look(path) for path in self._files[name].paths if self.files.has_changed(path)]
 
-    def _digest(self, name: str, digests: Mapping[str, str], contents: Mapping[Path, list[Any]]) -> str:
+    def _digest(
+        self, name: str, digests: Mapping[str, str], contents: Mapping[Path, list[Any]], any_machine: bool
+    ) -> str:
         node = self.nodes[name]
         files = self._files[name]
         inputs = {
@@ -236,25 +247,50 @@ class Between:
         if files.told is not None:
             # The fingerprint is made of the times of these files, which are others on each machine.
             return _hash([node["class_type"], inputs, [contents[path] for path in files.told]])
-        return _hash([node["class_type"], inputs, node.get("is_changed")])
+        if any_machine and files.named:
+            return _hash([node["class_type"], inputs])
+        return _hash([node["class_type"], inputs, _without_times(node.get("is_changed"), files.paths)])
 
 
 def _files_read(node: Node) -> list[Path] | None:
     """The files that a node of this pack reads, by its own word; None for all others, whose texts may name files."""
     reads = getattr(execution.nodes.NODE_CLASS_MAPPINGS.get(node["class_type"]), "files_read", None)
     constants = {key: value for key, value in node["inputs"].items() if not is_link(value)}
-    if reads is None or len(constants) < len(node["inputs"]):
-        return None
+    if reads is None or any(
+        name not in constants for name in inspect.signature(reads).parameters if name in node["inputs"]
+    ):
+        return None  # A name comes by a link.
     try:
         return list(reads(**constants))
     except (DiffLoraError, TypeError):
         return None  # The node will say what is wrong with its inputs when it runs.
 
 
+def _without_times(value: Any, paths: Iterable[Path]) -> Any:
+    """What a node says of itself, without the times of its files: ComfyUI's Load Video says nothing else. Contents count."""
+    times: set[float] = set()
+    for path in paths:
+        with suppress(OSError):
+            status = path.stat()
+            times |= {status.st_mtime, status.st_mtime_ns, int(status.st_mtime)}
+    texts = {str(time) for time in times}
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, (list, tuple)):
+            return [plain(each) for each in part]
+        if isinstance(part, (set, frozenset)):  # which have another order in each process
+            return sorted(map(repr, part))
+        is_time = type(part) in (int, float) and part in times or isinstance(part, str) and part in texts
+        return "time" if is_time else part
+
+    return plain(value)
+
+
 def _with_contents(value: Any, named: Mapping[str, list[Path]], contents: Mapping[Path, list[Any]]) -> Any:
     """A constant, with the contents of a file in place of its name: another folder is no other picture."""
     if isinstance(value, str) and value in named:
-        return {"files": sorted(contents[path] for path in named[value])}
+        # Each once: another machine may have a copy in one more folder.
+        return {"files": sorted({tuple(contents[path]) for path in named[value]})}
     if isinstance(value, Mapping):
         return {key: _with_contents(part, named, contents) for key, part in value.items()}
     if isinstance(value, list):

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,7 +50,7 @@ class Previews:
     @contextlib.contextmanager
     def making(self, path: Path) -> Iterator[Path]:
         """A file that becomes `path` when it is complete."""
-        making = path.with_suffix(f".{os.getpid()}.tmp")
+        making = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
         try:
             with said_as_output_error(path):
                 yield making

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+import threading
 import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,11 @@ from comfy_execution.graph_utils import GraphBuilder
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
+from ...difflora.clips.arrivals import Arrivals
 from ...difflora.clips.mosaic import Label, label_text, signed
 from ...difflora.clips.place import store_at
 from ...difflora.clips.store import About, ClipStore, StoredClip, is_black
+from ...difflora.clips.strengths import Share
 from ...difflora.errors import InputError, UnsupportedError
 from ...difflora.sentence import Sentence
 from ...difflora.storage.hashes import ContentHashes
@@ -94,18 +97,33 @@ class Sweeps:
         return [run for run in self._runs.values() if run.prompt is prompt]
 
     def end(self, run: SweepRun) -> None:
-        """Keep a run that is complete, and make room in the store for the next ones."""
+        """Remember a run that has ended, and make room in the store for the next ones."""
         run.is_over = True
         self._finished[run.name] = run
+        if not run.is_partial:
+            self.store.complete(run.keys)
         needed = [*self._finished.values(), *self.of_prompt(run.prompt)]
         self.store.prune(keep={key for other in needed for key in other.keys})
 
     def count_lost(self) -> int:
         """How many finished sweeps have lost clips since, or never had them all: what ComfyUI still holds is of no use."""
-        for name in [name for name, run in self._finished.items() if not all(map(self.store.has, run.keys))]:
-            del self._finished[name]
-            self._lost += 1
+        for name, run in list(self._finished.items()):
+            if run.is_partial or not all(map(self.store.has, run.keys)):
+                del self._finished[name]
+                self._lost += 1
         return self._lost + PREVIEWS.losses
+
+    def news(self, name: str, version: str) -> dict[str, Any] | None:
+        """What a grid shows now, if that is something else than a page has; empty if not; None for a run of another time.
+
+        version     of the clips that the page has heard of
+        """
+        run = self._runs.get(name)
+        if run is None:
+            return None
+        with run.lock:
+            run.arrivals.look()
+            return {} if version == str(run.arrivals.version) else dict(run.message_now())
 
 
 @dataclass(eq=False)
@@ -197,6 +215,7 @@ class PromptCells:
 class SweepRun:
     """One grid being rendered: all that the nodes of its expansion have to know.
 
+    share       what of it this server renders; the other clips come from others, or are there
     sources     key -> the clone that gives its pictures
     kinds       the kinds of nodes between the sweep and the grid
     message     what the page has been told last. A list of ComfyUI's holds the same object, so that the history has the
@@ -215,22 +234,32 @@ class SweepRun:
     restless: list[str]
     grid: str
     prompt: PromptCells
+    share: Share = Share()
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
     sources: dict[str, str] = field(default_factory=dict)
     notes: list[Sentence] = field(default_factory=list)
     is_over: bool = False
+    is_partial: bool = False
     message: dict[str, Any] = field(default_factory=dict)
+    # The page asks while the prompt runs.
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def __post_init__(self) -> None:
+        lanes = self.share.lanes(self.keys)
+        self.own = frozenset(lanes[self.share.number - 1])
+        self.arrivals = Arrivals(SWEEPS.store, lanes)
 
     def add_cells(self, graph: GraphBuilder, between: Between, wanted: Sequence[Wanted]) -> dict[str, Any]:
         """Put a gate, a clone and a cell into the graph for each clip that is missing. Returns the last cell's link.
 
-        What another grid of the prompt has begun to render is shared with it, and waited for.
+        What another grid of the prompt has begun to render is shared with it, and waited for. Another server never is.
         """
+        SWEEPS.store.plan(self.keys)
+        self.arrivals.look_for_all()
+        for key in self.own.intersection(self.faults(self.clips())):
+            self.remove(key)
         clips = self.clips()
-        for key in self.faults(clips):
-            SWEEPS.store.remove(key)
-            clips.pop(key, None)
-        missing = {each.key: each for each in wanted if each.key not in clips}
+        missing = {each.key: each for each in wanted if each.key in self.own and each.key not in clips}
         prompt, after = self.prompt, None
         fixed = between.clone_fixed(graph, prompt.clones, wanted[0].digests) if missing else {}
         for number, (key, each) in enumerate(missing.items()):
@@ -259,8 +288,14 @@ class SweepRun:
         return waiting(after)
 
     def clips(self) -> dict[str, StoredClip]:
-        """The clips that are there, by key, in the order of the strengths."""
-        return {key: clip for key in self.keys if (clip := SWEEPS.store.get(key))}
+        """The clips that have been seen, by key, in the order of the strengths."""
+        seen = self.arrivals.seen
+        return {key: seen[key] for key in self.keys if key in seen}
+
+    def remove(self, key: str) -> None:
+        """Delete a clip that is not what it should be. The next run renders it again."""
+        SWEEPS.store.remove(key)
+        self.arrivals.forget(key)
 
     def faults(self, clips: Mapping[str, StoredClip]) -> dict[str, str]:
         """key -> what is wrong: pictures that are not finite, or black where the baseline's are not.
@@ -291,7 +326,7 @@ class SweepRun:
         usual = counted[0][0] if 2 * counted[0][1] > len(shapes) else None
         for other, shape in shapes.items():
             if shape != usual:
-                SWEEPS.store.remove(other)
+                self.remove(other)
         strengths = dict(zip(self.keys, self.strengths, strict=True))
         each = "; ".join(
             f"{', '.join(signed(strengths[other]) for other in shapes if shapes[other] == shape)}: "
@@ -316,6 +351,11 @@ class SweepRun:
 
     def message_now(self) -> dict[str, Any]:
         """What is there and what is missing at this moment: a player for the one, a line for the other."""
+        with self.lock:
+            return self._message_now()
+
+    def _message_now(self) -> dict[str, Any]:
+        self.arrivals.look()
         clips = self.clips()
         for key in self.faults(clips):
             clips.pop(key, None)
@@ -344,9 +384,15 @@ class SweepRun:
     def _state(self, there: Sequence[int], faults: Mapping[str, str] | None = None) -> dict[str, Any]:
         faults = self.faults(self.clips()) if faults is None else faults
         broken = [index for index, key in enumerate(self.keys) if key in faults]
-        missing = [index for index in range(len(self.keys)) if index not in there and index not in broken]
-        count = len(self.strengths)
-        lines = [Sentence("{0} of {1} strengths are there", len(there), count)]
+        absent = [index for index in range(len(self.keys)) if index not in there and index not in broken]
+        missing = [index for index in absent if self.keys[index] in self.own]
+        theirs = [index for index in absent if self.keys[index] not in self.own]
+        own = [index for index, key in enumerate(self.keys) if key in self.own]
+        count = len(own)
+        lines = [Sentence("{0} of {1} strengths are there", len(there), len(self.strengths))]
+        if not self.share.is_all:
+            what = self._listed(own) or "–"
+            lines.append(Sentence("this server renders share {0} of {1}: {2}", self.share.number, self.share.of, what))
         if missing and self.is_over:
             lines.append(Sentence("missing: {0}. The next run renders only these", self._listed(missing)))
         elif missing:
@@ -361,6 +407,10 @@ class SweepRun:
                 lines.append(Sentence("rendering {0} ({1} of {2})", signed(self.strengths[now[0]]), number, count))
             if waiting_for := [index for index in missing if index not in now]:
                 lines.append(Sentence("still to come: {0}", self._listed(waiting_for)))
+        if theirs:
+            lines.append(Sentence("from other shares: {0}. They appear here as they arrive", self._listed(theirs)))
+        if theirs and self.is_over:
+            lines.append(Sentence("the sweep output waits for them: run this again when all are there"))
         warnings = [
             Sentence("{0}: {1}. It is left out, and the next run renders it again", signed(self.strengths[index]),
                      _FAULTS[faults[self.keys[index]]])
@@ -372,13 +422,15 @@ class SweepRun:
             warnings.append(Sentence("{0}: other each time, so no strength can be kept for the next run", restless))
         if self.baseline not in self.strengths:
             warnings.append(Sentence("the baseline {0} is not among the strengths", signed(self.baseline)))
-        return report(Sentence("Sweep"), lines, warnings)
+        waiting = {"waiting": f"{self.name} {self.arrivals.version}"} if theirs else {}
+        return report(Sentence("Sweep"), lines, warnings) | waiting
 
     def _listed(self, indices: Sequence[int]) -> str:
         return ", ".join(signed(self.strengths[index]) for index in indices)
 
     def _say(self, message: dict[str, Any]) -> dict[str, Any]:
-        self.message.clear()
+        for part in self.message.keys() - message.keys():
+            del self.message[part]
         self.message.update(message)
         return self.message
 

@@ -47,11 +47,15 @@ def runtime_facts() -> dict[str, Any]:
         "flags": {name: _plain(value) for name, value in sorted(vars(args).items()) if _is_flag(name) and value},
         "attention": _ATTENTION,
         "kernels": _kernels(),
+        # PyTorch's own, which not every build of one version has.
+        "flash": bool(getattr(torch.backends.cuda, "is_flash_attention_available", lambda: None)()),
     }
 
 
-def pack_facts(kinds: Iterable[str]) -> dict[str, str]:
-    """The version of every pack that these kinds of nodes come from. ComfyUI's own nodes have ComfyUI's."""
+def pack_facts(kinds: Iterable[str]) -> list[str]:
+    """The version of every pack that these kinds of nodes come from, whatever its folder is called. ComfyUI's own nodes have
+    ComfyUI's.
+    """
     packs: dict[str, str] = {}
     for kind in kinds:
         node = execution.nodes.NODE_CLASS_MAPPINGS.get(kind)
@@ -65,7 +69,7 @@ def pack_facts(kinds: Iterable[str]) -> dict[str, str]:
                 folder = execution.nodes.LOADED_MODULE_DIRS.get(name)
                 file = getattr(sys.modules.get(module), "__file__", None)
                 packs[name] = _sources(str(folder or file or ""))
-    return packs
+    return sorted(set(packs.values()))
 
 
 def _device_name(device: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from comfy_api.v0_0_2 import io
-from comfy_execution.graph_utils import GraphBuilder, is_link
+from comfy_execution.graph_utils import ExecutionBlocker, GraphBuilder, is_link
 from comfy_execution.utils import get_executing_context
 from execution import IsChangedCache
 from server import PromptServer
@@ -21,7 +21,7 @@ from server import PromptServer
 from ...difflora.clips.mosaic import ARRANGEMENTS, grid_images, grid_of
 from ...difflora.clips.response import Sweep
 from ...difflora.clips.store import About, StoredClip
-from ...difflora.clips.strengths import MOST, sweep_strengths
+from ...difflora.clips.strengths import MOST, Share, sweep_strengths
 from ...difflora.clips.video import Frame
 from ...difflora.errors import UnsupportedError
 from ..common.fonts import font_for
@@ -78,12 +78,23 @@ class StrengthSweep(io.ComfyNode):
                     placeholder="or type them: -3, -1.5, 0, 2",
                     tooltip="Typed strengths take the place of start, stop and count. They are shown in this order.",
                 ),
+                io.String.Input(
+                    "share",
+                    default="all",
+                    socketless=True,
+                    optional=True,
+                    tooltip="all, or the part that this server renders: 1 of 3, 2 of 3, 3 of 3. Sweep Grid shows the clips "
+                    "of all servers that keep them in one folder. The help page says how.",
+                ),
             ],
             outputs=[io.Float.Output("strength", display_name="strength", tooltip="For a slider's strength.")],
         )
 
     @classmethod
-    def execute(cls, start: float, stop: float, count: int, include_zero: bool, strengths: str = "") -> io.NodeOutput:
+    def execute(
+        cls, start: float, stop: float, count: int, include_zero: bool, strengths: str = "", share: str = "all"
+    ) -> io.NodeOutput:
+        Share.read(share)
         return io.NodeOutput(sweep_strengths(start, stop, count, strengths, include_zero)[0])
 
 
@@ -141,6 +152,13 @@ class SweepGrid(io.ComfyNode):
                     optional=True,
                     tooltip="Another number renders every strength again. The clips of each number are kept.",
                 ),
+                io.Boolean.Input(
+                    "any_machine",
+                    default=False,
+                    optional=True,
+                    tooltip="For servers with other GPUs, versions or flags: share clips with them all the same. Pictures may "
+                    "then differ in more than the strength.",
+                ),
             ],
             outputs=[
                 io.Image.Output(
@@ -169,6 +187,7 @@ class SweepGrid(io.ComfyNode):
         baseline: float,
         text: str = "",
         render_again: int = 0,
+        any_machine: bool = False,
     ) -> io.NodeOutput:
         one_of("arrange", arrange, ARRANGEMENTS)
         within(64, 2048, cell_size=cell_size)
@@ -179,9 +198,9 @@ class SweepGrid(io.ComfyNode):
         graph = GraphBuilder()  # before anything is awaited: its names come from what ComfyUI is running
         between = Between.find(images, dynprompt.get_node, SWEEPS.files)
         await _fingerprint(between, dynprompt)
-        strengths = _strengths(between)
+        strengths, share = _strengths(between)
         prompt = SWEEPS.cells_of(dynprompt)
-        wanted = between.wanted(strengths, SWEEPS.hashes, progress_bar(), render_again)
+        wanted = between.wanted(strengths, SWEEPS.hashes, progress_bar(), render_again, any_machine)
         run = SweepRun(
             between.sweep,
             strengths,
@@ -195,6 +214,7 @@ class SweepGrid(io.ComfyNode):
             between.restless,
             cls.hidden.unique_id,
             prompt,
+            share,
         )
         # What is wrong with the text or the disk is said now, not after the first clip.
         run.labels()
@@ -217,16 +237,23 @@ async def _fingerprint(between: Between, dynprompt: Any) -> None:
         await fingerprints.get(name)
 
 
-def _strengths(between: Between) -> list[float]:
+def _strengths(between: Between) -> tuple[list[float], Share]:
     inputs = between.nodes[between.sweep]["inputs"]
     wired = [name for name, value in inputs.items() if is_link(value)]
     if wired:
         raise UnsupportedError(
             f"Strength Sweep: {wired[0]} comes from a wire, but has to be known before anything runs. Type it."
         )
-    return sweep_strengths(
+    share = Share.read(inputs.get("share", "all"))
+    if not share.is_all and between.restless:
+        raise UnsupportedError(
+            f"share: {', '.join(between.restless)} gives something else each time, so no server could use another one's clips. "
+            "Take it out, or set share to all."
+        )
+    strengths = sweep_strengths(
         inputs["start"], inputs["stop"], inputs["count"], inputs.get("strengths", ""), inputs["include_zero"]
     )
+    return strengths, share
 
 
 class SweepGate(io.ComfyNode):
@@ -297,10 +324,14 @@ class SweepCell(io.ComfyNode):
         notes = [note for batch in images for note in dropped(batch)]
         of.notes += [note for note in dict.fromkeys(notes) if note not in of.notes]
         try:
-            SWEEPS.store.add(
+            clip = SWEEPS.store.add(
                 key[0], reporting(_frames(images), about.frames, progress_bar()), about, of.fps, of.cell_size
             )
             of.prompt.broken.pop(key[0], None)
+            for each in SWEEPS.of_prompt(of.prompt):
+                if key[0] in each.keys:
+                    with each.lock:
+                        each.arrivals.add(key[0], clip)
         except _NotFinite:
             of.prompt.broken[key[0]] = NOT_FINITE
         of.prompt.finish(key[0], of.sources[key[0]], images[0] if len(images) == 1 else None)
@@ -371,17 +402,25 @@ class SweepLayout(io.ComfyNode):
                 layout.set_override_display_id(of.grid)
                 return io.NodeOutput(layout.out(0), layout.out(1), expand=graph.finalize())
         there, clips, faults = _complete(of)
+        if not there:
+            SWEEPS.end(of)
+            return io.NodeOutput(ExecutionBlocker(None), ExecutionBlocker(None), ui={"difflora": [of.message_now()]})
         labels, strengths = of.labels(), [of.strengths[index] for index in there]
         labels = [labels[index] for index in there]
         cells = [clip.cells(of.cell_size, progress_bar()) for clip in clips]
         frames = [list(cell) for cell in cells]
-        stored = [of.keys[index] for index in there]
-        key = json.dumps([stored, cells[0].shape])
-        player = player_of_sheet(frames, labels, of.fps, key, embedded(cls.hidden), progress_bar(), stored)
+        player = {}
+        if not of.is_partial:
+            stored = [of.keys[index] for index in there]
+            key = json.dumps([stored, cells[0].shape])
+            player = player_of_sheet(frames, labels, of.fps, key, embedded(cls.hidden), progress_bar(), stored)
         height, width = cells[0].shape[1:3]
         font = font_for(*(label.text for label in labels))
         picture = grid_images(grid_of(len(cells), width, height, of.arrange), frames, labels, font)
         SWEEPS.end(of)
+        if of.is_partial:
+            # What measures a sweep would measure a part of it.
+            return io.NodeOutput(picture, ExecutionBlocker(None), ui={"difflora": [of.message_now()]})
         left_out = tuple(strength for strength, key in zip(of.strengths, of.keys, strict=True) if key in faults)
         result = Sweep(tuple(strengths), tuple(clips), of.fps, of.baseline, left_out)
         return io.NodeOutput(picture, result, ui={"difflora": [of.finished(player, there, faults)]})
@@ -389,15 +428,19 @@ class SweepLayout(io.ComfyNode):
 
 def _complete(of: SweepRun) -> tuple[list[int], list[StoredClip], dict[str, str]]:
     """The clips that are sound, with their places; and what is wrong with the others, which are not kept."""
+    with of.lock:
+        of.arrivals.look_for_all()
     clips = of.clips()
     faults = of.faults(clips)
     of.prompt.broken |= faults  # for another grid of the same clips
-    for key in faults:
-        SWEEPS.store.remove(key)
+    for key in of.own.intersection(faults):
+        of.remove(key)
     there = [index for index, key in enumerate(of.keys) if key in clips and key not in faults]
-    if any(key not in clips and key not in faults for key in of.keys):
+    absent = {key for key in of.keys if key not in clips and key not in faults}
+    if absent & of.own:
         raise UnsupportedError("A finished clip has been deleted while the sweep was running. Run it again.")
-    if not there:
+    of.is_partial = bool(absent)
+    if not there and not of.is_partial:
         raise UnsupportedError(
             f"images: the pictures are {' or '.join(sorted(set(faults.values())))} at every strength. Look for the cause in "
             f"the nodes in between: {', '.join(of.kinds)}."

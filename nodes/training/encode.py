@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,13 +73,17 @@ class EncodePairs(io.ComfyNode):
         )
 
     @classmethod
+    def files_read(cls, folder_a: str, folder_b: str, **_: Any) -> list[Path]:
+        """For Sweep Grid, which names clips by what these files hold."""
+        return [file for folder in (folder_a, folder_b) for found in frames(folder).values() for file in found]
+
+    @classmethod
     def fingerprint_inputs(
         cls, folder_a: str | None = None, folder_b: str | None = None, size: int | None = None, vae: Any = None
     ) -> object:
         if folder_a is None or folder_b is None:
             return math.nan  # a name comes through a link: always run
-        files = [file for folder in (folder_a, folder_b) for found in frames(folder).values() for file in found]
-        return files_fingerprint(files)
+        return files_fingerprint(cls.files_read(folder_a, folder_b))
 
     @classmethod
     def execute(cls, vae: Any, folder_a: str, folder_b: str, size: int) -> io.NodeOutput:

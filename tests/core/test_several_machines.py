@@ -265,6 +265,7 @@ def simulated(folder, machines, strengths, calls):
     return total / machines / strengths, calls["listings"] / machines, calls["listed"] / machines / strengths
 
 
+@pytest.mark.slow
 def test_the_cost_of_a_clip_stays_flat_up_to_64_machines_and_1000_strengths(tmp_path, counted):
     costs = {}
     for machines, strengths in ((1, 10), (1, 100), (1, 1000), (8, 100), (64, 1000)):

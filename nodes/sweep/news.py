@@ -1,0 +1,28 @@
+"""What has arrived in a sweep from other servers: the page asks, and no run waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+from server import PromptServer
+
+from ...difflora.errors import DiffLoraError
+from .running import SWEEPS
+
+
+def answer_news() -> None:
+    """Answer the page. Called while ComfyUI loads the pack."""
+    PromptServer.instance.routes.get("/differential_lora/sweep")(_answer)
+
+
+async def _answer(request: web.Request) -> web.Response:
+    """waiting: what the grid's last message has under this name."""
+    name, _, version = request.query.get("waiting", "").partition(" ")
+    try:
+        news = await asyncio.to_thread(SWEEPS.news, name, version)
+    except DiffLoraError as error:
+        return web.json_response({"error": str(error)}, status=422)
+    if news is None:
+        return web.json_response({"error": "This server has not run that sweep since it started."}, status=404)
+    return web.json_response(news)

@@ -26,7 +26,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,7 @@ class ComfyServer:
         pack: Path | None = ROOT,
         timeout: float = 300,
         port: int = 0,
+        more_packs: Mapping[str, Path] | None = None,
     ):
         self.base = base.resolve()
         self.comfyui = comfyui
@@ -106,6 +107,7 @@ class ComfyServer:
         self.python = python
         self.timeout = timeout
         self.packs = {PACK_NAME: pack, "helper_nodes": HELPER_NODES if helper_nodes else None, "wrapper": wrapper}
+        self.packs |= more_packs or {}
         self.client_id = uuid.uuid4().hex
         self.port = port  # 0: any that is free
         self.log_file = self.base / "comfyui.log"

@@ -109,9 +109,9 @@ class TestBrokenCells:
 class TestOneSweepOneShape:
     def test_a_node_that_collects_from_other_machines_is_refused(self, comfy):
         prompt = painted("-1, 0", frames=3)
-        prompt["collect"] = node("DistributedCollector", images=["break", 0])
+        prompt["collect"] = node("TestDistributedCollector", images=["break", 0])
         prompt["grid"]["inputs"]["images"] = ["collect", 0]
-        with pytest.raises(NodeFailed, match="DistributedCollector.*other machines"):
+        with pytest.raises(NodeFailed, match="TestDistributedCollector.*other machines"):
             comfy.run(prompt)
 
     @pytest.mark.parametrize("how", ["frames", "size"])

@@ -409,7 +409,7 @@ class TestSpoil:
         return (images,)
 
 
-class DistributedCollector:
+class TestDistributedCollector:
     """Named like a node of ComfyUI-Distributed, which merges what other machines send."""
 
     @classmethod
@@ -438,6 +438,25 @@ class TestMood:
     @classmethod
     def IS_CHANGED(cls, **_):
         return (Path(folder_paths.get_output_directory()) / "mood.txt").read_text()
+
+    def hand_on(self, images):
+        return (images,)
+
+
+class TestAlwaysOther:
+    """Hands pictures on, and says that it would give others each time."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"images": ("IMAGE",)}}
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "hand_on"
+    CATEGORY = "test"
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
 
     def hand_on(self, images):
         return (images,)
@@ -535,7 +554,7 @@ class TestClip:
 
 
 NODE_CLASS_MAPPINGS = {
-    "DistributedCollector": DistributedCollector,
+    "TestDistributedCollector": TestDistributedCollector,
     "TestSpoil": TestSpoil,
     "TestClip": TestClip,
     "TestBreak": TestBreak,
@@ -544,6 +563,7 @@ NODE_CLASS_MAPPINGS = {
     "TestConditioning": TestConditioning,
     "TestEmbeds": TestEmbeds,
     "TestEncoder": TestEncoder,
+    "TestAlwaysOther": TestAlwaysOther,
     "TestMood": TestMood,
     "TestTwoSizes": TestTwoSizes,
     "TestHash": TestHash,

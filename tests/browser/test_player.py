@@ -231,6 +231,38 @@ def test_another_strength_is_seen_within_a_frame_of_the_screen(player):
     assert statistics.median(times) < 1000 / 16
 
 
+@pytest.mark.parametrize("vue", (False, True), ids=("canvas", "vue"))
+def test_clips_of_another_share_appear_by_themselves_and_what_was_chosen_stays(page, comfy, vue, tmp_path):
+    prompt = swept(frames=FRAMES + 1 + vue)
+    prompt["1"]["inputs"]["share"] = "1 of 2"
+    page.load(prompt)
+    page.set_renderer(vue)
+    page.queue()
+    page.fit()
+    player = Player(page)
+    shown = "([element]) => [...element.querySelectorAll('.ticks button')].map(button => button.textContent).join()"
+    assert page.run(shown, [player.element]) == "−3,0,+3"
+    report = "([element]) => element.parentElement.querySelector('.difflora-report').innerText"
+    assert "from other shares: −1, +2. They appear here as they arrive" in page.run(
+        report, [player.find(".difflora-player")]
+    )
+    player.choose(1)
+    player.seek(4)
+    prompt["1"]["inputs"]["share"] = "2 of 2"
+    comfy.run(prompt)
+    whole = "([element, shown]) => [...element.querySelectorAll('.ticks button')].map(button => button.textContent).join() === shown"
+    page.page.wait_for_function(whole, arg=[player.element, "−3,−1,0,+2,+3"], timeout=40_000)
+    page.page.wait_for_timeout(500)
+    assert "5 of 5 strengths are there" in page.run(report, [player.find(".difflora-player")])
+    assert player.text(".name.a") == "0 · baseline" and player.text(".transport .count").startswith("5/")
+    assert player.pixel(0.25)[0] == pytest.approx(20 + 10 * 4, abs=3) and player.pixel(0.75)[0] == pytest.approx(
+        level(0), abs=3
+    )
+    assert player.choose(3) == pytest.approx(level(2), abs=3)
+    page.screenshot(tmp_path / "share.png")
+    page.set_renderer(False)
+
+
 def test_a_compared_pair_plays_too(page, comfy):
     from PIL import Image
 

@@ -129,9 +129,10 @@ def grid_images(
 ) -> torch.Tensor:
     """The labelled grid as ComfyUI's IMAGE: (frames, height, width, 3) float32 in 0…1."""
     width, height = cells.size
-    images = torch.empty((max(len(clip) for clip in clips), height, width, 3))
-    for number, frame in enumerate(grid_frames(cells, clips, labels, font)):
-        torch.div(torch.from_numpy(frame), 255, out=images[number])
+    # numpy asks the system for large pages: most of the time would go into filling small ones.
+    images = torch.from_numpy(np.empty((max(len(clip) for clip in clips), height, width, 3), np.float32))
+    for image, frame in zip(images, grid_frames(cells, clips, labels, font), strict=True):
+        image.copy_(torch.from_numpy(frame)).div_(255)
     return images
 
 

@@ -23,8 +23,8 @@ Frame: TypeAlias = NDArray[np.uint8]
 _BT709, _LIMITED_RANGE = 1, 1
 # A keyframe every so many frames, so that a player can seek.
 KEY_EVERY = 8
-# Encoder settings of videos for the page's player only.
-PREVIEW: Mapping[str, Any] = {"crf": 18, "preset": "superfast"}
+# Encoder settings of videos for the page's player only: three times the size, in two thirds of the time.
+PREVIEW: Mapping[str, Any] = {"crf": 18, "preset": "ultrafast"}
 
 
 def write_video(

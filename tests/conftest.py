@@ -6,6 +6,7 @@ WanVideoWrapper is the exception: it is on no package index, so its tests always
 COMFYUI_DIR          a ComfyUI (`python bootstrap.py test` sets it to the one it keeps in the cache)
 COMFYUI_PYTHON       the Python to run that ComfyUI with, if it needs other packages than the tests' own
 WANVIDEO_WRAPPER_DIR a checkout of ComfyUI-WanVideoWrapper
+COMFYUI_DISTRIBUTED_DIR a checkout of ComfyUI-Distributed
 """
 
 from __future__ import annotations

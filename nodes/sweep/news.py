@@ -18,9 +18,9 @@ def answer_news() -> None:
 
 async def _answer(request: web.Request) -> web.Response:
     """waiting: what the grid's last message has under this name."""
-    name, _, version = request.query.get("waiting", "").partition(" ")
+    token, _, version = request.query.get("waiting", "").partition(" ")
     try:
-        news = await asyncio.to_thread(SWEEPS.news, name, version)
+        news = await asyncio.to_thread(SWEEPS.news, token, version)
     except DiffLoraError as error:
         return web.json_response({"error": str(error)}, status=422)
     if news is None:

@@ -113,12 +113,12 @@ class Sweeps:
                 self._lost += 1
         return self._lost + PREVIEWS.losses
 
-    def news(self, name: str, version: str) -> dict[str, Any] | None:
+    def news(self, token: str, version: str) -> dict[str, Any] | None:
         """What a grid shows now, if that is something else than a page has; empty if not; None for a run of another time.
 
         version     of the clips that the page has heard of
         """
-        run = self._runs.get(name)
+        run = next((run for run in list(self._runs.values()) if run.token == token), None)
         if run is None:
             return None
         with run.lock:
@@ -216,6 +216,7 @@ class SweepRun:
     """One grid being rendered: all that the nodes of its expansion have to know.
 
     share       what of it this server renders; the other clips come from others, or are there
+    token       what the page asks for news by. The name it is not told: who knows that can write into the run
     sources     key -> the clone that gives its pictures
     kinds       the kinds of nodes between the sweep and the grid
     message     what the page has been told last. A list of ComfyUI's holds the same object, so that the history has the
@@ -236,6 +237,7 @@ class SweepRun:
     prompt: PromptCells
     share: Share = Share()
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
     sources: dict[str, str] = field(default_factory=dict)
     notes: list[Sentence] = field(default_factory=list)
     is_over: bool = False
@@ -411,6 +413,8 @@ class SweepRun:
             lines.append(Sentence("from other shares: {0}. They appear here as they arrive", self._listed(theirs)))
         if theirs and self.is_over:
             lines.append(Sentence("the sweep output waits for them: run this again when all are there"))
+        if self.is_partial and not absent:
+            lines.append(Sentence("all shares are there: run this again for the sweep output"))
         warnings = [
             Sentence("{0}: {1}. It is left out, and the next run renders it again", signed(self.strengths[index]),
                      _FAULTS[faults[self.keys[index]]])
@@ -422,7 +426,7 @@ class SweepRun:
             warnings.append(Sentence("{0}: other each time, so no strength can be kept for the next run", restless))
         if self.baseline not in self.strengths:
             warnings.append(Sentence("the baseline {0} is not among the strengths", signed(self.baseline)))
-        waiting = {"waiting": f"{self.name} {self.arrivals.version}"} if theirs else {}
+        waiting = {"waiting": f"{self.token} {self.arrivals.version}"} if theirs else {}
         return report(Sentence("Sweep"), lines, warnings) | waiting
 
     def _listed(self, indices: Sequence[int]) -> str:

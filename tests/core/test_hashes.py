@@ -96,3 +96,15 @@ def test_a_cancel_leaves_nothing_and_what_cannot_be_read_is_said(tmp_path):
     with pytest.raises(FileError, match="gone.bin: cannot be read") as failure:
         hashes.of(tmp_path / "gone.bin")
     assert str(tmp_path) not in str(failure.value)
+
+
+def test_two_servers_of_one_machine_keep_what_each_has_read(tmp_path):
+    kept = tmp_path / "hashes.json"
+    one, other = ContentHashes(kept), ContentHashes(kept)
+    paths = [old(tmp_path / name, name.encode()) for name in ("a", "b", "c")]
+    one.of(paths[0])
+    other.of(paths[1])
+    one.of(paths[2])
+    seen, progress = reads(paths[0])
+    fresh = ContentHashes(kept)
+    assert [fresh.of(path, progress) for path in paths] == [sha256(b"a"), sha256(b"b"), sha256(b"c")] and not seen

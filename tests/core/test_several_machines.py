@@ -14,7 +14,8 @@ import difflora.clips.store as module
 from difflora.clips.arrivals import Arrivals
 from difflora.clips.place import store_at
 from difflora.clips.store import About, ClipStore
-from difflora.errors import InputError, OutputError
+from difflora.clips.strengths import Share
+from difflora.errors import InputError, OutputError, UnsupportedError
 
 pytest.importorskip("av")
 HOUR = 3600
@@ -31,6 +32,37 @@ def aged(store, key, hours):
 
 def names(store):
     return {path.name for path in store.folder.iterdir()}
+
+
+class TestShare:
+    @pytest.mark.parametrize(
+        ("text", "share"),
+        [
+            ("all", (1, 1)),
+            (" All ", (1, 1)),
+            ("1 of 1", (1, 1)),
+            ("2 of 3", (2, 3)),
+            ("2/3", (2, 3)),
+            ("64 OF 64", (64, 64)),
+        ],
+    )
+    def test_what_people_write(self, text, share):
+        assert Share.read(text) == Share(*share)
+
+    @pytest.mark.parametrize(
+        "text", ["", "0 of 2", "3 of 2", "1 of 0", "-1 of 2", "1 of 65", "one of two", "1 of 2 of 3", None]
+    )
+    def test_what_is_no_share(self, text):
+        with pytest.raises(UnsupportedError, match="share is "):
+            Share.read(text)
+
+    @pytest.mark.parametrize("machines", [1, 2, 3, 64])
+    @pytest.mark.parametrize("count", [1, 7, 64])
+    def test_shares_are_disjoint_and_together_all(self, count, machines):
+        keys = [f"k{number}" for number in range(count)]
+        lanes = Share(1, machines).lanes([*keys, keys[0]])
+        assert sorted(key for lane in lanes for key in lane) == sorted(keys) and len(lanes) == machines
+        assert max(map(len, lanes)) - min(map(len, lanes)) <= 1
 
 
 class TestWhoDeletesWhat:

@@ -127,6 +127,7 @@ class TestShares:
         second.run(part("2 of 2", 5))
         told = news(first, result)
         assert texts(told)[0] == "8 of 8 strengths are there" and len(told["player"]["clips"]) == 8
+        assert texts(told)[-1] == "all shares are there: run this again for the sweep output"
         again = first.run(prompt)
         assert times(again, "clip") == 0 and "response" in again["outputs"]
         right_cells(first, EIGHT)

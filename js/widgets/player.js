@@ -451,7 +451,7 @@ export const playerView = (host) => {
         blind = "off";
       }
       verdict.textContent = blind === "off" ? "" : verdict.textContent;
-      open(grown ? at : null);
+      open(grown && (chosen || at?.paused) ? at : null);
       draw();
     }
     show();

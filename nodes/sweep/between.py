@@ -1,4 +1,4 @@
-"""What lies between a Strength Sweep and the pictures that come of it: found, named by all it depends on, and cloned.
+"""The nodes between a Strength Sweep and its pictures: finds them, names clips by all they depend on, and clones them.
 
 A prompt is ComfyUI's own: id -> {"class_type", "inputs"}; an input is a constant or a link [id, output number].
 """
@@ -28,20 +28,20 @@ from .files import Facts, WatchedFiles, texts_of
 from .runtime import pack_facts, runtime_facts
 
 SWEEP, GRID = "DiffLoraStrengthSweep", "DiffLoraSweepGrid"
-# They send work to other machines and merge what comes back, or collect pictures over several prompts: what such a node
-# hands on at one strength may hold another strength's pictures.
+# They send work to other machines and merge the results, or collect pictures over several prompts: their output at one
+# strength may contain pictures of another.
 COLLECTORS = re.compile(
     r"Distributed(?!Seed|Value|ModelName|EmptyImage)|RemoteQueue|FetchRemote|^ImageBatchDivider$|^VHS_BatchManager$"
 )
 
 Link = list[Any]
-Clones = dict[tuple[str, str], str]  # (id of the node, what stands for it) -> id of the clone
+Clones = dict[tuple[str, str], str]  # (id of the node, its key) -> id of the clone
 Node = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The pictures of one strength: the key of their clip, and what stands for each node at this strength."""
+    """The pictures of one strength: the key of their clip, and a key for each node at this strength."""
 
     key: str
     strength: float
@@ -52,8 +52,8 @@ class Wanted:
 class NodeFiles:
     """The files that a node reads.
 
-    told    as it says itself, where it is a node of this pack that can
-    named   those that its texts may mean
+    told    as the node itself reports them, if it is a node of this pack that does
+    named   those that its texts may name
     """
 
     told: list[Path] | None
@@ -68,7 +68,7 @@ class NodeFiles:
 class Between:
     """All nodes that pictures depend on, and which of them depend on the sweep.
 
-    nodes       id -> node, every one behind its inputs; the sweep is among them
+    nodes       id -> node, each after its inputs; includes the sweep
     varying     ids, without the sweep's own
     """
 
@@ -80,8 +80,8 @@ class Between:
 
     @classmethod
     def find(cls, images: Link, node_of: Callable[[str], Node], files: WatchedFiles) -> Between:
-        """raises UnsupportedError where the pictures depend on no sweep, on several, on another grid of this one, or come
-        through a node that merges the pictures of several machines or prompts
+        """raises UnsupportedError if the pictures depend on no sweep, on several, or on another grid of this one, or come
+        through a node that merges pictures of several machines or prompts
         """
         nodes = _in_order(images[0], node_of)
         sweeps = [name for name, node in nodes.items() if node["class_type"] == SWEEP]
@@ -123,11 +123,11 @@ class Between:
         version: int = 0,
         any_machine: bool = False,
     ) -> list[Wanted]:
-        """The pictures at each strength, with a name that is the same exactly if all that they are made of is the same.
+        """The pictures at each strength, with a name that is equal if and only if everything they depend on is equal.
 
-        It says the same on every machine: files count by name, size and content; versions and flags by what they are.
+        Names are the same on every machine: they contain files by name, size and content, and versions and flags by value.
 
-        version         another number is another name, for whoever wants all clips rendered again
+        version         a new number gives new names, so that all clips are rendered again
         any_machine     leave out the machine: versions, flags, the GPU, and what nodes say of files whose contents count
         progress        called with (done, total) bytes of the files that have to be read; may raise to cancel
         """
@@ -151,11 +151,11 @@ class Between:
 
     @property
     def restless(self) -> list[str]:
-        """Kinds of nodes that say of themselves that they give something else each time."""
+        """Kinds of nodes that declare that their output changes every time."""
         return sorted({node["class_type"] for node in self.nodes.values() if _never_same(node.get("is_changed"))})
 
     def clone_fixed(self, graph: GraphBuilder, clones: Clones, digests: Mapping[str, str]) -> dict[str, str]:
-        """Clone what reads a file that has changed, and what depends on it. Returns old id -> new id."""
+        """Clone the nodes that read a changed file, and those that depend on them. Returns old id -> new id."""
         made: dict[str, str] = {}
         for name, node in self.nodes.items():
             if name in self.varying or name == self.sweep:
@@ -169,7 +169,7 @@ class Between:
     ) -> Link:
         """Clone what depends on the sweep, with the gate in its place. Returns the link to the pictures.
 
-        clones      what this prompt has been given of the same already, by this grid or another: taken instead
+        clones      clones that this prompt already has, from this grid or another; they are reused
         """
         made = {**fixed, self.sweep: gate}
         for name in self.nodes:
@@ -189,7 +189,7 @@ class Between:
             # Not set_input, for which None means to delete.
             clone.inputs[key] = [made.get(value[0], value[0]), value[1]] if is_link(value) else value
         if changes := self._changes(name):
-            # No input that the node has: ComfyUI does not hand it on, but counts it in when it looks for cached results.
+            # Not an input of the node: ComfyUI does not pass it on, but includes it in the signature of cached results.
             clone.inputs["difflora_changed_files"] = str(changes)
         clones[name, digest] = str(clone.id)
         return str(clone.id)
@@ -220,9 +220,9 @@ class Between:
 
     @cached_property
     def _age(self) -> dict[str, str]:
-        """A part of a clone's id that is another one for every state of the changed files that it depends on.
+        """A part of a clone's id that differs for every state of the changed files it depends on.
 
-        ComfyUI keeps the object of a node by its id, and its LoRA loader keeps the last file's weights in the object.
+        ComfyUI keeps a node's object by id, and its LoRA loader keeps the last file's weights in the object.
         """
         changes: dict[str, list[Any]] = {}
         for name, node in self.nodes.items():
@@ -245,7 +245,7 @@ class Between:
             for key, value in node["inputs"].items()
         }
         if files.told is not None:
-            # The fingerprint is made of the times of these files, which are others on each machine.
+            # The fingerprint contains these files' times, which differ between machines.
             return _hash([node["class_type"], inputs, [contents[path] for path in files.told]])
         if any_machine and files.named:
             return _hash([node["class_type"], inputs])
@@ -253,21 +253,21 @@ class Between:
 
 
 def _files_read(node: Node) -> list[Path] | None:
-    """The files that a node of this pack reads, by its own word; None for all others, whose texts may name files."""
+    """The files that a node of this pack reports to read; None for other nodes, whose texts may name files."""
     reads = getattr(execution.nodes.NODE_CLASS_MAPPINGS.get(node["class_type"]), "files_read", None)
     constants = {key: value for key, value in node["inputs"].items() if not is_link(value)}
     if reads is None or any(
         name not in constants for name in inspect.signature(reads).parameters if name in node["inputs"]
     ):
-        return None  # A name comes by a link.
+        return None  # A name comes through a link.
     try:
         return list(reads(**constants))
     except (DiffLoraError, TypeError):
-        return None  # The node will say what is wrong with its inputs when it runs.
+        return None  # The node reports what is wrong with its inputs when it runs.
 
 
 def _without_times(value: Any, paths: Iterable[Path]) -> Any:
-    """What a node says of itself, without the times of its files: ComfyUI's Load Video says nothing else. Contents count."""
+    """A node's fingerprint without the times of its files (all that ComfyUI's Load Video gives): contents count instead."""
     times: set[float] = set()
     for path in paths:
         with suppress(OSError):
@@ -278,7 +278,7 @@ def _without_times(value: Any, paths: Iterable[Path]) -> Any:
     def plain(part: Any) -> Any:
         if isinstance(part, (list, tuple)):
             return [plain(each) for each in part]
-        if isinstance(part, (set, frozenset)):  # which have another order in each process
+        if isinstance(part, (set, frozenset)):  # whose order differs between processes
             return sorted(map(repr, part))
         is_time = type(part) in (int, float) and part in times or isinstance(part, str) and part in texts
         return "time" if is_time else part
@@ -287,9 +287,9 @@ def _without_times(value: Any, paths: Iterable[Path]) -> Any:
 
 
 def _with_contents(value: Any, named: Mapping[str, list[Path]], contents: Mapping[Path, list[Any]]) -> Any:
-    """A constant, with the contents of a file in place of its name: another folder is no other picture."""
+    """A constant, with a file's content in place of its name: another folder does not change the picture."""
     if isinstance(value, str) and value in named:
-        # Each once: another machine may have a copy in one more folder.
+        # Each once: another machine may have a second copy in another folder.
         return {"files": sorted({tuple(contents[path]) for path in named[value]})}
     if isinstance(value, Mapping):
         return {key: _with_contents(part, named, contents) for key, part in value.items()}
@@ -299,7 +299,7 @@ def _with_contents(value: Any, named: Mapping[str, list[Path]], contents: Mappin
 
 
 def _in_order(last: str, node_of: Callable[[str], Node]) -> dict[str, Node]:
-    """Everything upstream of a node and the node itself, every one behind its inputs. Not recursive: graphs are deep."""
+    """Everything upstream of a node, and the node itself, each after its inputs. Not recursive: graphs are deep."""
     ordered: dict[str, Node] = {}
     waiting = [(last, False)]
     while waiting:

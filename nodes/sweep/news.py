@@ -1,4 +1,4 @@
-"""What has arrived in a sweep from other servers: the page asks, and no run waits for it."""
+"""Clips of a sweep that other servers have finished: the page asks for them, and no run waits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .running import SWEEPS
 
 
 def answer_news() -> None:
-    """Answer the page. Called while ComfyUI loads the pack."""
+    """Register the route. Called while ComfyUI loads the pack."""
     PromptServer.instance.routes.get("/differential_lora/sweep")(_answer)
 
 

@@ -1,4 +1,4 @@
-"""What the player in the page shows: one video in ComfyUI's temp folder, and where each clip is in its pictures."""
+"""The player's video in ComfyUI's temp folder, and the place of each clip in its frames."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ SUBFOLDER = "differential-lora"
 
 
 class Previews:
-    """The videos in ComfyUI's temp folder that players show, as many as fit into a budget.
+    """The players' videos in ComfyUI's temp folder, within a budget.
 
-    ComfyUI empties that folder only when it starts. What a cached node has told the page may name a video that is gone by
-    then: `losses` goes up with each, and such a node runs again.
+    ComfyUI empties that folder only when it starts. A cached node's message may name a video that has been deleted: `losses`
+    then increases, and the node runs again.
 
     budget      bytes
     """
@@ -49,7 +49,7 @@ class Previews:
 
     @contextlib.contextmanager
     def making(self, path: Path) -> Iterator[Path]:
-        """A file that becomes `path` when it is complete."""
+        """A temporary file that is renamed to `path` when it is complete."""
         making = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
         try:
             with said_as_output_error(path):
@@ -59,7 +59,7 @@ class Previews:
             making.unlink(missing_ok=True)
 
     def use(self, paths: Iterable[Path]) -> None:
-        """These are shown now. The longest unused others go once all are more than the budget."""
+        """Mark these videos as shown. If all exceed the budget, the longest unused others are deleted."""
         shown = set(paths)
         for path in shown:
             with contextlib.suppress(OSError):
@@ -81,7 +81,7 @@ class Previews:
 
     @property
     def losses(self) -> int:
-        """How often a video was found missing that something had named."""
+        """How often a video was missing that a message had named."""
         gone = {path for path in self._named if not path.exists()}
         self._named -= gone
         self._losses += len(gone)
@@ -92,7 +92,7 @@ PREVIEWS = Previews()
 
 
 def embedded(hidden: Any) -> dict[str, Any]:
-    """The prompt and the workflow, as ComfyUI's own nodes put them into what they save."""
+    """The prompt and the workflow, as ComfyUI's own nodes embed them in saved files."""
     prompt = {
         name: {key: value for key, value in node.items() if key != "is_changed"}
         for name, node in (hidden.prompt or {}).items()
@@ -109,9 +109,9 @@ def player_of_sheet(
     progress: Progress,
     stored: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """All clips in one video, so that they play in step.
+    """All clips in one video, so that they play in sync.
 
-    key     says what the clips are: a video of the same clips and metadata is not encoded again
+    key     identifies the clips: a video of the same clips and metadata is not encoded again
     stored  the clips' keys in the store, where they are kept at full size
     """
     height, width = np.shape(clips[0][0])[:2]
@@ -130,7 +130,7 @@ def player_of_sheet(
 def player_of_clips(
     clips: Sequence[StoredClip], labels: Sequence[Label], keys: Sequence[str], fps: float
 ) -> dict[str, Any]:
-    """Clips that have a video each: those that are there while others are still being made."""
+    """A player for clips with a video each: those that exist while others are still being rendered."""
     paths = []
     for clip, key in zip(clips, keys, strict=True):
         path = PREVIEWS.path(f"clip-{key}-{fps:g}.mp4")
@@ -172,7 +172,7 @@ def _player(
 
 
 def pixels_of(image: torch.Tensor) -> Frame:
-    """One picture of an IMAGE in 0…1 as (height, width, 3) uint8. Grey is taken for all three colours.
+    """One picture of an IMAGE in 0…1 as (height, width, 3) uint8. Grey is used for all three colours.
 
     image   (height, width) or (height, width, channels)
     """
@@ -188,7 +188,7 @@ def is_finite(image: torch.Tensor) -> bool:
 
 
 def dropped(images: torch.Tensor) -> list[Sentence]:
-    """What pixels_of leaves out."""
+    """A warning for what pixels_of drops."""
     channels = images.shape[-1] if images.ndim == 4 else 1
     if channels in (2, 4):
         return [Sentence("the pictures have a transparency, which is dropped")]
@@ -200,7 +200,7 @@ def dropped(images: torch.Tensor) -> list[Sentence]:
 
 
 def reporting(frames: Iterable[T], count: int, progress: Progress) -> Iterator[T]:
-    """The same frames, with ComfyUI's progress bar moving and its Cancel button heard."""
+    """The same frames; each moves ComfyUI's progress bar and checks for Cancel."""
     for number, frame in enumerate(frames):
         progress(number, count)
         yield frame

@@ -1,4 +1,4 @@
-"""The sweeps of this server: what a running one has to know, and what is kept of those that have ended."""
+"""The sweeps of this server: the state of running ones, and what is kept of finished ones."""
 
 from __future__ import annotations
 
@@ -54,28 +54,27 @@ class _Latest(OrderedDict[str, _Value]):
 
 
 class Sweeps:
-    """Everything that outlives a node's call."""
+    """All state that outlives a node's call."""
 
     def __init__(self) -> None:
         self.files = WatchedFiles()
         self.hashes = ContentHashes(self._folder / "hashes.json")
-        # By their name. Not in the prompt: anybody can put an inner node into one, and a cell deletes what its run calls
-        # its own.
+        # By name. Not in the prompt: anyone can put an inner node into a prompt, and a cell deletes the clips of its run.
         self._runs: _Latest[SweepRun] = _Latest(_RUNS_KEPT)
-        # No other sweep pushes the clips of these out of the store, and what becomes of them is watched.
+        # No other sweep may push these sweeps' clips out of the store, and their loss is noticed.
         self._finished: _Latest[SweepRun] = _Latest(_FINISHED_KEPT)
         self._lost = 0
         self._prompts: WeakKeyDictionary[Any, PromptCells] = WeakKeyDictionary()
 
     @cached_property
     def store(self) -> ClipStore:
-        """raises   InputError where the file that names the folder is not right; it is then read again"""
+        """raises   InputError if the file that names the folder is invalid; it is then read again"""
         return store_at(self._folder, f"user/{self._folder.name}")
 
     @property
     def _folder(self) -> Path:
-        """ComfyUI empties its temp folder when it starts; its folder for what belongs to no user, it keeps, and no request
-        can write there.
+        """ComfyUI empties its temp folder when it starts, but keeps its folder for data of no user, which no request can
+        write to.
         """
         return Path(folder_paths.get_system_user_directory("differential_lora"))
 
@@ -87,7 +86,7 @@ class Sweeps:
         self._runs[run.name] = run
 
     def run(self, name: object) -> SweepRun:
-        """raises   InputError where no Sweep Grid has begun one of this name."""
+        """raises   InputError if no Sweep Grid has started a run of this name."""
         run = self._runs.get(name) if isinstance(name, str) else None
         if run is None:
             raise InputError("run is none that Sweep Grid has begun. It puts this node in by itself.")
@@ -106,7 +105,7 @@ class Sweeps:
         self.store.prune(keep={key for other in needed for key in other.keys})
 
     def count_lost(self) -> int:
-        """How many finished sweeps have lost clips since, or never had them all: what ComfyUI still holds is of no use."""
+        """How many finished sweeps have lost clips since, or never had all: results that ComfyUI has cached are then useless."""
         for name, run in list(self._finished.items()):
             if run.is_partial or not all(map(self.store.has, run.keys)):
                 del self._finished[name]
@@ -114,9 +113,9 @@ class Sweeps:
         return self._lost + PREVIEWS.losses
 
     def news(self, token: str, version: str) -> dict[str, Any] | None:
-        """What a grid shows now, if that is something else than a page has; empty if not; None for a run of another time.
+        """What a grid shows now, if that differs from what the page has; empty if not; None for a run of an earlier server.
 
-        version     of the clips that the page has heard of
+        version     of the clips that the page knows
         """
         run = next((run for run in list(self._runs.values()) if run.token == token), None)
         if run is None:
@@ -128,7 +127,7 @@ class Sweeps:
 
 @dataclass(eq=False)
 class Step:
-    """One strength of one sweep being rendered, for every grid that wants it.
+    """One strength of a running sweep, for every grid that needs it.
 
     cells       key -> link of the cell that will keep this clip
     """
@@ -140,9 +139,9 @@ class Step:
 
 @dataclass(eq=False)
 class PromptCells:
-    """What the grids of one running prompt render together: each strength once, and only one at a time.
+    """The work that the grids of one running prompt share: each strength is rendered once, one at a time.
 
-    clones      of the steps that are not done
+    clones      of the unfinished steps
     users       id of a clone -> keys of the clips that are made from it
     broken      key -> what is wrong with these pictures
     """
@@ -160,7 +159,7 @@ class PromptCells:
         return next((step.cells[key] for step in self.steps if key in step.cells), None)
 
     def step_of(self, sweep: str, strength: float) -> Step | None:
-        """The step of a strength that is not done."""
+        """The unfinished step of a strength."""
         return next(
             (
                 step
@@ -171,7 +170,7 @@ class PromptCells:
         )
 
     def waited_for(self, step: Step) -> Link | None:
-        """A cell of an earlier step that is not done."""
+        """A cell of an earlier, unfinished step."""
         for earlier in self.steps[: self.steps.index(step)]:
             for key, link in earlier.cells.items():
                 if key not in self.done:
@@ -179,20 +178,20 @@ class PromptCells:
         return None
 
     def finish(self, key: str, source: str, pixels: torch.Tensor | None) -> None:
-        """A clip is kept, or given up. Its pictures are let go of when no other clip is made from them."""
+        """Finish a clip, whether stored or given up. Its pictures are freed when no other clip needs them."""
         self.done.add(key)
         if pixels is not None:
             self._pixels[source] = ref(pixels)
-            del pixels  # or this name would count as somebody who needs them
+            del pixels  # otherwise this name would count as another user of them
         for clone in [clone for clone in self._pixels if self.users.get(clone, set()) <= self.done]:
             let_go(self._pixels.pop(clone))
-        # A grid that comes later makes these anew: what they gave may be gone.
+        # A later grid makes these again: their output may be gone.
         over = {clone for clone, keys in self.users.items() if keys <= self.done}
         self.clones = {name: clone for name, clone in self.clones.items() if clone not in over}
 
     def watch_end(self) -> None:
-        """Say on the page what is missing when the prompt ends before its time. ComfyUI tells nobody: but it cancels what
-        still waits in the loop that a prompt runs in.
+        """Show on the page what is missing if the prompt ends early. ComfyUI has no event for that, but it cancels whatever still
+        waits in the prompt's event loop.
         """
         if self._watcher is None:
             self._watcher = asyncio.get_running_loop().create_task(self._wait_for_end())
@@ -213,14 +212,13 @@ class PromptCells:
 
 @dataclass(eq=False)
 class SweepRun:
-    """One grid being rendered: all that the nodes of its expansion have to know.
+    """One grid being rendered: the state that the nodes of its expansion share.
 
-    share       what of it this server renders; the other clips come from others, or are there
-    token       what the page asks for news by. The name it is not told: who knows that can write into the run
+    share       the part that this server renders; other clips come from other servers or exist already
+    token       with which the page asks for news. It is not told the name, which would allow writing into the run
     sources     key -> the clone that gives its pictures
     kinds       the kinds of nodes between the sweep and the grid
-    message     what the page has been told last. A list of ComfyUI's holds the same object, so that the history has the
-                latest, too
+    message     the last message to the page. ComfyUI's history holds the same object, so it has the latest one too
     """
 
     sweep: str
@@ -254,7 +252,7 @@ class SweepRun:
     def add_cells(self, graph: GraphBuilder, between: Between, wanted: Sequence[Wanted]) -> dict[str, Any]:
         """Put a gate, a clone and a cell into the graph for each clip that is missing. Returns the last cell's link.
 
-        What another grid of the prompt has begun to render is shared with it, and waited for. Another server never is.
+        Clips that another grid of the prompt has started are shared and waited for; those of another server are not.
         """
         SWEEPS.store.plan(self.keys)
         self.arrivals.look_for_all()
@@ -272,7 +270,7 @@ class SweepRun:
             if step is None:
                 step = Step(self.sweep, each.strength)
                 previous = [link for earlier in prompt.steps[-1:] for link in earlier.cells.values()]
-                # The run is among the inputs: what a clone leaves in ComfyUI's cache is never asked for again.
+                # The run is one of the inputs: nothing asks again for what a clone leaves in ComfyUI's cache.
                 gate = graph.node(
                     "DiffLoraSweepGate", f"{number}.gate", strength=each.strength, run=self.name, **waiting(*previous)
                 )
@@ -295,7 +293,7 @@ class SweepRun:
         return {key: seen[key] for key in self.keys if key in seen}
 
     def remove(self, key: str) -> None:
-        """Delete a clip that is not what it should be. The next run renders it again."""
+        """Delete a faulty clip. The next run renders it again."""
         SWEEPS.store.remove(key)
         self.arrivals.forget(key)
 
@@ -319,7 +317,7 @@ class SweepRun:
     def check_shape(self, key: str, about: About) -> None:
         """Raise UnsupportedError if this clip's length or size is not that of the other strengths' clips.
 
-        What the majority contradicts is not kept, so that the next run renders it again.
+        Clips that differ from the majority are not kept, so the next run renders them again.
         """
         shapes = {other: clip.about.shape for other, clip in self.clips().items()} | {key: about.shape}
         counted = Counter(shapes.values()).most_common()
@@ -352,7 +350,7 @@ class SweepRun:
         ]
 
     def message_now(self) -> dict[str, Any]:
-        """What is there and what is missing at this moment: a player for the one, a line for the other."""
+        """The current state: a player for the clips that exist, a line for those that are missing."""
         with self.lock:
             return self._message_now()
 
@@ -374,7 +372,7 @@ class SweepRun:
         return self._say(message | self._state(there))
 
     def show_now(self) -> None:
-        """The same on the page, at once: what has run belongs to another grid."""
+        """Send this to the page at once: the node that ran belongs to another grid."""
         context = get_executing_context()
         told = {"node": self.grid, "display_node": self.grid, "output": {"difflora": [self.message_now()]}}
         server = PromptServer.instance

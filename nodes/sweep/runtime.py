@@ -1,6 +1,6 @@
-"""What changes pictures besides the prompt and its files: versions, flags, the GPU, and the packs that nodes come from.
+"""What affects pictures besides the prompt and its files: versions, flags, the GPU, and the packs that nodes come from.
 
-All of it is the same on another machine exactly if that machine would render the same.
+It is equal on another machine if and only if that machine would render the same.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from comfy.model_management import get_torch_device
 
 from ...difflora.version import __version__
 
-# By words in their names, so that the flags of versions to come count, too. Where files lie and how the server is reached
-# never do.
+# Matched by words in their names, so that flags of future versions count too. Flags for file locations and the server's
+# address never count.
 _FLAGS = re.compile(
     r"fp\d|bf16|int\d|force|fast|attention|xformers|upcast|deterministic|channels_last|directml|vram|cpu|dtype"
     r"|precision|intermediates|triton|optimize|smart_memory|gpu_only|fp8|cuda_graphs"
@@ -33,13 +33,13 @@ _KERNELS = re.compile(
     r"(xformers|sageattention|sageattn3|flash_attn|triton|triton_windows|comfy_kitchen|gguf|bitsandbytes|torchao)-(.+)\.dist-info",
     re.IGNORECASE,
 )
-# As it is when ComfyUI starts: nodes that patch it while they run say so in their inputs.
+# As it is when ComfyUI starts: nodes that patch it while they run show that in their inputs.
 _ATTENTION = str(getattr(attention.optimized_attention, "__name__", ""))
 _OURS = __name__.rsplit(".", 3)[0]
 
 
 def runtime_facts() -> dict[str, Any]:
-    """Versions, device, dtype, attention and speed-up flags of this ComfyUI. The same for as long as it runs."""
+    """Versions, device, dtype, attention and speed flags of this ComfyUI. Constant while it runs."""
     return {
         "comfyui": getattr(sys.modules.get("comfyui_version"), "__version__", ""),
         "torch": torch.__version__,
@@ -47,7 +47,7 @@ def runtime_facts() -> dict[str, Any]:
         "flags": {name: _plain(value) for name, value in sorted(vars(args).items()) if _is_flag(name) and value},
         "attention": _ATTENTION,
         "kernels": _kernels(),
-        # PyTorch's own, which not every build of one version has.
+        # Libraries of PyTorch that not every build of a version has.
         "flash": bool(getattr(torch.backends.cuda, "is_flash_attention_available", lambda: None)()),
     }
 
@@ -83,7 +83,7 @@ def _device_name(device: Any) -> str:
 
 @lru_cache(maxsize=1)
 def _kernels() -> list[list[str]]:
-    """Packages that models compute with where they are installed, and their versions."""
+    """Optional packages that models compute with, and their versions."""
     found = set()
     for place in sys.path:
         try:
@@ -106,7 +106,7 @@ def _plain(value: Any) -> Any:
 
 @lru_cache(maxsize=256)
 def _sources(place: str) -> str:
-    """A hash of a pack's Python files. Read once: what runs is what was there when ComfyUI started."""
+    """A hash of a pack's Python files. Read once: the code that runs is that of ComfyUI's start."""
     root = Path(place)
     files = [root] if root.is_file() else sorted(root.rglob("*.py")) if place else []
     digest = hashlib.sha256()
@@ -115,7 +115,7 @@ def _sources(place: str) -> str:
         if any(part.startswith(".") or part in ("__pycache__", "node_modules") for part in name.split("/")[:-1]):
             continue
         try:
-            # git writes other line ends on Windows.
+            # git writes different line ends on Windows.
             text = file.read_bytes().replace(b"\r\n", b"\n")
         except OSError:
             text = b""

@@ -1,8 +1,8 @@
 """Strength Sweep and Sweep Grid: one queue renders every strength, one after the other, with one model load.
 
-The grid takes its pictures as a link that ComfyUI is not to follow, and puts the work into the prompt itself: a clone of
-all between the sweep and the grid for each strength that is not yet on disk. A gate in front of each clone waits for the
-cell behind the one before, which has encoded and shrunk its clip by then.
+The grid takes its pictures as a raw link, which ComfyUI does not follow, and expands into the work itself: a clone of
+everything between the sweep and the grid for each strength that is not yet on disk. The gate before each clone waits for
+the cell after the previous one, which has encoded and shrunk its clip by then.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MOST_TIMES = 1_000_000
 
 
 class StrengthSweep(io.ComfyNode):
-    """Its widgets say which strengths; Sweep Grid reads them. On its own, it gives the first one."""
+    """Its widgets set the strengths, which Sweep Grid reads. Without a grid it outputs the first one."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -99,7 +99,7 @@ class StrengthSweep(io.ComfyNode):
 
 
 class SweepGrid(io.ComfyNode):
-    """Ends a sweep. Renders what is missing, and lays out what is there."""
+    """Ends a sweep: renders the missing clips and lays out all of them."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -195,7 +195,7 @@ class SweepGrid(io.ComfyNode):
         within(-10, 10, baseline=baseline)
         within(0, MOST_TIMES, render_again=render_again)
         dynprompt = cls.hidden.dynprompt
-        graph = GraphBuilder()  # before anything is awaited: its names come from what ComfyUI is running
+        graph = GraphBuilder()  # before any await: its names come from what ComfyUI is running now
         between = Between.find(images, dynprompt.get_node, SWEEPS.files)
         await _fingerprint(between, dynprompt)
         strengths, share = _strengths(between)
@@ -216,7 +216,7 @@ class SweepGrid(io.ComfyNode):
             prompt,
             share,
         )
-        # What is wrong with the text or the disk is said now, not after the first clip.
+        # Report problems with the text or the disk now, not after the first clip.
         run.labels()
         SWEEPS.store.check_writable()
         SWEEPS.begin(run)
@@ -230,7 +230,7 @@ class SweepGrid(io.ComfyNode):
 
 
 async def _fingerprint(between: Between, dynprompt: Any) -> None:
-    """Have every node say whether its result would be another one now. With --cache-none, ComfyUI has not asked them."""
+    """Compute every node's fingerprint. With --cache-none, ComfyUI has not done it."""
     context = get_executing_context()
     fingerprints = IsChangedCache(context.prompt_id if context else "", dynprompt, None)
     for name in between.nodes:
@@ -266,7 +266,7 @@ class SweepGate(io.ComfyNode):
             display_name="Sweep Gate (inner)",
             category="Differential LoRA/inner",
             description="A part of Sweep Grid, which puts it in by itself.",
-            is_deprecated=True,  # Keeps it out of the search.
+            is_deprecated=True,  # Hides it from the search.
             inputs=[
                 io.Float.Input("strength", min=-10.0, max=10.0, tooltip="The strength."),
                 io.String.Input("run", tooltip="Which run of the sweep this is."),
@@ -282,7 +282,7 @@ class SweepGate(io.ComfyNode):
         step = of.prompt.step_of(of.sweep, strength)
         if step is None:
             return io.NodeOutput(strength)
-        # A grid that has come later may still want the strength before this one.
+        # A later grid may still need the previous strength.
         if earlier := of.prompt.waited_for(step):
             graph = GraphBuilder()
             gate = graph.node("DiffLoraSweepGate", "gate", strength=strength, run=run, after=earlier)
@@ -306,7 +306,7 @@ class SweepCell(io.ComfyNode):
             category="Differential LoRA/inner",
             description="A part of Sweep Grid, which puts it in by itself.",
             is_deprecated=True,
-            is_input_list=True,  # ComfyUI would call it once for each of several batches, and keep the last.
+            is_input_list=True,  # Otherwise ComfyUI would call it once per batch and keep only the last.
             inputs=[
                 io.Image.Input("images", tooltip="The clip, in one batch or in several."),
                 io.String.Input("key", tooltip="The name of the clip in the store."),
@@ -354,7 +354,7 @@ def _frames(images: list[torch.Tensor]) -> Iterator[Frame]:
 
 
 def _about(images: list[torch.Tensor]) -> About:
-    """raises   UnsupportedError for what is no clip."""
+    """raises   UnsupportedError if the pictures are not a clip."""
     for batch in images:
         if batch.ndim not in (3, 4) or not batch.numel():
             raise UnsupportedError(
@@ -419,7 +419,7 @@ class SweepLayout(io.ComfyNode):
         picture = grid_images(grid_of(len(cells), width, height, of.arrange), frames, labels, font)
         SWEEPS.end(of)
         if of.is_partial:
-            # What measures a sweep would measure a part of it.
+            # Otherwise only a part of the sweep would be measured.
             return io.NodeOutput(picture, ExecutionBlocker(None), ui={"difflora": [of.message_now()]})
         left_out = tuple(strength for strength, key in zip(of.strengths, of.keys, strict=True) if key in faults)
         result = Sweep(tuple(strengths), tuple(clips), of.fps, of.baseline, left_out)
@@ -427,7 +427,7 @@ class SweepLayout(io.ComfyNode):
 
 
 def _complete(of: SweepRun) -> tuple[list[int], list[StoredClip], dict[str, str]]:
-    """The clips that are sound, with their places; and what is wrong with the others, which are not kept."""
+    """The good clips with their places, and what is wrong with the others, which are not kept."""
     with of.lock:
         of.arrivals.look_for_all()
     clips = of.clips()
@@ -449,7 +449,7 @@ def _complete(of: SweepRun) -> tuple[list[int], list[StoredClip], dict[str, str]
 
 
 def watch_prompts() -> None:
-    """Have the files of every prompt that is queued remembered as they are then."""
+    """Record the state of the files that every queued prompt names."""
 
     def look(request: dict[str, Any]) -> dict[str, Any]:
         SWEEPS.files.look_soon(request.get("prompt"))

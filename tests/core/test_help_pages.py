@@ -104,11 +104,11 @@ def test_nodes_are_named_as_in_that_language(language):
         for node_id, node in english.items()
         if other[node_id]["display_name"] != node["display_name"]
     }
-    wrong = {
-        page.parent.name: left
-        for page in DOCS.glob(f"*/{language}.md")
-        if (left := sorted(name for name in names if name in page.read_text("utf-8")))
-    }
+    pages = {page.parent.name: page.read_text("utf-8") for page in DOCS.glob(f"*/{language}.md")}
+    words = json.loads((LOCALES / language / "main.json").read_text("utf-8"))
+    said_there = "\n".join([*words["diffloraSentences"].values(), *words["diffloraErrors"].values()])
+    texts = pages | {"locales": said_there + json.dumps(other, ensure_ascii=False)}
+    wrong = {where: left for where, text in texts.items() if (left := sorted(name for name in names if name in text))}
     assert wrong == {}
 
 

@@ -284,7 +284,9 @@ def _add_rank_rules(command: argparse.ArgumentParser, default: int = DEFAULT_RAN
 
 def _add_selection(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--select", metavar="EXPR", help='only these modules, such as "attn" or "blocks 0-9 & ffn=0.5"'
+        "--select",
+        metavar="EXPR",
+        help='only these modules, such as "attn" or "attn, ffn=0.5" (ffn=0.5 alone leaves attention out)',
     )
     command.add_argument("--nullify", action="store_true", help="write the others as zeros instead of leaving them out")
     command.add_argument("--scale", type=_finite, metavar="S", help="multiply the result (default 1)")

@@ -92,7 +92,9 @@ def read_video(path: Path, only: Collection[int] | None = None, size: tuple[int,
                     rgb = frame.reformat(format="rgb24", src_colorspace="ITU709", dst_color_range="JPEG").to_ndarray()
                     yield rgb[: size[1], : size[0]] if size else rgb
     except (av.error.FFmpegError, IndexError) as problem:
-        raise FileError(f"{path.name}: this clip cannot be read ({problem}). Delete it; it is made again.") from problem
+        raise FileError(
+            f"{path.name}: this clip cannot be read ({problem}). Replace or delete it; clips of a sweep are made again."
+        ) from problem
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -20,13 +21,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, ImageSequence, UnidentifiedImageError
 
 from ..errors import FileError, OutputError, PairError
 from ..sentence import Sentence, joined, printable
 from ..storage.writer import is_same_file, make_folder, write_whole
 
 IMAGE_EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif"}  # what musubi-tuner reads as well
+CLIP_EXTENSIONS = {".mp4", ".webm", ".mov", ".mkv", ".webp", ".gif"}
 COMPARED_AT = 384  # pixels on the longer side: the checks are about content, not about grain
 SAME_PICTURE = 0.008  # mean difference of two 16 x 16 grey thumbnails, for values from 0 to 1
 
@@ -64,18 +66,28 @@ class Dataset:
 
 def find_images(folder: Path) -> dict[str, list[Path]]:
     """Stem -> image files, sorted. A stem has two files if, say, a .png and a .jpg have the same name."""
+    return _found(folder, lambda path: path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file())
+
+
+def find_clips(folder: Path) -> dict[str, list[Path]]:
+    """Name -> clips, sorted: videos, animated pictures, and folders whose images are the frames."""
+    return _found(folder, lambda path: path.is_dir() or (path.suffix.lower() in CLIP_EXTENSIONS and path.is_file()))
+
+
+def _found(folder: Path, wanted: Callable[[Path], bool]) -> dict[str, list[Path]]:
     if not folder.is_dir():
         return {}
     found: dict[str, list[Path]] = {}
     root = folder.resolve()
     for path in _files_in(folder):
-        if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_symlink() and not _resolved(path).is_relative_to(root):
+        if path.name.startswith(".") or not wanted(path):
+            continue
+        if path.is_symlink() and not _resolved(path).is_relative_to(root):
             raise FileError(
                 f"{printable(path.name)} in {printable(folder.name)} is a link that leads out of this folder. Put a copy of "
                 "the image there."
             )
-        if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file() and not path.name.startswith("."):
-            found.setdefault(path.stem, []).append(path)
+        found.setdefault(path.name if path.is_dir() else path.stem, []).append(path)
     return found
 
 
@@ -108,6 +120,15 @@ def read_image(path: Path) -> Image.Image:
         unknown = isinstance(problem, UnidentifiedImageError)
         reason = "no known kind of image" if unknown else getattr(problem, "strerror", None) or problem
         raise FileError(f"{path.name} cannot be read as an image: {reason}. Replace it or leave it out.") from problem
+
+
+def read_animation(path: Path, most: int) -> list[Image.Image]:
+    """The first frames of an animated picture, as RGB."""
+    try:
+        with Image.open(path) as image:
+            return [frame.convert("RGB") for frame in itertools.islice(ImageSequence.Iterator(image), most)]
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
+        raise FileError(f"{path.name} cannot be read as an animated picture. Replace it or leave it out.") from problem
 
 
 def read_size(path: Path) -> tuple[int, int]:

@@ -203,7 +203,7 @@ class SliderTrainer:
             said = ", ".join(f"{ratio:.2f}" for ratio in found) or "none"
             raise TrainingError(
                 f"The model's gradient is not the slope of its loss (measured over computed: {said}; 1 is right), so "
-                "training on it would teach nothing. Use a bf16, fp16 or fp8 file of this model, and no GGUF."
+                "training on it would teach nothing. Use another file of this model: bf16, fp16, fp8 or GGUF."
             )
 
     def applied(self, strengths: list[float]) -> None:

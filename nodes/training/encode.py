@@ -1,20 +1,24 @@
-"""Encode Pairs: two folders of paired images as latents, for Train Slider."""
+"""Encode Pairs: two folders of paired images or clips as latents, for Train Slider."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_api.v0_0_2 import io
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ...difflora.clips.video import read_video
 from ...difflora.errors import PairError
-from ...difflora.sentence import Sentence
+from ...difflora.sentence import Sentence, printable
 from ...difflora.training import pairs
 from ...difflora.training.latents import ENOUGH, SliderPairs
 from ..common.fingerprints import files_fingerprint
@@ -23,10 +27,12 @@ from ..common.messages import report, ui
 from ..common.progress import progress_bar
 from ..common.search import found_by
 from ..common.types import SliderPairsWire
-from .pairs import CATEGORY, frames
-from .wire import digest_of
+from .pairs import CATEGORY
+from .pairs import frames as named
+from .wire import digest_of, interruptible
 
 STEP = 16  # pixels: eight for the VAE, and patches of two
+MOST_FRAMES = 257
 CACHED = 256_000_000  # bytes
 
 _encoded: OrderedDict[str, Tensor] = OrderedDict()
@@ -34,7 +40,7 @@ _encoded: OrderedDict[str, Tensor] = OrderedDict()
 
 
 class EncodePairs(io.ComfyNode):
-    """Encodes pairs of pictures with the VAE, one at a time."""
+    """Pictures or clips by pairs through the VAE, one at a time."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -43,8 +49,8 @@ class EncodePairs(io.ComfyNode):
             display_name="Encode Pairs",
             category=CATEGORY,
             **found_by("train", "dataset", "vae encode", "latents", "image pairs"),
-            description="Takes the pictures of the same name in two folders through the VAE, for Train Slider. Still pictures; "
-            "what was encoded before is not encoded again.",
+            description="Takes the pictures or clips of the same name in two folders through the VAE, for Train Slider. What was "
+            "encoded before is not encoded again.",
             inputs=[
                 io.Vae.Input("vae", tooltip="The VAE of the model that the slider is trained on."),
                 io.String.Input(
@@ -66,6 +72,23 @@ class EncodePairs(io.ComfyNode):
                     tooltip="Pictures become size × size pixels in area and keep their aspect. Small is enough for what is "
                     "where: 192 is what the first sliders of this kind were trained at.",
                 ),
+                io.Int.Input(
+                    "frames",
+                    default=1,
+                    min=1,
+                    max=MOST_FRAMES,
+                    step=4,
+                    optional=True,
+                    tooltip="1: still pictures. More: clips, and so many frames from the beginning of each. Videos, animated "
+                    "webp and gif, or folders of frames. For VAEs of video models.",
+                ),
+                io.String.Input(
+                    "tint",
+                    default="",
+                    optional=True,
+                    tooltip="Empty: the two folders. A colour such as #00c800: folder_b alone, each picture with a fifth of this "
+                    "colour against itself without. Trains the tint that Purify LoRA takes out.",
+                ),
             ],
             outputs=[
                 SliderPairsWire.Output("pairs", display_name="pairs", tooltip="The latents by pair, for Train Slider.")
@@ -73,23 +96,39 @@ class EncodePairs(io.ComfyNode):
         )
 
     @classmethod
-    def files_read(cls, folder_a: str, folder_b: str, **_: Any) -> list[Path]:
+    def files_read(cls, folder_a: str, folder_b: str, frames: int = 1, tint: str = "", **_: Any) -> list[Path]:
         """For Sweep Grid, which names clips by what these files hold."""
-        return [file for folder in (folder_a, folder_b) for found in frames(folder).values() for file in found]
+        folders = [folder_b] if tint.strip() else [folder_a, folder_b]
+        files = [file for folder in folders for found in named(folder, frames > 1).values() for file in found]
+        return [one for file in files for one in (sorted(file.iterdir()) if file.is_dir() else [file])]
 
     @classmethod
     def fingerprint_inputs(
-        cls, folder_a: str | None = None, folder_b: str | None = None, size: int | None = None, vae: Any = None
+        cls,
+        folder_a: str | None = None,
+        folder_b: str | None = None,
+        size: int | None = None,
+        vae: Any = None,
+        frames: int | None = 1,
+        tint: str | None = "",
     ) -> object:
-        if folder_a is None or folder_b is None:
+        if folder_a is None or folder_b is None or frames is None or tint is None:
             return math.nan  # a name comes through a link: always run
-        return files_fingerprint(cls.files_read(folder_a, folder_b))
+        return files_fingerprint(cls.files_read(folder_a, folder_b, frames, tint))
 
     @classmethod
-    def execute(cls, vae: Any, folder_a: str, folder_b: str, size: int) -> io.NodeOutput:
+    def execute(
+        cls, vae: Any, folder_a: str, folder_b: str, size: int, frames: int = 1, tint: str = ""
+    ) -> io.NodeOutput:
         within(32, 2048, size=size)
-        sides = [frames(folder) for folder in (folder_a, folder_b)]
-        names = sorted(sides[0].keys() & sides[1].keys())
+        within(1, MOST_FRAMES, frames=frames)
+        if frames > 1 and not _takes_clips(vae):
+            raise PairError(
+                f"frames is {frames}, but this VAE encodes still pictures. Set frames to 1, or use a video VAE."
+            )
+        colour = colour_of(tint)
+        sides = [named(folder, frames > 1) for folder in ([folder_b] if colour else [folder_a, folder_b])]
+        names = sorted(sides[0].keys() & sides[-1].keys())
         if not names:
             raise PairError(
                 f"{folder_a} and {folder_b} have no picture of the same name. Twins need the same name, as Save Pair gives "
@@ -99,19 +138,23 @@ class EncodePairs(io.ComfyNode):
         latents: list[list[Tensor]] = [[], []]
         shapes: dict[tuple[int, int], int] = {}
         for place, name in enumerate(names):
-            first = pairs.read_image(sides[0][name][0])
-            second = pairs.same_size(first, pairs.read_image(sides[1][name][0]))
-            target = bucket(first.size, size)
+            clips = [read_frames(side[name][0], frames) for side in sides]
+            first, second = clips if not colour else ([pairs.tinted(image, colour) for image in clips[0]], clips[0])
+            second = [pairs.same_size(one, other) for one, other in zip(first, second, strict=True)]
+            target = bucket(first[0].size, size)
             shapes[target] = shapes.get(target, 0) + 1
-            for side, image in enumerate((first, second)):
+            for side, clip in enumerate((first, second)):
                 progress(2 * place + side, 2 * len(names))
-                latents[side].append(_encode(vae, who, ImageOps.fit(image, target, Image.Resampling.LANCZOS)))
+                fitted = [ImageOps.fit(image, target, Image.Resampling.LANCZOS) for image in clip]
+                latents[side].append(_encode(vae, who, fitted))
         progress(2 * len(names), 2 * len(names))
         found = SliderPairs(tuple(names), tuple(latents[0]), tuple(latents[1]))
         lines = [Sentence("{0} pairs", len(found))]
         lines += [Sentence("{0} at {1} × {2} pixels", count, *shape) for shape, count in sorted(shapes.items())]
+        if frames > 1:
+            lines.append(Sentence("{0} frames each", frames))
         warnings = []
-        if alone := sorted(sides[0].keys() ^ sides[1].keys()):
+        if alone := sorted(sides[0].keys() ^ sides[-1].keys()):
             warnings.append(
                 Sentence("{0} pictures have no twin and were left out: {1}", len(alone), ", ".join(alone[:5]))
             )
@@ -120,17 +163,58 @@ class EncodePairs(io.ComfyNode):
         return io.NodeOutput(found, ui=ui(report(Sentence("Pairs"), lines, warnings)))
 
 
+def _takes_clips(vae: Any) -> bool:
+    return getattr(vae, "latent_dim", 2) == 3 and not getattr(vae, "not_video", False)
+
+
+def colour_of(text: str) -> tuple[int, int, int] | None:
+    """Red, green and blue of a text such as #00c800; None of an empty one."""
+    digits = text.strip().removeprefix("#")
+    if not digits:
+        return None
+    if len(digits) != 6 or set(digits.lower()) - set("0123456789abcdef"):
+        raise PairError(f"tint is {printable(text, 20)!r}: write a colour as # and six digits, such as #00c800.")
+    red, green, blue = bytes.fromhex(digits)
+    return red, green, blue
+
+
+def read_frames(path: Path, count: int) -> list[Image.Image]:
+    """A picture, or the first `count` frames of a clip: a video, an animated picture, or a folder of frames.
+
+    raises  PairError if the clip is shorter
+    """
+    if count == 1:
+        return [pairs.read_image(path)]
+    read: list[Image.Image] = []
+    if path.is_dir():
+        files = [file for files in pairs.find_images(path).values() for file in files]
+        read = [pairs.read_image(file) for file in sorted(files)[:count]]
+    elif path.suffix.lower() in (".webp", ".gif"):
+        read = pairs.read_animation(path, count)
+    else:
+        read = [Image.fromarray(frame) for frame in itertools.islice(read_video(path), count)]
+    if len(read) < count:
+        raise PairError(
+            f"{path.name} has {len(read)} frames, and {count} of each clip are wanted. Lower frames, or leave it out."
+        )
+    return read
+
+
 def bucket(pixels: tuple[int, int], size: int) -> tuple[int, int]:
     """Width and height for a picture of `pixels`: about size × size in area, in steps of 16, of the nearest aspect."""
     aspect = math.sqrt(pixels[0] / pixels[1])
     return tuple(max(STEP, round(size * factor / STEP) * STEP) for factor in (aspect, 1 / aspect))  # type: ignore[return-value]
 
 
-def _encode(vae: Any, who: str, image: Image.Image) -> Tensor:
+def _encode(vae: Any, who: str, clip: Sequence[Image.Image]) -> Tensor:
     """A latent (channels, …), float32 on the CPU, as an ordinary tensor."""
-    key = hashlib.sha256(f"{who} {image.size}".encode() + image.tobytes()).hexdigest()
+    digest = hashlib.sha256(f"{who} {len(clip)} {clip[0].size}".encode())
+    for image in clip:
+        digest.update(image.tobytes())
+    key = digest.hexdigest()
     if key not in _encoded:
-        latent = vae.encode(pairs.to_tensor(image)[None])[0]
+        with interruptible(vae.first_stage_model, throw_exception_if_processing_interrupted):
+            latent = vae.encode(torch.stack([pairs.to_tensor(image) for image in clip]))[0]
         with torch.inference_mode(False):
             _encoded[key] = latent.detach().to("cpu", torch.float32, copy=True)
         while len(_encoded) > 1 and sum(kept.nbytes for kept in _encoded.values()) > CACHED:

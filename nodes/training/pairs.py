@@ -48,8 +48,11 @@ def _state(name: str | None, side_a: str | None, side_b: str | None) -> object:
     return fingerprint(_dataset(name, side_a, side_b).state()) if name and side_a and side_b else math.nan
 
 
-def frames(folder: str) -> dict[str, list[Path]]:
-    """Stem -> files of a folder written as input/… or output/…; demo/… means what comes with this pack."""
+def frames(folder: str, clips: bool = False) -> dict[str, list[Path]]:
+    """Stem -> images of a folder written as input/… or output/…; demo/… means what comes with this pack.
+
+    clips   clips in place of images
+    """
     root, _, rest = folder.replace("\\", "/").partition("/")
     roots = {
         "input": folder_paths.get_input_directory,
@@ -58,7 +61,11 @@ def frames(folder: str) -> dict[str, list[Path]]:
     }
     if root not in roots:
         raise FileError(f"folder is {folder!r}: begin with input/ or output/, as in input/frames.")
-    found = pairs.find_images(inside(roots[root](), rest))
+    where = inside(roots[root](), rest)
+    found = pairs.find_clips(where) if clips else pairs.find_images(where)
+    if not found and clips:
+        kinds = " ".join(sorted(pairs.CLIP_EXTENSIONS))
+        raise FileError(f"{folder}: no clips there. Put files of the kinds {kinds}, or folders of frames, into it.")
     if not found:
         kinds = " ".join(sorted(pairs.IMAGE_EXTENSIONS))
         raise FileError(f"{folder}: no images there. Put files of the kinds {kinds} into this folder.")

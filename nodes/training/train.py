@@ -37,7 +37,7 @@ from ..common.messages import lora_modules, report, ui
 from ..common.paths import inside
 from ..common.search import found_by
 from ..common.types import LoraDelta, SliderPairsWire
-from .wire import TrainingWire, chosen_layers, fingerprint, memory_needed, opened
+from .wire import TrainingWire, chosen_layers, fingerprint, interruptible, memory_needed, opened
 
 FOLDER = "differential-lora/training"
 SAVE_EVERY = 25  # steps
@@ -328,8 +328,8 @@ class _Run:
             raise
         except RuntimeError as error:
             raise UnsupportedError(
-                f"model: no gradient can be had from it ({printable(error)}). Use a bf16, fp16 or fp8 safetensors file of "
-                "this model, without GGUF and without packs that replace its layers."
+                f"model: no gradient can be had from it ({printable(error)}). Use a bf16, fp16, fp8 or GGUF file of "
+                "this model, without packs that replace its layers."
             ) from error
 
     def _keep(self) -> None:
@@ -372,7 +372,7 @@ class _Grey:
 def _decoded(vae: Any, latents: Tensor) -> Tensor:
     """Pictures (n, height, width, 3), decoded on the VAE's current device: loading it could push the model off the GPU."""
     weight = next(vae.first_stage_model.parameters())
-    with torch.inference_mode():
+    with torch.inference_mode(), interruptible(vae.first_stage_model, throw_exception_if_processing_interrupted):
         decoded = vae.first_stage_model.decode(latents.to(weight.device, weight.dtype)).float()
         decoded = vae.process_output(decoded).cpu()
     decoded = decoded[:, :, 0] if decoded.ndim == 5 else decoded

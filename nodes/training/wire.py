@@ -236,13 +236,16 @@ def checkpointed(blocks: Iterable[nn.Module], tick: Callable[[], None]) -> Itera
     before: list[tuple[nn.Module, Any]] = []
 
     def twice(plain: Callable[..., Any]) -> Callable[..., Any]:
+        def once(*args: Any, **kwargs: Any) -> Any:
+            tick()  # on the way back, too: that is two thirds of a step
+            return plain(*args, **kwargs)
+
         def forward(*args: Any, **kwargs: Any) -> Any:
-            tick()
             if not torch.is_grad_enabled():
-                return plain(*args, **kwargs)
+                return once(*args, **kwargs)
             # Nothing in a frozen model is random, so no random state is kept.
             return torch.utils.checkpoint.checkpoint(
-                plain, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
+                once, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
             )
 
         return forward
@@ -257,6 +260,21 @@ def checkpointed(blocks: Iterable[nn.Module], tick: Callable[[], None]) -> Itera
             del block.forward
             if own is not None:
                 block.forward = own
+
+
+@contextlib.contextmanager
+def interruptible(model: nn.Module, tick: Callable[[], None]) -> Iterator[None]:
+    """Call `tick` before each layer of a model, such as a VAE; it may raise to cancel."""
+
+    def look(*_: Any) -> None:
+        tick()
+
+    handles = [module.register_forward_pre_hook(look) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def fingerprint(model: nn.Module, conditioning: Any) -> str:

@@ -5,15 +5,18 @@ import json
 import shutil
 import time
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 import difflora
+from difflora.clips.video import write_video
 from difflora.saving.recipes import SavedRecipe
 from tests import small_models
 from tests.comfy_server import Interrupted, NodeFailed
+from tests.e2e.test_cancel import SECOND, machine_slowness
 from tests.e2e.test_chain import message
 from tests.e2e.test_server import hashed, sampling
 
@@ -164,6 +167,75 @@ def test_cancel_keeps_what_was_reached_and_the_next_run_goes_on(pictures):
     assert same_tensors(saved(comfy, "stopped"), saved(comfy, "whole"))
 
 
+@pytest.fixture(scope="module")
+def slow_model(pictures):
+    """A model of which one step takes many seconds, and pairs to match."""
+    comfy = pictures
+    model = comfy.models("diffusion_models") / "slow_wan.safetensors"
+    small_models.write_wan(model, 512, 6, 1024)
+    random = torch.Generator().manual_seed(0)
+    for side in ("bright", "dark"):
+        folder = comfy.base / "input/slow_pairs" / side
+        folder.mkdir(parents=True)
+        for number in range(4):
+            pixels = torch.rand(1024, 1024, 3, generator=random)
+            Image.fromarray((pixels * 255).to(torch.uint8).numpy()).save(folder / f"{number}.png", compress_level=1)
+    yield comfy
+    shutil.rmtree(comfy.base / "input/slow_pairs")
+    model.unlink()
+
+
+def slow_graph(size, **settings):
+    prompt = graph(**{"name": "slow", "batch": 4} | settings)
+    prompt["model"]["inputs"]["unet_name"] = "slow_wan.safetensors"
+    prompt["pairs"]["inputs"] |= {
+        "folder_a": "input/slow_pairs/bright", "folder_b": "input/slow_pairs/dark", "size": size,
+    }  # fmt: skip
+    return prompt
+
+
+def cancelled_after(comfy, prompt, node, delay):
+    """Seconds from Cancel to the end of the prompt, and how many it may take on this machine as it is now."""
+    slowness = machine_slowness()
+    queued = comfy.queue(prompt)
+    comfy.wait_for_node(queued, node)
+    time.sleep(delay * slowness)
+    began = time.monotonic()
+    comfy.interrupt()
+    with pytest.raises(Interrupted):
+        comfy.wait(queued)
+    took = time.monotonic() - began
+    print(f"{node}: cancelled after {took:.2f} s (machine {slowness:.1f} times as slow as alone)")
+    return took, SECOND * slowness
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.5, 1.5, 2.5, 3.5])
+def test_cancel_within_a_second_anywhere_in_a_step(slow_model, delay):
+    """On the way forward and on the way back: a step of this model takes several times as long."""
+    took, most = cancelled_after(slow_model, slow_graph(256, steps=1000, preview_every=0), "train", delay)
+    assert took < most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.5, 2.0])
+def test_cancel_within_a_second_while_the_slider_is_measured_and_shown(slow_model, delay):
+    # The last block alone: the gradient through a whole model of random weights is too rough for its check.
+    settings = {"name": "shown", "selection": "blocks 5 & attn", "steps": 1, "preview_every": 0}
+    if not any(file.name.startswith("shown_") for file in checkpoints(slow_model)):
+        slow_model.run(slow_graph(256, **settings, reach=0.0))
+    as_it_is = slow_graph(256, **settings, checkpoint="use it as it is")
+    took, most = cancelled_after(slow_model, as_it_is, "train", delay)
+    assert took < most
+
+
+@pytest.mark.slow
+def test_cancel_within_a_second_while_pairs_are_encoded(slow_model):
+    took, most = cancelled_after(slow_model, slow_graph(1024), "pairs", 0.7)
+    assert took < most
+    assert slow_model.running() == []
+
+
 @pytest.mark.slow
 def test_what_comfyui_loads_from_the_file_is_what_the_wire_gave(pictures):
     comfy = pictures
@@ -210,4 +282,77 @@ def test_a_model_that_wants_a_picture_is_refused(pictures):
     prompt = graph()
     prompt["model"]["inputs"]["unet_name"] = small_models.WAN_I2V
     with pytest.raises(NodeFailed, match="wants a picture"):
+        pictures.run(prompt)
+
+
+@pytest.mark.slow
+def test_loras_on_the_model_are_warned_about(pictures):
+    prompt = graph(name="patched", steps=1)
+    prompt["fast"] = {
+        "class_type": "LoraLoaderModelOnly",
+        "inputs": {"model": ["model", 0], "lora_name": small_models.DENSE, "strength_model": 1.0},
+    }
+    prompt["train"]["inputs"]["model"] = ["fast", 0]
+    assert any("fewer steps" in line for line in lines(pictures.run(prompt)))
+    assert not any("fewer steps" in line for line in lines(pictures.run(graph(name="plain", steps=1))))
+
+
+# Clips and tints
+
+
+@pytest.fixture(scope="module")
+def clips(pictures):
+    """Three pairs of clips of nine frames: a video, an animated picture and a folder of frames."""
+    comfy = pictures
+    for side, light in (("bright", 0.4), ("dark", 0.0)):
+        folder = comfy.base / "input/train_clips" / side
+        folder.mkdir(parents=True)
+        for number in range(3):
+            random = torch.Generator().manual_seed(number)
+            pixels = torch.rand(9, 64, 64, 3, generator=random) * 0.6 + light
+            drawn = [Image.fromarray((frame * 255).to(torch.uint8).numpy()) for frame in pixels]
+            if number == 0:
+                write_video(folder / "0.mp4", [np.asarray(image) for image in drawn], 16)
+            elif number == 1:
+                drawn[0].save(folder / "1.webp", save_all=True, append_images=drawn[1:], lossless=True)
+            else:
+                (folder / "2").mkdir()
+                for place, image in enumerate(drawn):
+                    image.save(folder / "2" / f"{place:03}.png")
+    yield comfy
+    shutil.rmtree(comfy.base / "input/train_clips")
+
+
+def clip_graph(frames, **settings):
+    prompt = graph(**settings)
+    prompt["pairs"]["inputs"] |= {
+        "folder_a": "input/train_clips/bright", "folder_b": "input/train_clips/dark", "frames": frames,
+    }  # fmt: skip
+    return prompt
+
+
+@pytest.mark.slow
+def test_a_slider_is_trained_on_clips_of_every_kind(clips):
+    result = clips.run(clip_graph(9, name="clips", steps=2))
+    assert any("9 frames each" in line for line in lines(result, "pairs"))
+    assert any("2 steps on 3 pairs" in line for line in lines(result))
+    again = clips.run(clip_graph(5, name="clips", steps=2))
+    assert any("2 steps on 3 pairs" in line for line in lines(again))
+    assert len([file for file in checkpoints(clips) if file.name.startswith("clips_")]) == 2  # other pairs
+
+
+@pytest.mark.slow
+def test_clips_that_are_too_short_are_named(clips):
+    with pytest.raises(NodeFailed, match=r"0\.mp4 has 9 frames, and 13"):
+        clips.run(clip_graph(13, name="short_clips"))
+
+
+@pytest.mark.slow
+def test_a_tint_is_trained_on_one_folder_alone(pictures):
+    prompt = graph(name="tint", steps=2)
+    prompt["pairs"]["inputs"] |= {"folder_a": "input/nowhere", "folder_b": "input/train_pairs/dark", "tint": "#00c800"}
+    result = pictures.run(prompt)
+    assert any("2 steps on 6 pairs" in line for line in lines(result))
+    with pytest.raises(NodeFailed, match="write a colour as"):
+        prompt["pairs"]["inputs"]["tint"] = "green"
         pictures.run(prompt)

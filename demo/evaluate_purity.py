@@ -234,7 +234,7 @@ def unit_part(lab: Lab, number: int) -> dict[str, Any]:
     lora, size = lab.slider("clean", number, way)
     raw = lora.scaled(1 / 6)  # as if every training had the size that fits its pairs
     first, second = range(lab.options.seeds), range(1000, 1000 + lab.options.seeds)
-    curve = lab.sweep(raw, (-6, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 6), first)
+    curve = lab.sweep(raw, (-8, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4, 8), first)
     sizes = {"as trained": raw, "by the loss (Train Slider)": lora.scaled(size)}
     sizes["by norm (Calibrate)"] = calibrate_norm(raw, 0.25)
     for measured, change in CHANGE.items():

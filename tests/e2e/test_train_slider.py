@@ -218,18 +218,6 @@ def test_cancel_within_a_second_anywhere_in_a_step(slow_model, delay):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [0.5, 2.0])
-def test_cancel_within_a_second_while_the_slider_is_measured_and_shown(slow_model, delay):
-    # The last block alone: the gradient through a whole model of random weights is too rough for its check.
-    settings = {"name": "shown", "selection": "blocks 5 & attn", "steps": 1, "preview_every": 0}
-    if not any(file.name.startswith("shown_") for file in checkpoints(slow_model)):
-        slow_model.run(slow_graph(256, **settings, reach=0.0))
-    as_it_is = slow_graph(256, **settings, checkpoint="use it as it is")
-    took, most = cancelled_after(slow_model, as_it_is, "train", delay)
-    assert took < most
-
-
-@pytest.mark.slow
 def test_cancel_within_a_second_while_pairs_are_encoded(slow_model):
     took, most = cancelled_after(slow_model, slow_graph(1024), "pairs", 0.7)
     assert took < most

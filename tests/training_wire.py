@@ -48,6 +48,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 for package, folder in (("pack", ROOT), ("pack.nodes", ROOT / "nodes")):
     module(package, folder)
+from pack.difflora.errors import UnsupportedError  # type: ignore[import-not-found] # noqa: E402
 from pack.difflora.training.latents import SliderPairs  # type: ignore[import-not-found] # noqa: E402
 from pack.difflora.training.slider import Settings, SliderTrainer  # type: ignore[import-not-found] # noqa: E402
 from pack.nodes.training import wire  # type: ignore[import-not-found] # noqa: E402
@@ -55,6 +56,7 @@ from pack.nodes.training import wire  # type: ignore[import-not-found] # noqa: E
 small_models = module("small_models", ROOT / "tests" / "small_models.py")
 SHAPE = (16, 1, 6, 6)
 Weights = dict[str, torch.Tensor]
+GGUF = os.environ.get("COMFYUI_GGUF_DIR")
 
 
 def variants(weights: Weights, linear: set[str]) -> Iterator[tuple[str, Weights, dict[str, Any]]]:
@@ -74,6 +76,70 @@ def variants(weights: Weights, linear: set[str]) -> Iterator[tuple[str, Weights,
             scaled[key] = (value / scale).to(fp8)
             scaled[key.replace(".weight", ".scale_weight")] = scale.float()
     yield "scaled fp8", scaled, {}
+
+
+def gguf_models(folder: Path, weights: Weights, linear: set[str]) -> Iterator[tuple[str, Any]]:
+    """The model in GGUF's precisions, as ComfyUI-GGUF loads it; nothing without that pack and the package `gguf`."""
+    if not GGUF:
+        return
+    import gguf  # type: ignore[import-untyped]
+
+    spec = importlib.util.spec_from_file_location(
+        "gguf_pack", Path(GGUF, "__init__.py"), submodule_search_locations=[GGUF]
+    )
+    assert spec and spec.loader
+    pack = importlib.util.module_from_spec(spec)
+    sys.modules["gguf_pack"] = pack
+    spec.loader.exec_module(pack)
+    nodes = sys.modules["gguf_pack.nodes"]
+    for kind in (gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0):
+        path = folder / f"{kind.name}.gguf"
+        file = gguf.GGUFWriter(path, "wan")
+        for key, value in weights.items():
+            numbers = value.float().numpy()
+            if key in linear:
+                file.add_tensor(key, gguf.quants.quantize(numbers, kind), raw_dtype=kind)
+                continue
+            if numbers.ndim > 4:  # GGUF has four dimensions at most
+                file.add_array(f"comfy.gguf.orig_shape.{key}", list(numbers.shape))
+                numbers = numbers.reshape(*numbers.shape[:2], -1, numbers.shape[-1])
+            file.add_tensor(key, numbers.astype("float16") if numbers.ndim == 2 else numbers)
+        file.write_header_to_file()
+        file.write_kv_data_to_file()
+        file.write_tensors_to_file()
+        file.close()
+        read = nodes.gguf_sd_loader(str(path))
+        tensors = read[0] if isinstance(read, tuple) else read
+        options = {"custom_operations": nodes.GGMLOps()}
+        patcher = comfy.sd.load_diffusion_model_state_dict(tensors, model_options=options)
+        yield f"gguf {kind.name}", nodes.GGUFModelPatcher.clone(patcher)
+
+
+def refusals(text: torch.Tensor) -> dict[str, str]:
+    """What is said about models that cannot be trained on. Theirs are ComfyUI's own classes."""
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    vace = {
+        "image_model": "wan2.1", "model_type": "vace", "dim": 96, "ffn_dim": 96, "num_heads": 2, "num_layers": 2,
+        "in_dim": 16, "out_dim": 16, "vace_layers": 1, "vace_in_dim": 96,
+    }  # fmt: skip
+    models = {
+        "SDXL": comfy.model_base.SDXL(
+            comfy.supported_models.SDXL({"disable_unet_model_creation": True, "adm_in_channels": 2816})
+        ),
+        "VACE": comfy.supported_models.WAN21_Vace(vace).get_model({}),
+    }
+    said = {}
+    for name, model in models.items():
+        patcher = comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+        try:
+            with wire.opened(patcher, [[text, {}]], SHAPE, 0, lambda: None):
+                said[name] = "taken"
+        except UnsupportedError as error:
+            said[name] = str(error)
+    return said
 
 
 def slope(trainer: Any) -> float:
@@ -112,9 +178,8 @@ def kept_bytes(trainer: Any) -> int:
     return sum(sizes.values())
 
 
-def look(path: Path, options: dict[str, Any], pairs: Any, text: torch.Tensor) -> dict[str, Any]:
+def look(patcher: Any, pairs: Any, text: torch.Tensor) -> dict[str, Any]:
     """Everything that a test asks about one model."""
-    patcher = comfy.sd.load_diffusion_model(str(path), model_options=options)
     model = patcher.model
     noise = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(3))
 
@@ -171,13 +236,16 @@ def main() -> None:
     random = torch.Generator().manual_seed(0)
     sides = [tuple(torch.randn(SHAPE, generator=random) for _ in range(2)) for _ in range(2)]
     pairs = SliderPairs(("0", "1"), *sides)
-    answers = {}
+    answers: dict[str, Any] = {}
     with torch.inference_mode():  # as ComfyUI runs nodes
         text = torch.randn(1, 8, 4096, generator=random)
         for name, tensors, options in variants(weights, linear):
             path = folder / "variant.safetensors"
             save_file(tensors, path)
-            answers[name] = look(path, options, pairs, text)
+            answers[name] = look(comfy.sd.load_diffusion_model(str(path), model_options=options), pairs, text)
+        for name, patcher in gguf_models(folder, weights, linear):
+            answers[name] = look(patcher, pairs, text)
+        answers["refused"] = refusals(text)
     print(json.dumps(answers))
 
 

@@ -66,28 +66,30 @@ class Dataset:
 
 def find_images(folder: Path) -> dict[str, list[Path]]:
     """Stem -> image files, sorted. A stem has two files if, say, a .png and a .jpg have the same name."""
-    return _found(folder, lambda path: path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file())
+    return _found(folder, IMAGE_EXTENSIONS)
 
 
 def find_clips(folder: Path) -> dict[str, list[Path]]:
     """Name -> clips, sorted: videos, animated pictures, and folders whose images are the frames."""
-    return _found(folder, lambda path: path.is_dir() or (path.suffix.lower() in CLIP_EXTENSIONS and path.is_file()))
+    return _found(folder, CLIP_EXTENSIONS, folders=True)
 
 
-def _found(folder: Path, wanted: Callable[[Path], bool]) -> dict[str, list[Path]]:
+def _found(folder: Path, kinds: set[str], folders: bool = False) -> dict[str, list[Path]]:
     if not folder.is_dir():
         return {}
     found: dict[str, list[Path]] = {}
     root = folder.resolve()
     for path in _files_in(folder):
-        if path.name.startswith(".") or not wanted(path):
+        is_folder = folders and path.is_dir()
+        if path.name.startswith(".") or not (is_folder or path.suffix.lower() in kinds):
             continue
         if path.is_symlink() and not _resolved(path).is_relative_to(root):
             raise FileError(
                 f"{printable(path.name)} in {printable(folder.name)} is a link that leads out of this folder. Put a copy of "
                 "the image there."
             )
-        found.setdefault(path.name if path.is_dir() else path.stem, []).append(path)
+        if is_folder or path.is_file():
+            found.setdefault(path.name if is_folder else path.stem, []).append(path)
     return found
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import absent
 
 SCRIPT = Path(__file__).parents[1] / "training_wire.py"
-PRECISIONS = ("float32", "bf16", "fp16", "fp8", "cast to fp8", "fp8_fast", "scaled fp8")
+PRECISIONS = ("float32", "bf16", "fp16", "fp8", "cast to fp8", "fp8_fast", "scaled fp8", "gguf Q8_0", "gguf Q4_0")
 
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 
@@ -25,28 +25,39 @@ def answers(tmp_path_factory):
         [python, str(SCRIPT), str(tmp_path_factory.mktemp("wire"))], capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    print(done.stdout.splitlines()[-1])
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_gradients_agree_with_finite_differences(answers, precision):
-    assert answers[precision]["slope"] == pytest.approx(1, abs=0.02)
+@pytest.fixture(params=PRECISIONS)
+def found(request, answers):
+    if request.param.startswith("gguf") and not os.environ.get("COMFYUI_GGUF_DIR"):
+        pytest.skip("COMFYUI_GGUF_DIR does not say where a ComfyUI-GGUF is")
+    return answers[request.param]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_model_is_afterwards_as_it_was(answers, precision):
-    found = answers[precision]
+def test_gradients_agree_with_finite_differences(found):
+    assert found["slope"] == pytest.approx(1, abs=0.02)
+
+
+def test_the_model_is_afterwards_as_it_was(found):
     assert found["inference"]  # or there would have been nothing to put back
     assert found["same"] and found["restored"] and found["random"]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_latents_and_velocities_are_the_models_own(answers, precision):
-    assert answers[precision]["latents"]
-    assert answers[precision]["velocity"] < 1e-5
+def test_latents_and_velocities_are_the_models_own(found):
+    assert found["latents"]
+    assert found["velocity"] < 1e-5
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_blocks_are_not_remembered(answers, precision):
+def test_blocks_are_not_remembered(found):
     """Weights that are cast for a layer are the most of it: at 14B they alone would be 28 GB."""
-    assert answers[precision]["kept"] < answers[precision]["kept without checkpoints"] / 4
+    assert found["kept"] < found["kept without checkpoints"] / 4
+
+
+@pytest.mark.parametrize(
+    "model, reason", [("SDXL", "no flow-matching model"), ("VACE", "wants a picture beside the text")]
+)
+def test_models_that_cannot_be_trained_on_are_refused_with_what_to_do_instead(answers, model, reason):
+    said = answers["refused"][model]
+    assert reason in said and ("Use " in said or "works on" in said)

@@ -209,8 +209,18 @@ def result(columns: tuple[int, ...], rows: tuple[int, ...]) -> Image.Image:
         return cut
 
 
+# And from the demo's pictures under a Slider Map.
+MAPS = {"11": "mask.jpg", "12": "ramp.jpg", "13": "ramp.jpg", "14": "mask.jpg", "15": "mask.jpg"}
+
+
+def under_map(number: str) -> Image.Image:
+    with Image.open(SWEEP.with_name(MAPS[number])) as image:
+        return image.convert("RGB")
+
+
 def thumbnail(page: ComfyPage, workflow: Workflow) -> None:
-    shot = result(*RESULTS[workflow.name[0]]) if workflow.name[0] in RESULTS else picture(page)
+    number = workflow.number
+    shot = result(*RESULTS[number]) if number in RESULTS else under_map(number) if number in MAPS else picture(page)
     size = (1200, 1200 * shot.height // shot.width)
     shot.resize(size, Image.Resampling.LANCZOS).save(workflow.path.with_suffix(".jpg"), quality=85)
 
@@ -233,7 +243,7 @@ def main() -> None:
             page = browser.open(settings=settings, viewport={"width": 3000, "height": 1700})
             if sys.argv[1:] == ["--measure"]:
                 return measure(page)
-            for workflow in (each for each in WORKFLOWS if each.name[0] in sys.argv[1:] or not sys.argv[1:]):
+            for workflow in (each for each in WORKFLOWS if each.number in sys.argv[1:] or not sys.argv[1:]):
                 saved = build(page, workflow)
                 workflow.path.write_text(json.dumps(saved, indent=1, ensure_ascii=False) + "\n", "utf-8")
                 page.load(saved)

@@ -49,6 +49,10 @@ class Workflow:
     def path(self) -> Path:
         return FOLDER / f"{self.name}.json"
 
+    @property
+    def number(self) -> str:
+        return self.name.split(" ")[0]
+
     def nodes(self) -> Iterator[Node]:
         for stack in self.stacks:
             for group in stack:
@@ -1177,4 +1181,218 @@ No LoRA for fewer steps on the model while it trains.
 )
 
 
-WORKFLOWS = (DEMO, FAST, FULL, NATIVE, EXPLORE, SWEEP_WRAPPER, SWEEP_NATIVE, TRAIN_DEMO, TRAIN_WAN)
+def slider_map(values: dict[str, Any], **inputs: str) -> Node:
+    return Node(
+        "map", "DiffLoraSliderMap", {"steps": "", "frames": "", "feather": 1} | values, inputs, size=(420, None)
+    )
+
+
+def all_but_the_middle(width: int, height: int, middle: tuple[int, int]) -> list[Node]:
+    """White, with a black rectangle in the middle, under the name "background"."""
+    across, down = middle
+    place = {"x": (width - across) // 2, "y": (height - down) // 2, "operation": "subtract"}
+    return [
+        Node("white", "SolidMask", {"value": 1.0, "width": width, "height": height}, title="White: the slider acts"),
+        Node("middle", "SolidMask", {"value": 1.0, "width": across, "height": down}, title="What is in front"),
+        Node("background", "MaskComposite", place, {"destination": "white", "source": "middle"}),
+    ]
+
+
+def native_with_map(name: str, note: str, masks: list[Node], values: dict[str, Any], mapped: Node) -> Workflow:
+    """Workflow 3 with a map on its slider."""
+    slider_with_map = Node(
+        "slider",
+        "DiffLoraSliderModel",
+        {"apply": "auto"} | values,
+        {"model": "distill", "lora": "rank", "map": "map"},
+    )
+    groups = [Group("3. Where the slider acts", [*([masks] if masks else []), [mapped], [slider_with_map]], PLUM)]
+    return Workflow(name, note + FILES_FOR_NATIVE, [*NATIVE.stacks[:2], groups, *NATIVE.stacks[3:]])
+
+
+def wrapper_with_map(name: str, note: str, masks: list[Node], values: dict[str, Any], mapped: Node) -> Workflow:
+    """Workflow 1 with a mapped slider behind its other LoRAs."""
+    model, loras = FAST.stacks[1]
+    set_loras = replace(SET_LORAS, inputs={"model": "model", "lora": "distill"})
+    slider_with_map = Node(
+        "slider",
+        "DiffLoraMappedSliderWanVideo",
+        {"shift": 5.0} | values,
+        {"model": "loras", "lora": "rank", "map": "map", "image_embeds": "frames"},
+    )
+    others = replace(loras, columns=[[*loras.columns[0], set_loras]])
+    sampler = wrapper_sampler(6, 1.0)
+    sampling = Group("5. Sampling", [[FRAMES], [replace(sampler, inputs=sampler.inputs | {"model": "slider"})]], BLUE)
+    groups = [Group("4. Where the slider acts", [*([masks] if masks else []), [mapped], [slider_with_map]], PLUM)]
+    files = FILES_FOR_WRAPPER.format(
+        distill="| lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank128_bf16 | loras | the same, in Lightx2v |\n"
+    )
+    stacks = [FAST.stacks[0], [model, others], groups, FAST.stacks[2], [sampling], FAST.stacks[4]]
+    return Workflow(name, note + files + "\n**Keep merge_loras off on every LoRA.**\n", stacks)
+
+
+FILES_FOR_NATIVE = """
+The files are those of workflow 3.
+"""
+RAMP_NOTE = """# One clip, from −3 to +3
+
+The slider rises while the clip runs: little of the property in the first frame, much in the last.
+
+1. Choose your two LoRAs on the left.
+2. Press Run. Every step takes three passes of the model (−3, 0 and +3), so it takes three times as long.
+3. Draw another curve in **Slider Map**: over the frames, or over the steps.
+
+The frames of a clip look at each other, so some of the effect is lost: on the demo, a ramp keeps about three quarters of the
+span. Nobody has measured it on Wan2.1-T2V-14B yet.
+"""
+BACKGROUND_NOTE = """# The slider on the background only
+
+A mask says where the slider acts: white with the slider, black without. Here what is black is a rectangle in the middle.
+
+1. Choose your two LoRAs on the left.
+2. Press Run. Every step takes two passes of the model, so it takes twice as long.
+3. Wire your own mask into **Slider Map**: one picture, or one for each frame, of any size.
+
+What is black is *like* the clip without the slider, not the same. Nobody has measured it on Wan2.1-T2V-14B yet.
+"""
+RAMP = slider_map({"frames": "0:0, 100:1"})
+BACKGROUND_MAP = slider_map({"feather": 2}, mask="background")
+FROM_MINUS = {"strength": 3.0, "strength_outside": -3.0}
+MIDDLE = all_but_the_middle(640, 480, (240, 400))
+
+CLIP_NATIVE = native_with_map("12 Clip from -3 to +3", RAMP_NOTE, [], FROM_MINUS, RAMP)
+CLIP_WRAPPER = wrapper_with_map("13 Clip from -3 to +3, wrapper", RAMP_NOTE, [], FROM_MINUS, RAMP)
+BACKGROUND_NATIVE = native_with_map("14 Background only", BACKGROUND_NOTE, MIDDLE, {"strength": 2.0}, BACKGROUND_MAP)
+BACKGROUND_WRAPPER = wrapper_with_map(
+    "15 Background only, wrapper", BACKGROUND_NOTE, MIDDLE, {"strength": 2.0}, BACKGROUND_MAP
+)
+
+
+def _demo_branch(name: str, model: str) -> list[Node]:
+    values = {"seed": 6, "steps": 20, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    inputs = {"model": model, "positive": "text", "negative": "text", "latent_image": "frames"}
+    return [
+        Node(f"sampler {name}", "KSampler", values, inputs, f"KSampler: {name}"),
+        Node(f"decode {name}", "VAEDecode", {}, {"samples": f"sampler {name}", "vae": "vae"}),
+    ]
+
+
+def _demo_slider(name: str, strength: float, outside: float) -> Node:
+    return Node(
+        f"slider {name}",
+        "DiffLoraSliderModel",
+        {"apply": "auto", "strength": strength, "strength_outside": outside},
+        {"model": "shift", "lora": "rank", "map": f"map {name}"},
+        f"LoRA Slider (model): {name}",
+    )
+
+
+MASKS_DEMO = Workflow(
+    "11 Two masks, any computer",
+    """# One picture, two masks
+
+Press **Run**. Nothing has to be downloaded, and no GPU is needed: a tiny Wan2.1 and two LoRAs come with this pack.
+
+The same pictures three times: without the slider (top row); with many things in the left half and few in the right (+3 and −3);
+and with many things everywhere but in the middle.
+
+**Then play:** draw a curve over the steps in **Slider Map**, set *feather* to 0 and look for the seam, or wire another mask in.
+
+What lies outside the mask is *like* the picture without the slider, not the same.
+""",
+    [
+        [DEMO_PAIR],
+        [DEMO.stacks[1][0]],
+        [
+            Group(
+                "3. Two masks",
+                [
+                    [
+                        Node("black", "SolidMask", {"value": 0.0, "width": 96, "height": 96}),
+                        Node("left", "SolidMask", {"value": 1.0, "width": 48, "height": 96}),
+                        Node(
+                            "half",
+                            "MaskComposite",
+                            {"x": 0, "y": 0, "operation": "add"},
+                            {"destination": "black", "source": "left"},
+                        ),
+                    ],
+                    all_but_the_middle(96, 96, (48, 48)),
+                    [replace(slider_map({}, mask="half"), name="map half", title="Slider Map: left half")],
+                    [replace(slider_map({}, mask="background"), name="map background", title="Slider Map: background")],
+                ],
+                PLUM,
+            ),
+            Group(
+                "4. A slider for each",
+                [[_demo_slider("half", 3.0, -3.0)], [_demo_slider("background", 3.0, 0.0)]],
+                PLUM,
+            ),
+        ],
+        [
+            Group(
+                "5. Four pictures each",
+                [
+                    [
+                        Node("text", "DiffLoraZeroText"),
+                        Node(
+                            "frames",
+                            "EmptyHunyuanLatentVideo",
+                            {"width": 96, "height": 96, "length": 1, "batch_size": 4},
+                        ),
+                        Node("vae", "VAELoader", {"vae_name": "difflora_demo_vae.safetensors"}),
+                    ],
+                    _demo_branch("base", "shift"),
+                    _demo_branch("half", "slider half"),
+                    _demo_branch("background", "slider background"),
+                ],
+                BLUE,
+            )
+        ],
+        [
+            Group(
+                "6. Side by side",
+                [
+                    [
+                        Node("two", "ImageBatch", {}, {"image1": "decode base", "image2": "decode half"}),
+                        Node("three", "ImageBatch", {}, {"image1": "two", "image2": "decode background"}),
+                        Node(
+                            "larger",
+                            "ImageScale",
+                            {"upscale_method": "bicubic", "width": 192, "height": 192, "crop": "disabled"},
+                            {"image": "three"},
+                        ),
+                    ],
+                    [
+                        Node(
+                            "save",
+                            "SaveImage",
+                            {"filename_prefix": "difflora_masks"},
+                            {"images": "larger"},
+                            size=(620, 520),
+                        )
+                    ],
+                ],
+                GREY,
+            )
+        ],
+    ],
+)
+
+
+WORKFLOWS = (
+    DEMO,
+    FAST,
+    FULL,
+    NATIVE,
+    EXPLORE,
+    SWEEP_WRAPPER,
+    SWEEP_NATIVE,
+    TRAIN_DEMO,
+    TRAIN_WAN,
+    MASKS_DEMO,
+    CLIP_NATIVE,
+    CLIP_WRAPPER,
+    BACKGROUND_NATIVE,
+    BACKGROUND_WRAPPER,
+)

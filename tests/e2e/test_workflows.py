@@ -11,6 +11,10 @@ import pytest
 
 import difflora
 from scripts.example_workflows import (
+    BACKGROUND_NATIVE,
+    BACKGROUND_WRAPPER,
+    CLIP_NATIVE,
+    CLIP_WRAPPER,
     EXPLORE,
     FAST,
     FOLDER,
@@ -25,7 +29,8 @@ from scripts.example_workflows import (
 from tests import small_models, wrapper_signatures
 from tests.comfy_server import PACK_NAME
 
-WITH_WRAPPER = (FAST, FULL, SWEEP_WRAPPER)
+WITH_WRAPPER = (FAST, FULL, SWEEP_WRAPPER, CLIP_WRAPPER, BACKGROUND_WRAPPER)
+WITH_MAP = (CLIP_NATIVE, CLIP_WRAPPER, BACKGROUND_NATIVE, BACKGROUND_WRAPPER)
 ids = {"ids": lambda workflow: workflow.name.split(" ")[0]}
 each = pytest.mark.parametrize("workflow", WORKFLOWS, **ids)
 
@@ -238,7 +243,7 @@ def digest(result):
     return facts["sha256"]
 
 
-@pytest.mark.parametrize("workflow", [FAST, FULL, NATIVE], **ids)
+@pytest.mark.parametrize("workflow", [FAST, FULL, NATIVE, *WITH_MAP], **ids)
 def test_a_workflow_runs_to_its_video_and_hears_the_slider(workflow, comfy, request):
     if workflow in WITH_WRAPPER:
         request.getfixturevalue("wrapper")

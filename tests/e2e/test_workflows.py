@@ -28,7 +28,7 @@ from tests import small_models, wrapper_signatures
 from tests.comfy_server import PACK_NAME
 
 WITH_WRAPPER = (FAST, FULL, SWEEP_WRAPPER)
-WITH_MAP = (CLIP_NATIVE, CLIP_WRAPPER, BACKGROUND_NATIVE, BACKGROUND_WRAPPER)
+WITH_MAP = (CLIP_NATIVE, BACKGROUND_NATIVE)
 ids = {"ids": lambda workflow: workflow.name.split(" ")[0]}
 each = pytest.mark.parametrize("workflow", WORKFLOWS, **ids)
 

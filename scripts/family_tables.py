@@ -32,13 +32,13 @@ def text() -> str:
         "\n".join(
             [
                 "  {",
-                f"    label: {json.dumps(label)}, stack: {json.dumps(stack)}, blocks: {blocks},",
+                f"    label: {json.dumps(label)}, size: {json.dumps(size)}, stack: {json.dumps(stack)}, blocks: {blocks},",
                 f"    inside: {json.dumps(list(inside))},",
                 "  },",
             ]
         )
         for family in FAMILIES
-        for label, stack, blocks, inside in family.shown
+        for label, size, stack, blocks, inside in family.shown
     ]
     return (
         f"{HEAD}export const MODULES = [\n" + "\n".join(lines) + "\n];\n\n"

@@ -508,15 +508,15 @@ export const MODULES = [
 /** What a grid shows that no LoRA has reached yet. */
 export const SHOWN = [
   {
-    label: "Wan 14B T2V", stack: "blocks", blocks: 40,
+    label: "Wan 14B T2V", size: "14B", stack: "blocks", blocks: 40,
     inside: ["self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "cross_attn.q", "cross_attn.k", "cross_attn.v", "cross_attn.o", "ffn.0", "ffn.2"],
   },
   {
-    label: "Wan 14B I2V", stack: "blocks", blocks: 40,
+    label: "Wan 14B I2V", size: "14B", stack: "blocks", blocks: 40,
     inside: ["self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "cross_attn.q", "cross_attn.k", "cross_attn.v", "cross_attn.o", "cross_attn.k_img", "cross_attn.v_img", "ffn.0", "ffn.2"],
   },
   {
-    label: "Wan 1.3B / 5B", stack: "blocks", blocks: 30,
+    label: "Wan 1.3B / 5B", size: "1.3B / 5B", stack: "blocks", blocks: 30,
     inside: ["self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "cross_attn.q", "cross_attn.k", "cross_attn.v", "cross_attn.o", "ffn.0", "ffn.2"],
   },
 ];

@@ -1,5 +1,6 @@
 // @ts-check
 /** The blocks of a model as numbered tiles, on Wan Block Toggle. The text names the blocks that are switched off. */
+import { SHOWN } from "../lib/family_tables.js";
 import { Selection, SelectionError } from "../lib/selection.js";
 import { write } from "../lib/selection_writer.js";
 import { retellError, say } from "../lib/words.js";
@@ -7,7 +8,7 @@ import { el, hideTip, keepKeys } from "./dom.js";
 import { paintable } from "./paint_surface.js";
 
 const ACROSS = 10;
-const MODELS = { "14B": 40, "1.3B / 5B": 30 };
+const MODELS = Object.fromEntries(SHOWN.map(({ size, blocks }) => [size, blocks]));
 
 /** @param {{ read: () => string, write: (text: string) => void, linked: () => boolean }} host linked: the text comes from a wire */
 export const blockTiles = (host) => {

@@ -158,7 +158,7 @@ class Family:
     bare            templates of parameters that are not the weight of a layer
     built_on        words in the flat names of the extra layers in models that are built on this family
     words           words in an architecture's name that identify the family
-    shown           (label, {stack: number of blocks}, rests in a block): what a grid shows before it has a LoRA
+    shown           (label, size, stack, number of blocks, rests in a block): what a grid shows before it has a LoRA
     """
 
     name: str
@@ -182,7 +182,7 @@ class Family:
     bare: tuple[str, ...] = ()
     built_on: re.Pattern[str] | None = None
     words: tuple[str, ...] = ()
-    shown: tuple[tuple[str, str, int, tuple[str, ...]], ...] = ()
+    shown: tuple[tuple[str, str, str, int, tuple[str, ...]], ...] = ()
 
     def own(self) -> Iterator[tuple[str, str]]:
         """(template without braces, roles) of every module, in the model's order."""

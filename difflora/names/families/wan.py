@@ -214,8 +214,8 @@ WAN = Family(
     ),
     words=("wan",),
     shown=(
-        ("Wan 14B T2V", "blocks", 40, _T2V),
-        ("Wan 14B I2V", "blocks", 40, _I2V),
-        ("Wan 1.3B / 5B", "blocks", 30, _T2V),
+        ("Wan 14B T2V", "14B", "blocks", 40, _T2V),
+        ("Wan 14B I2V", "14B", "blocks", 40, _I2V),
+        ("Wan 1.3B / 5B", "1.3B / 5B", "blocks", 30, _T2V),
     ),
 )

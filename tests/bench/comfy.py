@@ -119,7 +119,7 @@ def mapped_step(comfy: ComfyServer, runs: int, loras: Path) -> Figure:
     models = comfy.models("diffusion_models")
     small_models.write_wan(models / "wan_small.safetensors", dim=256, blocks=8)
     small_models.write_lora(
-        loras / "wan_small_slider.safetensors", models / "wan_small.safetensors", rank=4, modules="attn"
+        loras / "wan_small_slider.safetensors", models / "wan_small.safetensors", rank=4, modules=r"blocks\..*attn"
     )
 
     def prompt(steps: int, mapped: bool, seed: int) -> dict:

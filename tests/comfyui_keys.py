@@ -120,7 +120,8 @@ def understood(config, parameters):
     return {field.name: config.get(field.name) for field in fields}
 
 
-def describe(kind, network, config):
+def build(kind, network, config, device="meta", dtype=torch.bfloat16):
+    """ComfyUI's model, with weights that are not there on the meta device, and without its loading."""
     module, _, name = network.rpartition(".")
     module = importlib.import_module(f"comfy.ldm.{module}")
     kind, network = getattr(comfy.model_base, kind), getattr(module, name)
@@ -128,11 +129,14 @@ def describe(kind, network, config):
         config = understood(config, parameters)
     model = kind.__new__(kind)  # its __init__ would load weights
     torch.nn.Module.__init__(model)
-    with torch.device("meta"):
-        model.diffusion_model = network(
-            **config, device="meta", dtype=torch.bfloat16, operations=comfy.ops.disable_weight_init
-        )
+    with torch.device(device):
+        model.diffusion_model = network(**config, device=device, dtype=dtype, operations=comfy.ops.disable_weight_init)
     model.model_config = SimpleNamespace(unet_config=config)
+    return model
+
+
+def describe(*settings):
+    model = build(*settings)
     parameters = {name: list(weight.shape) for name, weight in model.diffusion_model.named_parameters()}
     keys = comfy.lora.model_lora_keys_unet(model, {})
     return {
@@ -154,10 +158,11 @@ def plain(key):
     return key if isinstance(key, str) else list(key[:2]) if key[1] else key[0]
 
 
-found = {}
-for name, model in MODELS.items():
-    try:
-        found[name] = describe(*model)
-    except (ImportError, AttributeError) as error:
-        print(f"{name}: not in this ComfyUI ({error})", file=sys.stderr)
-json.dump(found, sys.stdout)
+if __name__ == "__main__":
+    found = {}
+    for name, model in MODELS.items():
+        try:
+            found[name] = describe(*model)
+        except (ImportError, AttributeError) as error:
+            print(f"{name}: not in this ComfyUI ({error})", file=sys.stderr)
+    json.dump(found, sys.stdout)

@@ -166,12 +166,11 @@ def _lost_behind(dynprompt: Any) -> list[Sentence]:
 
 
 def _low_rank(lora: Lora, targets: Targets) -> dict[str, LowRank]:
-    """The small factors of the modules that a model has, by the path of their layer."""
-    deltas = deltas_of(lora, progress_bar())
+    """The small factors of the modules that a model has, by the path of their layer; those of one fused weight together."""
     return {
         key.removesuffix(".weight"): delta
-        for name, key in targets.keys.items()
-        if isinstance(delta := deltas[name], LowRank)
+        for key, _, delta in targets.changes(deltas_of(lora, progress_bar()))
+        if isinstance(delta, LowRank)
     }
 
 

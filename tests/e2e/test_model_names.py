@@ -15,19 +15,10 @@ import pytest
 
 from difflora.names import families
 from difflora.names.keys import DIFFUSERS, KOHYA, NATIVE, PEFT, read_keys, write_key, written
+from tests.comfyui_models import FAMILY_OF
 from tests.conftest import absent
 
 pytestmark = pytest.mark.comfy
-
-# Model in comfyui_keys.py -> family.
-MODELS = {
-    "wan": "Wan", "wan-i2v": "Wan", "wan-5b": "Wan", "wan-vace": "Wan", "wan-animate": "Wan", "wan-s2v": "Wan",
-    "wan-fun-control": "Wan", "wan-camera": "Wan",
-    "krea2": "Krea 2", "z-image": "Z-Image", "flux2": "FLUX.2", "flux2-klein": "FLUX.2", "ltx2": "LTX-2",
-    "qwen-image": "Qwen-Image", "anima": "Anima", "flux": "Flux", "hunyuan": "HunyuanVideo",
-    "hunyuan15": "HunyuanVideo-1.5", "minimax-h3": "MiniMax H3", "ltx": "LTX-Video", "lumina2": "Lumina 2", "sdxl": "SDXL",
-}  # fmt: skip
-
 
 # ComfyUI's map is one for Flux.1 and FLUX.2, and one for Z-Image and Lumina 2: it offers the names of the one for the other.
 ANOTHERS = {
@@ -48,11 +39,11 @@ def comfyui():
     return json.loads(run.stdout)
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=FAMILY_OF)
 def model(request, comfyui):
     if request.param not in comfyui:
         pytest.skip("this version of ComfyUI does not have the model")
-    return comfyui[request.param] | {"family": families.named(MODELS[request.param])}
+    return comfyui[request.param] | {"family": families.named(FAMILY_OF[request.param])}
 
 
 def matrices(model):

@@ -40,6 +40,11 @@ def best_multiplier(loss: Callable[[float], float], smallest: float = SMALLEST, 
     return float(2.0**best * (1 - (rise - 4 * fall) / (4 * (rise + 2 * fall))))
 
 
+def at_limit(best: float) -> bool:
+    """Whether the search for the best multiplier ended at its bounds, so that no size fits the pairs."""
+    return not SMALLEST < best < LARGEST
+
+
 def to_reach(best: float, reach: float = REACH) -> float:
     """The factor to multiply by so that ±`reach` shows what the pairs show.
 

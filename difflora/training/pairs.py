@@ -26,6 +26,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, ImageSequence, Unidentifi
 from ..errors import FileError, OutputError, PairError
 from ..sentence import Sentence, joined, printable
 from ..storage.writer import is_same_file, make_folder, write_whole
+from .latents import ENOUGH
 
 IMAGE_EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif"}  # what musubi-tuner reads as well
 CLIP_EXTENSIONS = {".mp4", ".webm", ".mov", ".mkv", ".webp", ".gif"}
@@ -396,7 +397,8 @@ def write_csv(checks: Iterable[PairCheck], dataset: Dataset) -> Path:
 def overview(checks: list[PairCheck]) -> list[Sentence]:
     """What a user wants to know first."""
     suspect = sum(1 for check in checks if check.problems)
-    lines = [Sentence("{0} pairs, {1} good, {2} suspect", len(checks), len(checks) - suspect, suspect)]
+    good = len(checks) - suspect
+    lines = [Sentence("{0} pairs, {1} good, {2} suspect", len(checks), good, suspect)]
     measured = [check for check in checks if check.similarity is not None]
     if measured:
         for title, values in (
@@ -406,6 +408,14 @@ def overview(checks: list[PairCheck]) -> list[Sentence]:
         ):
             low, middle, high = np.quantile(np.array(values, dtype=np.float64), [0, 0.5, 1])
             lines.append(Sentence("{0}: {1} to {2}, median {3}", title, f"{low:.3f}", f"{high:.3f}", f"{middle:.3f}"))
+    if good < ENOUGH:
+        lines.append(
+            Sentence(
+                "{0} good pairs are few for a slider: about {1} can be enough, more make it more reliable", good, ENOUGH
+            )
+        )
+    else:
+        lines.append(Sentence("about {0} good pairs can be enough for a slider; more make it more reliable", ENOUGH))
     return lines
 
 

@@ -149,23 +149,33 @@ class SliderTrainer:
         self.losses.append(value)
         return value
 
-    def loss(self, draw: Draw, multiplier: float = 1.0) -> Tensor:
-        """The objective on one draw, the mean over pairs and values of each side, summed over the two sides.
+    def loss(self, draw: Draw) -> Tensor:
+        """The objective on one draw, the mean over pairs and values of each side, summed over the two sides."""
+        one, none = torch.ones(len(draw.indices)), torch.zeros(len(draw.indices))
+        if self.settings.mode == "direct":
+            return self._loss(draw, torch.cat([0.5 * one, -0.5 * one])[None])
+        return self._loss(draw, torch.stack([torch.cat([one, none]), torch.cat([none, one])]))
 
-        multiplier  of the change
+    def slider_loss(self, draw: Draw, multiplier: float) -> Tensor:
+        """The same with the finished slider, at +½ on A's pictures and −½ on B's; `multiplier`: of the slider.
+
+        In pair mode the slider is A − B: what both sides learned, which `loss` measures too, is not in it.
         """
-        count = len(draw.indices)
+        half = 0.5 * multiplier * torch.ones(len(draw.indices))
+        return self._loss(draw, self._slider_rows(torch.cat([half, -half])))
+
+    def _slider_rows(self, strengths: Tensor) -> Tensor:
+        """What each side is multiplied by in each row of a batch, for the slider at these strengths."""
+        return torch.stack([strengths] if self.settings.mode == "direct" else [strengths, -strengths])
+
+    def _loss(self, draw: Draw, multipliers: Tensor) -> Tensor:
+        """Loss with the sides' changes times `multipliers` (sides, 2 × pairs): A's pictures first, then B's."""
         clean = torch.stack([side[index] for side in (self.pairs.a, self.pairs.b) for index in draw.indices])
         clean, noise = clean.to(self.device), torch.cat([draw.noise] * 2).to(self.device)
         sigma = torch.cat([draw.sigma] * 2).to(self.device)
         line = sigma.view(-1, *[1] * (clean.ndim - 1))
-        one, none = torch.ones(count), torch.zeros(count)
-        if self.settings.mode == "direct":
-            rows = torch.cat([0.5 * one, -0.5 * one])[None]
-        else:
-            rows = torch.stack([torch.cat([one, none]), torch.cat([none, one])])
         # It stays set until the next loss: a checkpointed block is computed again during `backward`.
-        self.factors.multipliers = (multiplier * rows).to(self.device)
+        self.factors.multipliers = multipliers.to(self.device)
         predicted = self.velocity(clean * (1 - line) + noise * line, sigma)
         return 2 * (predicted - (noise - clean)).square().mean()
 
@@ -208,12 +218,10 @@ class SliderTrainer:
 
     def applied(self, strengths: list[float]) -> None:
         """Make the model use the slider, at one strength for each row of the next batch."""
-        rows = torch.tensor(strengths)
-        sides = [rows] if self.settings.mode == "direct" else [rows, -rows]
-        self.factors.multipliers = torch.stack(sides).to(self.device)
+        self.factors.multipliers = self._slider_rows(torch.tensor(strengths)).to(self.device)
 
     def best_multiplier(self, most: int = 16, tick: Callable[[], None] = lambda: None) -> float:
-        """The scale at which the change fits the pairs best; forward passes only.
+        """The scale at which the slider fits the pairs best; forward passes only.
 
         most  pairs of each shape that are used, with the same noise for every multiplier
         tick  called before each pass; may raise to cancel
@@ -225,7 +233,7 @@ class SliderTrainer:
             total = 0.0
             for draw in draws:
                 tick()
-                total += float(self.loss(draw, multiplier)) * len(draw.indices)
+                total += float(self.slider_loss(draw, multiplier)) * len(draw.indices)
             return total
 
         with torch.no_grad():

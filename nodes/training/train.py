@@ -27,7 +27,7 @@ from ...difflora.lora.trained import TrainedLora
 from ...difflora.sentence import Sentence, printable
 from ...difflora.training.checkpoint import Checkpoint
 from ...difflora.training.latents import ENOUGH, SliderPairs
-from ...difflora.training.magnitude import REACH, to_reach
+from ...difflora.training.magnitude import REACH, at_limit, to_reach
 from ...difflora.training.optimizers import OPTIMIZERS
 from ...difflora.training.pairs import to_tensor
 from ...difflora.training.slider import MODES, SIGMAS, Settings, SliderTrainer
@@ -455,6 +455,14 @@ def _told(
     warnings = []
     if len(pairs) < ENOUGH:
         warnings.append(Sentence("{0} pairs are few: sliders become reliable from about {1}.", len(pairs), ENOUGH))
+    if reach and at_limit(best):
+        warnings.append(
+            Sentence(
+                "No size of this slider fits the pairs: the loss still fell at × {0}. Train longer or with more pairs; to see "
+                "what it does, set reach to 0 and sweep it.",
+                f"{best:.3g}",
+            )  # fmt: skip
+        )
     if model.patches:
         warnings.append(
             Sentence(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from difflora.errors import FileError, OutputError, PairError
+from difflora.sentence import Sentence
 from difflora.training import pairs
 from difflora.training.pairs import Dataset, Limits
 
@@ -266,6 +267,18 @@ def test_table_and_summary_say_the_same(dataset):
     assert float(rows[1]["similarity"]) == pytest.approx(checks[1].similarity, abs=1e-4)
     assert pairs.overview(checks)[0] == "4 pairs, 3 good, 1 suspect"
     assert pairs.suspects(checks) == ["frame_0: no image in sparse"]
+
+
+def test_the_summary_says_how_many_good_pairs_can_be_enough():
+    def said(good, suspect):
+        spoilt = [
+            pairs.PairCheck(f"bad_{i}", (None, None), problems=[Sentence("changed too much")]) for i in range(suspect)
+        ]
+        return pairs.overview([pairs.PairCheck(f"good_{i}", (None, None)) for i in range(good)] + spoilt)[-1]
+
+    enough = "about 20 good pairs can be enough for a slider; more make it more reliable"
+    assert said(20, 0) == said(126, 5) == enough
+    assert said(19, 4) == "19 good pairs are few for a slider: about 20 can be enough, more make it more reliable"
 
 
 def test_contact_sheets_show_all_pairs_suspect_ones_first(tmp_path):

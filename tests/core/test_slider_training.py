@@ -16,7 +16,7 @@ from difflora.saving.recipes import SavedRecipe, find_in, from_recipe, told
 from difflora.training.checkpoint import Checkpoint
 from difflora.training.draws import Draws
 from difflora.training.latents import SliderPairs
-from difflora.training.magnitude import best_multiplier, to_reach
+from difflora.training.magnitude import at_limit, best_multiplier, to_reach
 from difflora.training.optimizers import AdamW, Lion
 from difflora.training.slider import Settings, SliderTrainer
 
@@ -328,6 +328,35 @@ def test_calibration_finds_the_size_at_which_the_pairs_are_met() -> None:
         quarter = one.best_multiplier()
     assert quarter == pytest.approx(4 * full, rel=1e-3)
     assert to_reach(full, 3) == pytest.approx(full / 6)
+
+
+def test_the_size_of_a_pairs_slider_does_not_depend_on_what_its_sides_share() -> None:
+    """The slider is A − B: what both learned is not in it, and must not shrink it."""
+    direct = run(trainer(learning_rate=1e-2), 60)
+    with direct.factors.attached():
+        wanted = direct.best_multiplier()
+
+    def size(shared: float) -> float:
+        one, random = trainer(mode="pair"), torch.Generator().manual_seed(3)
+        a, b = one.factors.sides
+        with torch.no_grad():
+            for name, (up, down) in direct.factors.sides[0].items():
+                both = shared * torch.randn(up.shape, generator=random)
+                for side, sign in ((a, 1), (b, -1)):
+                    side[name][0].copy_(both + sign * up / 2)
+                    side[name][1].copy_(down)
+        with one.factors.attached():
+            return one.best_multiplier()
+
+    assert not at_limit(wanted)
+    assert size(0.0) == pytest.approx(wanted, rel=1e-4)
+    assert size(5.0) == pytest.approx(wanted, rel=1e-3)
+
+
+@pytest.mark.parametrize("loss", [lambda m: m, lambda m: -m])
+def test_a_search_for_the_size_that_ends_at_its_limit_says_so(loss) -> None:
+    assert at_limit(best_multiplier(loss))
+    assert not at_limit(best_multiplier(lambda m: (m - 3) ** 2))
 
 
 def test_too_few_pairs_other_shapes_and_what_is_not_finite_are_refused() -> None:

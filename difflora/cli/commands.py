@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import itertools
 import os
+import re
 import signal
 import sys
 import threading
@@ -86,13 +87,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
 
 
-_PATHS = ("file", "a", "b", "pair", "high", "low", "lora_a", "lora_b", "base", "tuned", "output", "inputs", "dataset")
+_PATHS = (
+    *("file", "a", "b", "pair", "high", "low", "lora_a", "lora_b", "base", "tuned", "against"),
+    *("output", "inputs", "dataset"),
+)
 
 
 def _at_home(given: argparse.Namespace) -> argparse.Namespace:
     """~ in paths is the user's folder; a shell leaves it as it is behind = and between quotes."""
     for name in _PATHS:
         value = getattr(given, name, None)
+        if "" in (value if isinstance(value, list) else [value]):
+            raise UsageError(f"{name.replace('_', ' ')}: the name is empty; a variable of the shell may not be set")
         if isinstance(value, list):
             setattr(given, name, [os.path.expanduser(path) for path in value])
         elif value is not None:
@@ -504,6 +510,8 @@ def _load(path: str, given: argparse.Namespace, noise: str = "") -> FileLora:
 def _lora_at(path: str) -> Path:
     """The file, or the only one in a folder."""
     there = Path(path)
+    if re.match("[a-z]+://", path, re.IGNORECASE):
+        raise FileError(f"{printable(path)}: this is an address. Download the file, and give its name.")
     if not there.is_dir():
         _check_there(there)
         return there
@@ -522,9 +530,8 @@ def _check_there(path: Path) -> None:
         stems = {file.name.removesuffix(".safetensors"): file.name for file in path.parent.glob("*.safetensors")}
     except OSError:
         stems = {}
-    close = difflib.get_close_matches(path.name.partition(".safe")[0], stems, n=1) or difflib.get_close_matches(
-        path.name.partition(".safe")[0].casefold(), stems, n=1
-    )
+    stem = re.split(r"\.safe", path.name, flags=re.IGNORECASE)[0]
+    close = difflib.get_close_matches(stem, stems, n=1) or difflib.get_close_matches(stem.casefold(), stems, n=1)
     if close:
         raise FileError(f"{printable(path)}: no such file; did you mean {printable(stems[close[0]])}?")
 

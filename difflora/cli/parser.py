@@ -59,6 +59,9 @@ def _hyphens(word: str) -> str:
     return flag.replace("_", "-") + equals + value if re.fullmatch(r"--[A-Za-z_-]+", flag) else word
 
 
+_DASHES = re.compile("^[-\u2010-\u2015\u2212\ufe58\ufe63\uff0d]*[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]-*")
+
+
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any):
         super().__init__(**{"allow_abbrev": False, **options})
@@ -72,6 +75,7 @@ class _Parser(argparse.ArgumentParser):
             return did_you_mean(wrong[1], re.findall(r"[\w.-]+", wrong[2]))
         if message.startswith("unrecognized arguments: "):
             for word in message.split()[2:]:
+                word = _DASHES.sub("--", word)  # a text that was copied from a page has longer ones
                 if word.startswith("-") and (guess := did_you_mean(word.partition("=")[0], self._flags())):
                     return guess
         return ""
@@ -262,11 +266,16 @@ def _finite(text: str) -> float:
 SHORT_DTYPES = {"fp32": "float32", "f32": "float32", "fp16": "float16", "f16": "float16", "half": "float16"}
 SHORT_DTYPES |= {"bf16": "bfloat16", "float": "float32", "fp8": "float8_e4m3fn", "fp8_e4m3fn": "float8_e4m3fn"}
 SHORT_DTYPES |= {"fp8_e5m2": "float8_e5m2", "e4m3fn": "float8_e4m3fn", "e5m2": "float8_e5m2"}
+SHORT_DTYPES |= dict.fromkeys(("fp8_e4m3", "float8_e4m3", "e4m3", "f8", "float8", "f8_e4m3"), "float8_e4m3fn")
+SHORT_DTYPES |= {"f8_e5m2": "float8_e5m2"}
+# With a hyphen, a space or an underscore in it as well: fp-16.
+SHORT_DTYPES |= {re.sub("[_ -]", "", word): dtype for word, dtype in [*SHORT_DTYPES.items()]}
+SHORT_DTYPES |= {re.sub("[_ -]", "", dtype): dtype for dtype in OUTPUT_DTYPES}
 
 
 def _dtype(text: str) -> str:
     word = text.casefold().removeprefix("torch.")
-    return SHORT_DTYPES.get(word, word)
+    return SHORT_DTYPES.get(re.sub("[_ -]", "", word), word)
 
 
 def _add_rank_rules(command: argparse.ArgumentParser, default: int = DEFAULT_RANK) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
+import math
 import os
 import re
 import shutil
@@ -404,6 +406,8 @@ def _keep_cells(path: Path, cells: NDArray[np.uint8]) -> None:
         _write_array(making, cells)
         _open_as(making, path.parent)
         _sync(making)
+        if path.is_dir():
+            _delete(path)
         making.replace(path)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ESTALE):
@@ -414,19 +418,32 @@ def _keep_cells(path: Path, cells: NDArray[np.uint8]) -> None:
 
 
 def _read_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """The array in a file, if it is of this shape."""
+    """The array in a file, if it is of this shape. Its header is compared, not parsed: whatever else is there is damaged."""
+    head, size = _array_head(shape), math.prod(shape)
     try:
-        array = np.load(path)
-    except (OSError, ValueError, EOFError, SyntaxError):  # numpy reads its header as Python
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size != len(head) + size:
+            return None
+        array = np.empty(shape, np.uint8)
+        with path.open("rb") as file:
+            whole = file.read(len(head)) == head and file.readinto(array.data) == size
+    except OSError:
         return None
-    return array if isinstance(array, np.ndarray) and array.shape == shape and array.dtype == np.uint8 else None
+    return array if whole else None
+
+
+def _array_head(shape: tuple[int, ...]) -> bytes:
+    """What stands before the values in a .npy file."""
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return head.getvalue()
 
 
 def _write_array(path: Path, array: NDArray[np.uint8]) -> None:
     """As numpy.save, whose error on a full disk does not say that it is full."""
     array = np.ascontiguousarray(array)
     with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(_array_head(array.shape))
         file.write(array.data)
 
 

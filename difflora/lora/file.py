@@ -104,6 +104,15 @@ class FileLora(StoredLora):
                     printable(", ".join(missing[:5]) + ", …" * (len(missing) > 5), 300),
                 ),
             )
+        if front := self.keys_found.front:
+            self.warnings += (
+                Sentence(
+                    "{0}: all names begin with {1}, which no known model has; without it, its names would be known. They do "
+                    "nothing unless your model has them.",
+                    self.name,
+                    printable(front, 60),
+                ),
+            )
         self.alphas: dict[str, float] = {}
         self._faults: dict[str, DiffLoraError] = {}
         sources: dict[str, _Source] = {}

@@ -43,15 +43,16 @@ _FLAT_PREFIX = re.compile(r"lora_unet__?(?:diffusion_model[._])?|lycoris_|lora_t
 # The same words in a flat name. Some also begin names of other models, so they count only before a known name.
 _FLAT_FRONT = re.compile(r"_*(?:(?:base_model_model|diffusion_model|generator(?:_ema)?|model|module|net|dit|pipe)_)+")
 _ENCODERS = (
-    r"(?:clip(?:_[lgh])?|(?:m|um|by)?t5(?:_?(?:xxl|xl|large|base|small))?|llm|language_model|llama[0-9_]*"
-    r"|(?:qwen|gemma|mistral|chatglm)\w*)"
+    r"(?:(?:open)?clip(?:_?[lgh])?(?:_model)?|(?:m|um|by)?t5(?:[_-]?(?:xxl|xl|large|base|small))?(?:_(?:encoder|model))?"
+    r"|llm|language_model|llama[0-9_]*(?:_?model)?|bert|(?:t5gemma|qwen|gemma|mistral|(?:chat)?glm)\w*)"
 )
 _TEXT_ENCODER = re.compile(
     r"(?:lora_te[0-9]?_|lora_prior_te_|lycoris_te[0-9]?_"
-    rf"|(?:lora|lycoris)_(?:text_encoders?|text_model|(?!llm_adapter){_ENCODERS})_"
+    rf"|(?:lora|lycoris)_(?:text_?encoders?|text_model|(?!llm_adapter){_ENCODERS})_"
     rf"|{_DOTTED}*(?:{_FLAT_PREFIX.pattern})?"
-    rf"(?:text_encoders?(?:_[0-9])?|te[0-9]?|text_model|cond_stage_model|conditioner\.embedders|{_ENCODERS})\."
-    rf"|{_DOTTED}*(?:encoder|decoder)\.block\.[0-9]+\.layer\.)"  # T5's layers, without a prefix
+    rf"(?:text[_-]?encoders?(?:_(?:[0-9]|model))?|te[0-9]?|text_model|cond_stage_model|conditioner\.embedders|{_ENCODERS})\."
+    rf"|{_DOTTED}*(?:encoder|decoder)\.block\.[0-9]+\.layer\.)",  # T5's layers, without a prefix
+    re.IGNORECASE,
 )
 
 # What the last words of a key mean. These come with and without ".weight" behind them:
@@ -138,6 +139,8 @@ class FileKeys:
     """Keys of Wan2.2's other model, in a file that holds LoRAs of both."""
     strangers: list[str]
     """Modules that the family does not have, in a file that otherwise belongs to it."""
+    front: str
+    """What stands before every name, if no model is known that has it, and the names behind it are those of one; or ""."""
 
 
 @dataclass(frozen=True)
@@ -259,6 +262,7 @@ def read_keys(
         flags=flags,
         other_noise=sorted(other_noise),
         strangers=_strangers(strangers, modules.keys(), likely),
+        front=_front(known.values()),
     )
 
 
@@ -285,6 +289,24 @@ def _strangers(names: Sequence[str], modules: Collection[str], likely: tuple[Fam
         return []
     built_on = likely[0].built_on
     return sorted((name for name in names if not (built_on and built_on.search(_flat(name)))), key=model_order)
+
+
+def _front(names: Collection[_Name]) -> str:
+    """What stands before the names of a known model in nearly all `names`, of which none is known as it stands."""
+    fronts: Counter[str] = Counter()
+    for name in names:
+        if name.spelling:
+            return ""
+        plain = re.sub("__+", "_", _flat(name.name)).strip("_")
+        words = plain.split("_")
+        for number in range(1, min(5, len(words))):
+            if words[number - 1].isdecimal():
+                break
+            if (behind := families.spelling("_".join(words[number:]))) and behind[1]:
+                fronts[name.start + name.name[: len("_".join(words[:number])) + 1]] += 1
+                break
+    (front, found), *_ = fronts.most_common(1) or [("", 0)]
+    return front if found and 10 * found >= 9 * len(names) else ""
 
 
 def unwrapped(key: str) -> str:

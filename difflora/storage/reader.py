@@ -82,6 +82,10 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         identity = FileIdentity.of(path, file)
         prefix = file.read(8)
         (length,) = struct.unpack("<Q", prefix) if len(prefix) == 8 else (0,)
+        if prefix == bytes(8) and not any(file.read(2000)):
+            raise FileError(
+                f"{path.name}: the file begins with nothing but zeros: the download did not finish. Download it again."
+            )
         if len(prefix) < 8 or length > MAX_HEADER or 8 + length > identity.size:
             # Only now: the length of a sound header may begin with the same bytes as a pickle.
             if error := _what_else(path, prefix + file.read(2000), identity.size):
@@ -101,13 +105,31 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 _OTHER_FILES = (
     (b"GGUF", "a GGUF file, which holds quantised weights of a model", "Use a .safetensors file."),
     (b"version https://git-lfs", "a Git LFS pointer, not the file it stands for", 'Fetch it with "git lfs pull".'),
+    (b"version https://hawser", "a Git LFS pointer, not the file it stands for", 'Fetch it with "git lfs pull".'),
     (b"\x1f\x8b", "a gzip archive", "Unpack it first."),
     (b"7z\xbc\xaf", "a 7z archive", "Unpack it first."),
     (b"Rar!", "a RAR archive", "Unpack it first."),
+    (b"BZh", "a bzip2 archive", "Unpack it first."),
+    (b"\xfd7zXZ", "an xz archive", "Unpack it first."),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard archive", "Unpack it first."),
+    (b"PK\x05\x06", "an empty zip archive", "Download the LoRA again."),
     (b"%PDF", "a PDF document", "Download the LoRA again."),
     (b"\x89PNG", "a picture", "Download the LoRA again."),
     (b"\xff\xd8\xff", "a picture", "Download the LoRA again."),
+    (b"GIF8", "a picture", "Download the LoRA again."),
+    (b"\x1aE\xdf\xa3", "a video", "Download the LoRA again."),
+    (b"\x93NUMPY", "an array of NumPy", "Use a .safetensors file."),
+    (b"\x89HDF", "an HDF5 file", "Use a .safetensors file."),
+    (b"MZ", "a program for Windows", "Do not run it. Download the LoRA from another place."),
+    (b"[InternetShortcut]", "a link to a web page", "Download the file that it leads to."),
 )
+# The same, by bytes that stand further on.
+_OTHER_INSIDE = (
+    (257, b"ustar", "a tar archive", "Unpack it first."),
+    (8, b"WEBP", "a picture", "Download the LoRA again."),
+    (4, b"ftyp", "a video or a picture", "Download the LoRA again."),
+)
+_JSON = re.compile(r'\{\s*["}]|\[\s*["{\[\]\d-]|\[\s*(?:true|false|null)')
 # The first entry of the zip archive in which torch keeps a pickle.
 _TORCH_ENTRY = re.compile(rb"[^/]*/?(?:data\.pkl|version|byteorder|constants\.pkl|\.\w+|data/.*)|")
 
@@ -127,6 +149,9 @@ def _what_else(path: Path, head: bytes, size: int) -> FileError | UnsupportedErr
     for magic, what, advice in _OTHER_FILES:
         if head.startswith(magic):
             return FileError(f"{name}: this is {what}, not a LoRA. {advice}")
+    for place, magic, what, advice in _OTHER_INSIDE:
+        if head.startswith(magic, place):
+            return FileError(f"{name}: this is {what}, not a LoRA. {advice}")
     if size < 8:
         return None
     text = head.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="ignore").strip()
@@ -134,7 +159,7 @@ def _what_else(path: Path, head: bytes, size: int) -> FileError | UnsupportedErr
         return FileError(f"{name}: this is a web page, not a LoRA: the download failed. Download it again.")
     is_text = all(char.isprintable() or char.isspace() for char in text) and len(text.encode()) >= len(head.strip()) - 8
     if text and is_text:
-        what = "JSON" if text.startswith(("{", "[")) else "text"
+        what = "JSON" if _JSON.match(text) else "text"
         return FileError(
             f"{name}: this is {what}, not a LoRA. It begins with {printable(' '.join(text.split()), 80)}. If that is an "
             "error message, the download failed: download it again."

@@ -654,7 +654,19 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 2) 
 
 @pytest.mark.parametrize(
     ("short", "dtype"),
-    [("fp16", "F16"), ("bf16", "BF16"), ("fp32", "F32"), ("FP16", "F16"), ("half", "F16"), ("torch.bfloat16", "BF16")],
+    [
+        ("fp16", "F16"),
+        ("bf16", "BF16"),
+        ("fp32", "F32"),
+        ("FP16", "F16"),
+        ("half", "F16"),
+        ("torch.bfloat16", "BF16"),
+        ("fp-16", "F16"),
+        ("bf_16", "BF16"),
+        ("Float 32", "F32"),
+        ("fp8_e4m3", "F8_E4M3"),
+        ("E5M2", "F8_E5M2"),
+    ],
 )
 def test_dtypes_as_people_type_them(short, dtype, pair, tmp_path, run):
     run("convert", pair[0], "-o", tmp_path / "out.safetensors", "--dtype", short)
@@ -669,6 +681,8 @@ def test_dtypes_as_people_type_them(short, dtype, pair, tmp_path, run):
         (["convert", "A", "-o", "o.safetensors", "--dytpe", "fp16"], "--dtype"),
         (["convert", "A", "-o", "o.safetensors", "--selct=attn"], "--select"),
         (["convert", "A", "-o", "o.safetensors", "--dtype", "float61"], "float16"),
+        (["convert", "A", "-o", "o.safetensors", "\u2014dtype", "fp16"], "--dtype"),
+        (["convert", "A", "-o", "o.safetensors", "\u2013\u2013select=attn"], "--select"),
         (["subtract", "A", "B", "-o", "o.safetensors", "--unmatched", "kep"], "keep"),
     ],
 )
@@ -682,6 +696,9 @@ def test_a_file_that_is_almost_right_is_guessed(pair, tmp_path, capsys):
         capsys, "rerank", tmp_path / "A.safetensor", "-o", tmp_path / "o.safetensors"
     )
     assert "did you mean" not in said(capsys, "inspect", tmp_path / "quite another one")
+    shutil.copy(pair[0], tmp_path / "the safetensors index.safetensors")
+    assert "did you mean a.safetensors?" in said(capsys, "inspect", tmp_path / "A.Safetensors")
+    assert "this is an address. Download" in said(capsys, "inspect", "https://example.org/a.safetensors")
     assert "did you mean a.safetensors?" in said(
         capsys, "extract", tmp_path / "a", pair[1], "-o", tmp_path / "o.safetensors"
     )
@@ -702,6 +719,23 @@ def test_home_is_found_where_a_shell_leaves_it(pair, tmp_path, run, monkeypatch)
     made = report(run, "subtract", "~/a.safetensors", "~/b.safetensors", "--output=~/out.safetensors")
     assert (tmp_path / "out.safetensors").is_file() and made["rank"] == 4
     run("rebuild", "~/out.safetensors", "--inputs=~/", "-o", "~/again.safetensors")
+    run("purify", "~/out.safetensors", "--against=~/a.safetensors", "--directions", 1, "-o", "~/pure.safetensors")
+
+
+def test_an_empty_name_is_no_folder(pair, tmp_path, monkeypatch, capsys):
+    """What a shell makes of a variable that is not set: the only LoRA of the current folder must not be taken for it."""
+    folder = tmp_path / "one"
+    folder.mkdir()
+    shutil.copy(pair[0], folder)
+    monkeypatch.chdir(folder)
+    for words in (
+        ["inspect", ""],
+        ["subtract", "", pair[1], "-o", "o.safetensors"],
+        ["extract", "", pair[1], "-o", "o.safetensors"],
+        ["purify", pair[0], "--against", "", "-o", "o.safetensors"],
+        ["rebuild", pair[0], "--inputs", "", "-o", "o.safetensors"],
+    ):
+        assert "the name is empty" in said(capsys, *words)
 
 
 def test_what_contradicts_itself_or_says_nothing_is_told(pair, tmp_path, capsys):

@@ -39,6 +39,11 @@ def soft(width=96, height=64, seed=0):
     return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
 
 
+def npy_head(shape):
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
 def grey(value, width=32, height=24):
     return np.full((height, width, 3), value, np.uint8)
 
@@ -241,7 +246,21 @@ class TestStore:
         assert [path.name for path in store.folder.iterdir()] == ["a"]
 
     @pytest.mark.parametrize(
-        "damage", [b"", b"no array", b"\x93NUMPY\x01\x00v\x00{", "the first half", "another shape", "an object"]
+        "damage",
+        [
+            b"",
+            b"no array",
+            b"\x93NUMPY\x01\x00v\x00{",
+            b"\x93NUMPY\x01\x00\x20\x00{('descr': '|u1'" + b" " * 16,
+            npy_head("(1099511627776, 32, 48, 3)"),
+            npy_head("(99999999999999999999999,)"),
+            b"PK\x03\x04" + bytes(200),
+            "the first half",
+            "another shape",
+            "an object",
+            "a folder",
+            "a pipe",
+        ],
     )
     def test_damaged_cells_are_made_again_from_the_clip(self, store, damage):
         clip = self.add(store, "a")
@@ -253,6 +272,14 @@ class TestStore:
             np.save(path, np.zeros((2, 32, 48, 3), np.uint8))
         elif damage == "an object":
             np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+        elif damage == "a folder":
+            path.unlink()
+            path.mkdir()
+        elif damage == "a pipe":
+            if os.name == "nt":
+                pytest.skip("pipes are no files there")
+            path.unlink()
+            os.mkfifo(path)
         else:
             path.write_bytes(damage)
         after = clip.cells(48)

@@ -388,6 +388,32 @@ def test_what_stands_in_front_is_no_part_of_a_name(front):
     assert read_keys([inside]).modules == {"blocks.0.ffn.0": {"down": inside}}
 
 
+@pytest.mark.parametrize(
+    "front",
+    "wan. student. backbone. vdm. ema.student. model.fake_score. real_score.inner. lora_wan_ lora_dit_ lokr_ wan_".split(),
+)
+def test_a_front_that_no_model_has_is_told(front):
+    """Such a slider would move nothing, and its report looks as if all was well."""
+    modules = ["blocks.0.self_attn.q", "blocks.1.ffn.0", "blocks.39.cross_attn.k_img"]
+    flat = front.endswith("_")
+    keys = [f"{front}{module.replace('.', '_') if flat else module}.lora_down.weight" for module in modules]
+    assert read_keys(keys).front == front
+    known = "lora_unet_blocks_0_ffn_2.alpha" if flat else "blocks.0.ffn.2.alpha"
+    assert not read_keys([*keys, known]).front
+    assert not read_keys([*keys, *(key.replace("blocks", f"layers_{n}") for n in range(9) for key in keys)]).front
+
+
+def test_names_of_other_models_have_no_front():
+    for keys in (
+        ["lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.alpha"],
+        ["x.net.0.alpha", "encoder.module.proj.alpha"],
+        ["transformer.layers.0.attention.qkv.alpha"],
+        ["model.y.proj_out.alpha"],
+        [],
+    ):
+        assert not read_keys(keys).front
+
+
 def test_words_that_stand_in_front_stay_names_elsewhere():
     keys = [f"{name}.lora_A.weight" for name in ("x.net.0", "encoder.module.proj", "a.generator.model.q")]
     assert sorted(read_keys(keys).modules) == sorted(key.removesuffix(".lora_A.weight") for key in keys)
@@ -474,6 +500,16 @@ def test_text_encoder_keys_are_set_apart():
         "encoder.block.0.layer.0.SelfAttention.q.lora_A.weight",
         "lora_te_one_mlp.alpha",
         "language_model.mlp.alpha",
+    ]
+    others = (
+        "T5 CLIP_L TEXT_ENCODER t5_encoder t5_model umt5-xxl clipl clip_model openclip t5gemma glm bert llama_model"
+    )
+    for name in [*others.split(), "text-encoder", "textencoder", "text_encoder_model"]:
+        keys += [f"{name}.layers.0.mlp.fc1.lora_A.weight", f"pipe.{name}.layers.0.mlp.fc1.lora_B.weight"]
+    keys += [
+        "lora_textencoder_layers_0_mlp_fc1.alpha",
+        "lora_clipl_layers_0_mlp_fc1.alpha",
+        "LORA_TE_layers_0_mlp.alpha",
     ]
     found = read_keys([*keys, "diffusion_model.blocks.0.ffn.0.lora_A.weight"])
     assert found.text_encoder == sorted(keys)

@@ -699,6 +699,18 @@ def test_modules_that_wan_does_not_have_are_one_warning(tmp_path: Path) -> None:
     assert "zz" in line and "a.safetensors: " in line
 
 
+def test_a_front_that_no_model_has_is_one_warning(tmp_path: Path) -> None:
+    up, down, _ = factors()
+    tensors = {
+        f"student.{module}.lora_{side}.weight": each.clone()
+        for module in (Q, K)
+        for side, each in (("A", down), ("B", up))
+    }
+    save_file(tensors, tmp_path / "a.safetensors")
+    (line,) = difflora.load(tmp_path / "a.safetensors").warnings
+    assert "a.safetensors: all names begin with student., which" in line
+
+
 EXPERTS = [("transformer.", "transformer_2."), ("pipe.dit.", "pipe.dit2."), ("high_noise_model.", "low_noise_model.")]
 
 

@@ -51,8 +51,11 @@ WANTED = {
 
 
 def found_for(word, info):
-    """As the page's search does it at least: the word in the id, the name, or an alias."""
-    texts = {name: [name, node["display_name"], *node.get("search_aliases", [])] for name, node in info.items()}
+    """As the page's search does it at least: the word in the id, the name, or an alias.
+
+    A node without aliases has null there on ComfyUI 0.33 and nothing at all on 0.3.75.
+    """
+    texts = {name: [name, node["display_name"], *(node.get("search_aliases") or [])] for name, node in info.items()}
     return {name for name, said in texts.items() if any(word in text.lower() for text in said)}
 
 

@@ -347,6 +347,7 @@ def run_inspect(given: argparse.Namespace) -> int:
         "sha256": file.sha256,
         "dialect": file.dialect,
         "base_model": file.base_model,
+        "trainer": file.trainer,
         "matrices": len(file.matrices),
         "vectors": len(vectors),
         "rank": _ranks(file),
@@ -386,6 +387,7 @@ def run_inspect(given: argparse.Namespace) -> int:
             ("SHA-256", report["sha256"]),
             ("key names", report["dialect"]),
             ("base model", report["base_model"] or "not recognised"),
+            ("trained with", report["trainer"] or "not said in the file"),
             (
                 "modules",
                 f"{report['matrices']} matrices at rank {rank_words(report['rank'])}"

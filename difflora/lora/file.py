@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DiffLoraError, FileError, TensorError, UnsupportedError
+from ..names import trainers
 from ..names.families import Family
 from ..names.keys import WHOLE_WEIGHTS, Piece, model_order, read_keys
 from ..sentence import Sentence, printable
@@ -126,8 +128,9 @@ class FileLora(StoredLora):
             else:
                 sources |= found
         self._sources = self._as_in_the_model(sources) if self.keys_found.pieces else sources
-        if hint := self._strength_hint(numbers):
-            self.warnings += (hint,)
+        for hint in (self._strength_hint(numbers), self._alpha_hint()):
+            if hint:
+                self.warnings += (hint,)
         if faulty := [*self._faults]:
             if not self._sources:
                 raise self._faults[faulty[0]]
@@ -198,6 +201,17 @@ class FileLora(StoredLora):
     @property
     def families(self) -> tuple[Family, ...]:
         return narrowed(self.keys_found.families, self.specs)
+
+    @functools.cached_property
+    def base_model(self) -> str | None:
+        return trainers.wan22(super().base_model, self.metadata)
+
+    @property
+    def trainer(self) -> str | None:
+        """The program that made the file, as its metadata and keys tell."""
+        # diffusion-pipe leaves PEFT's configuration beside the model's own names.
+        by_pipe = self._adapter.beside and self.dialect == "native"
+        return trainers.trainer(self.metadata, self.dialect) or ("diffusion-pipe" if by_pipe else None)
 
     @property
     def scales(self) -> dict[str, float]:
@@ -364,6 +378,25 @@ class FileLora(StoredLora):
             f"{other:g}",
             f"{dim:g}",
             f"{other / dim:.4g}",
+        )
+
+    def _alpha_hint(self) -> Sentence | None:
+        """What to say if the metadata have an alpha that no tensor and no configuration has: no reader uses it."""
+        modules = [parts for parts in self.keys_found.modules.values() if "down" in parts]
+        try:
+            alpha, dim = (float(self.metadata.get(f"ss_network_{name}", "")) for name in ("alpha", "dim"))
+        except ValueError:
+            return None
+        is_said = self.alphas or not modules or not all(self._needs_alpha(parts) for parts in modules)
+        if is_said or not (0 < dim < math.inf and 0 < alpha < math.inf) or alpha == dim:
+            return None
+        return Sentence(
+            "{0}: only the metadata have an alpha ({1} at rank {2}). It is read at scale 1, as ComfyUI does; if its trainer "
+            "multiplied by alpha / rank, the right strength is {3}.",
+            self.name,
+            f"{alpha:g}",
+            f"{dim:g}",
+            f"{alpha / dim:.4g}",
         )
 
     def _scale(

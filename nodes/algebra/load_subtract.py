@@ -85,6 +85,7 @@ def _file_report(lora: FileLora) -> dict[str, Any]:
     matrices, vectors = len(lora.matrices), len(lora) - len(lora.matrices)
     lines = [
         Sentence("{0}, {1} names", lora.base_model or Sentence("Base model not recognised"), lora.dialect),
+        *([Sentence("trained with {0}", lora.trainer)] if lora.trainer else []),
         Sentence("rank {0}, alpha {1}", lora.rank_text, alpha),
         Sentence("{0} modules and {1} biases, norms or modulations", matrices, vectors)
         if vectors

@@ -1,4 +1,4 @@
-"""The nodes, one file a family. Each node is a few lines that call the library."""
+"""The nodes of the pack: `FAMILIES` lists them, room by room."""
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 

@@ -134,7 +134,9 @@ def _terminated_like_interrupted() -> Iterator[None]:
 def run_subtract(given: argparse.Namespace) -> int:
     """``difflora subtract``: difference, selection, rank, file; for Wan2.2 twice, and both files or none."""
     started = time.perf_counter()
-    pairs = {noise: (_load(a, given, noise), _load(b, given, noise)) for noise, (a, b) in _paths(given).items()}
+    paths = _paths(given)
+    old_script.translate(given)
+    pairs = {noise: (_load(a, given, noise), _load(b, given, noise)) for noise, (a, b) in paths.items()}
     inputs = list(itertools.chain.from_iterable(pairs.values()))
     made = {}
     for noise, (a, b) in pairs.items():
@@ -159,24 +161,24 @@ class _Subtraction:
 
     def __init__(self, a: FileLora, b: FileLora, output: Path, given: argparse.Namespace):
         self.a, self.b, self.output, self.given = a, b, output, given
-        self.old = given.lora_a is not None
-        expression = _expression(given)
-        self.nullify = given.nullify or (self.old and not given.exclude_non_targeted)
+        _check_select(given.select)
         scale = _scale(given)
-        self.normalise = scale is None and (self.old or given.target_norm is not None)
+        self.normalise = scale is None and given.target_norm is not None
         self.weight = 1.0 if scale is None else scale
         self.difference = subtract(
             a,
             b,
             given.weight_a * self.weight,
             given.weight_b * self.weight,
-            given.unmatched or ("drop" if self.old else "keep"),
+            given.unmatched or "keep",
         )
-        self.chosen: Lora = self.difference if expression is None else self.difference.select(expression, self.nullify)
-        self.rule = _rule(given, old_script.DEFAULT_RANK if self.old else DEFAULT_RANK)
+        self.chosen: Lora = self.difference
+        if given.select is not None:
+            self.chosen = self.difference.select(given.select, given.nullify)
+        self.rule = _rule(given, DEFAULT_RANK)
         self.cut = None if self.rule is None else rerank(self.chosen, self.rule, given.max_rank)
         self.result = self.chosen if self.cut is None else self.cut
-        self.report: Report = {"output": str(output), "notes": _answers(given), "scale": self.weight}
+        self.report: Report = {"output": str(output), "notes": list(given.notes), "scale": self.weight}
 
     def draft(self, kept: contextlib.ExitStack, metadata: Mapping[str, str]) -> Draft:
         """Compute the result, write it under a temporary name until `kept` closes, and complete the report."""
@@ -184,34 +186,32 @@ class _Subtraction:
         given, report, chosen = self.given, self.report, self.chosen
         measured = self.result
         result: Lora = measured
-        cut = old_script.Cut(given.magnitude_threshold, given.auto_threshold_percentile)
         targeted = [name for name in chosen.matrices if chosen.weight_of(name) != 0]
         small: list[str] = []
         numbers: Analysis | None = None
-        if (cut or self.normalise or given.analyze_blocks) and targeted:
+        if (given.cut or self.normalise or given.analyze_blocks) and targeted:
             with bar("measuring") as progress:
                 numbers = analyze_difference(chosen, progress)
             norms = {name: numbers.modules[name].norm for name in targeted}
-            small = cut.small({name: norm / abs(self.weight) for name, norm in norms.items()})
+            small = given.cut.small({name: norm / abs(self.weight) for name, norm in norms.items()})
             kept_norms = [norm for name, norm in norms.items() if name not in set(small)]
             if small:
-                result = result.select(", ".join(["all", *(f'!"{name}"' for name in small)]), self.nullify)
+                result = result.select(", ".join(["all", *(f'!"{name}"' for name in small)]), given.nullify)
             if self.normalise:
-                target = old_script.DEFAULT_TARGET_NORM if given.target_norm is None else given.target_norm
-                report["scale"] = old_script.factor_for(kept_norms, target)
+                report["scale"] = old_script.factor_for(kept_norms, given.target_norm)
                 result = result.scaled(report["scale"])
         written = [name for name in targeted if name not in set(small)]
-        if self.old and written:
+        if given.is_old and written:
             report["notes"].append(old_script.strength_note(self.a, self.b, written, self.normalise))
 
         compared: Analysis | MeasuredLora
         if self.rule is None and numbers is None:
             compared = MeasuredLora(chosen, self.difference)
-            draft = _draft(kept, compared, self.output, given, report, metadata, self.old)
+            draft = _draft(kept, compared, self.output, given, report, metadata)
         else:
             if result is not measured:
                 metadata = {**metadata, ENERGY_KEY: f"{_energy(self.cut, written):.6f}"}
-            draft = _draft(kept, result, self.output, given, report, metadata, self.old)
+            draft = _draft(kept, result, self.output, given, report, metadata)
             compared = numbers = numbers or analyze_difference(measured)
             report["retained_energy"] = _energy(self.cut, written)
             report["by_qr"] = numbers.slow
@@ -221,7 +221,7 @@ class _Subtraction:
         report |= {
             "cosine": compared.cosine,
             "cancelled": compared.cancelled,
-            "skipped": _skipped(self.difference, chosen, small, self.nullify),
+            "skipped": _skipped(self.difference, chosen, small, given.nullify),
             "kept_from_one_side": _one_sided(self.difference) if self.difference.unmatched == "keep" else [],
             "warnings": [*measured.warnings, *compared.warnings],
             "seconds": round(time.perf_counter() - started, 3),
@@ -603,28 +603,10 @@ def _roles(lora: Lora) -> dict[str, int]:
     return {role: counts[role] for role in families.ROLES if counts[role]}
 
 
-def _expression(given: argparse.Namespace) -> str | None:
-    if given.select is not None and (given.target_blocks or given.target_indices):
-        raise UsageError("--select and --target-blocks or --target-indices say the same thing twice; give one")
-    if given.select is not None:
-        _check_select(given.select)
-        return str(given.select)
-    return old_script.selection(given.target_blocks or (), given.target_indices or ())
-
-
 def _scale(given: argparse.Namespace) -> float | None:
-    alpha = getattr(given, "alpha", None)
-    if given.scale is not None and alpha is not None:
-        raise UsageError("--scale and --alpha say the same thing twice; give one")
-    scale: float | None = given.scale if alpha is None else alpha
+    scale: float | None = given.scale
     if scale == 0:
         raise UsageError(f"the scale is {scale:g}; it must be a number other than zero")
-    target = getattr(given, "target_norm", None)
-    if target is not None and target <= 0:
-        raise UsageError(f"--target-norm is {target:g}; it must be above zero")
-    percentile = getattr(given, "auto_threshold_percentile", None)
-    if percentile is not None and not 0 <= percentile < 100:
-        raise UsageError(f"--auto-threshold-percentile is {percentile:g}; it must be from 0 to below 100")
     return scale
 
 
@@ -651,22 +633,6 @@ def _rule(given: argparse.Namespace, default_rank: int) -> RankRule | None:
         if number is not None and number is not False:
             return rule_of(word, {} if rule.setting is None else {rule.setting: number})
     return FixedRank(default_rank)
-
-
-def _answers(given: argparse.Namespace) -> list[str]:
-    """Notes on flags of the old script that no longer do anything."""
-    notes = []
-    if given.device and given.device != "cpu":
-        notes.append(
-            f"--device {printable(given.device)}: runs on the CPU, which is enough: the arithmetic is on small "
-            "factors and takes about as long as reading the files."
-        )
-    if given.fast_svd:
-        notes.append(
-            "--fast_svd: the exact SVD of the small factors is already faster than an approximate one of "
-            "the full matrices, so it is used."
-        )
-    return notes
 
 
 def _energy(lora: RerankedLora | None, written: Iterable[str]) -> float:
@@ -702,9 +668,8 @@ def _draft(
     given: argparse.Namespace,
     report: Report,
     metadata: Mapping[str, str],
-    old: bool = False,
 ) -> Draft:
-    dtype = given.dtype or (old_script.DEFAULT_DTYPE if old else "float32")
+    dtype = given.dtype or "float32"
     with bar("writing") as progress:
         draft = kept.enter_context(drafted(lora, output, dtype, given.dialect, given.overwrite, metadata, progress))
     matrices = len(lora.matrices)

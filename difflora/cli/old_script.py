@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,66 @@ import numpy as np
 
 from ..errors import PairError, SelectionError
 from ..lora.file import FileLora
+from ..rank.rules import RULES
+from ..sentence import printable
+from .parser import UsageError
 
 DEFAULT_RANK = 16
 DEFAULT_DTYPE = "float16"
 DEFAULT_TARGET_NORM = 1.0
 
 _WORDS = {"attention": "attn", "mlp": "ffn"}
+
+
+def translate(given: argparse.Namespace) -> None:
+    """Put what the old script's flags of `subtract` say, and its defaults, into the arguments of this program.
+
+    Beyond those it sets `cut` (a Cut), `notes` (lines to print) and `is_old` (whether --lora-a was given).
+
+    raises  UsageError for flags that contradict each other or this program's own, or are out of range
+    """
+    if given.select is not None and (given.target_blocks or given.target_indices):
+        raise UsageError("--select and --target-blocks or --target-indices say the same thing twice; give one")
+    if given.scale is not None and given.alpha is not None:
+        raise UsageError("--scale and --alpha say the same thing twice; give one")
+    if given.target_norm is not None and given.target_norm <= 0:
+        raise UsageError(f"--target-norm is {given.target_norm:g}; it must be above zero")
+    percentile = given.auto_threshold_percentile
+    if percentile is not None and not 0 <= percentile < 100:
+        raise UsageError(f"--auto-threshold-percentile is {percentile:g}; it must be from 0 to below 100")
+
+    if given.select is None:
+        given.select = selection(given.target_blocks or (), given.target_indices or ())
+    if given.scale is None:
+        given.scale = given.alpha
+    given.cut = Cut(given.magnitude_threshold, percentile)
+    given.notes = _without_effect(given)
+    given.is_old = given.lora_a is not None
+    if not given.is_old:
+        return
+    given.nullify = given.nullify or not given.exclude_non_targeted
+    given.unmatched = given.unmatched or "drop"
+    given.dtype = given.dtype or DEFAULT_DTYPE
+    if given.scale is None and given.target_norm is None:
+        given.target_norm = DEFAULT_TARGET_NORM
+    if not given.lossless and all(getattr(given, word) in (None, False) for word in RULES):
+        given.rank = DEFAULT_RANK
+
+
+def _without_effect(given: argparse.Namespace) -> list[str]:
+    """Notes on flags that no longer do anything."""
+    notes = []
+    if given.device and given.device != "cpu":
+        notes.append(
+            f"--device {printable(given.device)}: runs on the CPU, which is enough: the arithmetic is on small "
+            "factors and takes about as long as reading the files."
+        )
+    if given.fast_svd:
+        notes.append(
+            "--fast_svd: the exact SVD of the small factors is already faster than an approximate one of "
+            "the full matrices, so it is used."
+        )
+    return notes
 
 
 def selection(blocks: Sequence[str], indices: Sequence[str]) -> str | None:

@@ -210,7 +210,7 @@ def result(columns: tuple[int, ...], rows: tuple[int, ...]) -> Image.Image:
 
 
 # And from the demo's pictures under a Slider Map.
-MAPS = {"11": "mask.jpg", "12": "ramp.jpg", "13": "mask.jpg"}
+MAPS = {"11": "mask.jpg", "12": "ramp.jpg", "13": "mask.jpg", "15": "ramp.jpg", "16": "mask.jpg"}
 
 
 def under_map(number: str) -> Image.Image:

@@ -1210,6 +1210,27 @@ def native_with_map(name: str, note: str, masks: list[Node], values: dict[str, A
     return Workflow(name, note + FILES_FOR_NATIVE, [*NATIVE.stacks[:2], groups, *NATIVE.stacks[3:]])
 
 
+def wrapper_with_map(name: str, note: str, masks: list[Node], values: dict[str, Any], mapped: Node) -> Workflow:
+    """Workflow 1 with a mapped slider behind its other LoRAs."""
+    model, loras = FAST.stacks[1]
+    set_loras = replace(SET_LORAS, inputs={"model": "model", "lora": "distill"})
+    slider_with_map = Node(
+        "slider",
+        "DiffLoraMappedSliderWanVideo",
+        {"shift": 5.0} | values,
+        {"model": "loras", "lora": "rank", "map": "map", "image_embeds": "frames"},
+    )
+    others = replace(loras, columns=[[*loras.columns[0], set_loras]])
+    sampler = wrapper_sampler(6, 1.0)
+    sampling = Group("5. Sampling", [[FRAMES], [replace(sampler, inputs=sampler.inputs | {"model": "slider"})]], BLUE)
+    groups = [Group("4. Where the slider acts", [*([masks] if masks else []), [mapped], [slider_with_map]], PLUM)]
+    files = FILES_FOR_WRAPPER.format(
+        distill="| lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank128_bf16 | loras | the same, in Lightx2v |\n"
+    )
+    stacks = [FAST.stacks[0], [model, others], groups, FAST.stacks[2], [sampling], FAST.stacks[4]]
+    return Workflow(name, note + files + "\n**Keep merge_loras off on every LoRA.**\n", stacks)
+
+
 FILES_FOR_NATIVE = """
 The files are those of workflow 3.
 """
@@ -1241,6 +1262,10 @@ MIDDLE = all_but_the_middle(640, 480, (240, 400))
 
 CLIP_NATIVE = native_with_map("12 Clip from -3 to +3", RAMP_NOTE, [], FROM_MINUS, RAMP)
 BACKGROUND_NATIVE = native_with_map("13 Background only", BACKGROUND_NOTE, MIDDLE, {"strength": 2.0}, BACKGROUND_MAP)
+CLIP_WRAPPER = wrapper_with_map("15 Clip from -3 to +3, wrapper", RAMP_NOTE, [], FROM_MINUS, RAMP)
+BACKGROUND_WRAPPER = wrapper_with_map(
+    "16 Background only, wrapper", BACKGROUND_NOTE, MIDDLE, {"strength": 2.0}, BACKGROUND_MAP
+)
 
 
 def _demo_branch(name: str, model: str) -> list[Node]:
@@ -1368,4 +1393,6 @@ WORKFLOWS = (
     MASKS_DEMO,
     CLIP_NATIVE,
     BACKGROUND_NATIVE,
+    CLIP_WRAPPER,
+    BACKGROUND_WRAPPER,
 )

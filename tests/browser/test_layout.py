@@ -7,7 +7,7 @@ import pytest
 from scripts.example_workflows import DEMO, WORKFLOWS
 from scripts.layout import TITLE
 
-WITH_WRAPPER = {"1", "2", "6"}
+WITH_WRAPPER = {"1", "2", "6", "15", "16"}
 
 
 def boxes(page):

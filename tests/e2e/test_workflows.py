@@ -12,7 +12,9 @@ import pytest
 import difflora
 from scripts.example_workflows import (
     BACKGROUND_NATIVE,
+    BACKGROUND_WRAPPER,
     CLIP_NATIVE,
+    CLIP_WRAPPER,
     EXPLORE,
     FAST,
     FOLDER,
@@ -27,8 +29,8 @@ from scripts.example_workflows import (
 from tests import small_models, wrapper_signatures
 from tests.comfy_server import PACK_NAME
 
-WITH_WRAPPER = (FAST, FULL, SWEEP_WRAPPER)
-WITH_MAP = (CLIP_NATIVE, BACKGROUND_NATIVE)
+WITH_WRAPPER = (FAST, FULL, SWEEP_WRAPPER, CLIP_WRAPPER, BACKGROUND_WRAPPER)
+WITH_MAP = (CLIP_NATIVE, BACKGROUND_NATIVE, CLIP_WRAPPER, BACKGROUND_WRAPPER)
 ids = {"ids": lambda workflow: workflow.name.split(" ")[0]}
 each = pytest.mark.parametrize("workflow", WORKFLOWS, **ids)
 

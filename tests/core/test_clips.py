@@ -322,11 +322,19 @@ class TestStore:
         left = [path.name for path in store.folder.rglob("*") if "tmp" in path.name or "making" in path.name]
         assert not left and str(store.folder.parent.parent) not in str(store.folder.name)
 
-    @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
-    def test_numpys_own_words_for_a_full_disk_are_never_heard(self, store):
-        with pytest.raises(OSError) as failure:
-            module._write_array(Path("/dev/full"), np.zeros((9, 64, 64, 3), np.uint8))
-        assert failure.value.errno == errno.ENOSPC
+    @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+    def test_numpys_own_words_for_a_full_disk_are_never_heard(self, tmp_path):
+        """A limit on the size of files ends the write behind the header, where numpy has words of its own."""
+        import resource
+
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        try:
+            with pytest.raises(OSError) as failure:
+                module._write_array(tmp_path / "cells.npy", np.zeros((9, 64, 64, 3), np.uint8))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert failure.value.errno == errno.EFBIG
 
     def test_shrinking_to_another_size_can_be_cancelled_and_leaves_no_half_a_file(self, store):
         clip = self.add(store, "a")

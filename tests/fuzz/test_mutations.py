@@ -197,6 +197,10 @@ def test_small_files_that_would_be_weights_of_no_model_are_refused(parts, tmp_pa
 def test_the_coverage_guided_fuzzer_runs(tmp_path):
     if importlib.util.find_spec("atheris") is None:
         absent("atheris is not installed; it has wheels for Linux on x86-64")
+    import resource
+
+    # A process begins with the peak of the one that starts it, and libFuzzer looks at the peak.
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     command = [
         sys.executable,
         "-m",
@@ -205,6 +209,7 @@ def test_the_coverage_guided_fuzzer_runs(tmp_path):
         "-runs=1500",
         "-max_len=400",
         "-timeout=100",
+        f"-rss_limit_mb={own + 2048}",
         f"-artifact_prefix={tmp_path}/",
     ]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)

@@ -98,9 +98,9 @@ class MappedForward:
         step = int(kwargs.get("current_step", 0))
         if any(later > step for later in self._counts):
             self._counts.clear()  # another run
-        is_new = step not in self._counts
         self._counts[step] = passes
-        if is_new and kwargs.get("last_step"):
+        # At every call of it: a run of one step cannot be told from the second call of the run before.
+        if kwargs.get("last_step"):
             self._tell(passes_told(self._counts.values()))
 
     def _layers_of(self, transformer: nn.Module) -> list[tuple[nn.Module, str]]:

@@ -21,6 +21,7 @@ from ..common.inputs import listed_file
 from ..common.messages import merged, report, ui
 from ..common.search import found_by
 from ..common.types import LoraDelta
+from .load_subtract import files_of, ignore_unknown_input
 
 OFFERED = 6  # files that are offered as the other side
 
@@ -46,12 +47,7 @@ class LoadLoraPair(io.ComfyNode):
                     tooltip="The LoRA that has less of it. The node offers files whose names fit: pos and neg, dense and sparse, the "
                     "same step …",
                 ),
-                io.Boolean.Input(
-                    "ignore_unknown",
-                    default=False,
-                    optional=True,
-                    tooltip="Go on although some keys are not understood. They are left out, and named on the node.",
-                ),
+                ignore_unknown_input(),
             ],
             outputs=[
                 LoraDelta.Output("a", display_name="a", tooltip="The side with more of the property."),
@@ -62,8 +58,7 @@ class LoadLoraPair(io.ComfyNode):
     @classmethod
     def files_read(cls, lora_a: str, lora_b: str, **_: Any) -> list[Path]:
         """For Sweep Grid, which names clips by what these files hold."""
-        paths = [listed_file("loras", name) for name in (lora_a, lora_b)]
-        return [file for path in paths for file in (path, path.with_name("adapter_config.json")) if file.is_file()]
+        return [*files_of(lora_a), *files_of(lora_b)]
 
     @classmethod
     def fingerprint_inputs(cls, lora_a: str | None = None, lora_b: str | None = None, **_: Any) -> object:

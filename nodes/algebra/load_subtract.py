@@ -21,6 +21,22 @@ from ..common.strength import strength_range
 from ..common.types import LoraDelta
 
 
+def ignore_unknown_input() -> Any:
+    """The switch of the nodes that open LoRA files."""
+    return io.Boolean.Input(
+        "ignore_unknown",
+        default=False,
+        optional=True,
+        tooltip="Go on although some keys are not understood. They are left out, and named on the node.",
+    )
+
+
+def files_of(lora_name: str) -> list[Path]:
+    """The files that opening a LoRA reads: itself, and PEFT's configuration beside it."""
+    path = listed_file("loras", lora_name)
+    return [file for file in (path, path.with_name("adapter_config.json")) if file.is_file()]
+
+
 class LoadLora(io.ComfyNode):
     """Opens a file; its tensors are read when something needs them."""
 
@@ -39,12 +55,7 @@ class LoadLora(io.ComfyNode):
                     options=folder_paths.get_filename_list("loras"),
                     tooltip="A .safetensors file in a loras folder. A file that is replaced is read again by itself.",
                 ),
-                io.Boolean.Input(
-                    "ignore_unknown",
-                    default=False,
-                    optional=True,
-                    tooltip="Go on although some keys are not understood. They are left out, and named on the node.",
-                ),
+                ignore_unknown_input(),
             ],
             outputs=[
                 LoraDelta.Output("lora", display_name="lora", tooltip="The LoRA, for Subtract, Analyze or a slider."),
@@ -54,8 +65,7 @@ class LoadLora(io.ComfyNode):
     @classmethod
     def files_read(cls, lora_name: str, **_: Any) -> list[Path]:
         """For Sweep Grid, which names clips by what these files hold."""
-        path = listed_file("loras", lora_name)
-        return [file for file in (path, path.with_name("adapter_config.json")) if file.is_file()]
+        return files_of(lora_name)
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None = None, **_: Any) -> object:

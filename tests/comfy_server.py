@@ -32,6 +32,8 @@ from typing import Any
 
 import aiohttp
 
+from tests import warm_start
+
 ROOT = Path(__file__).resolve().parents[1]
 HELPER_NODES = ROOT / "tests/e2e/helper_nodes"
 PACK_NAME = "differential-lora"
@@ -99,6 +101,7 @@ class ComfyServer:
         timeout: float = 300,
         port: int = 0,
         more_packs: Mapping[str, Path] | None = None,
+        warm: bool = False,
     ):
         self.base = base.resolve()
         self.comfyui = comfyui
@@ -106,12 +109,14 @@ class ComfyServer:
         self.wrapper = wrapper
         self.python = python
         self.timeout = timeout
+        # Only in the tests' own Python are its packages imported already.
+        self.warm = warm and warm_start.AVAILABLE and str(python) == sys.executable
         self.packs = {PACK_NAME: pack, "helper_nodes": HELPER_NODES if helper_nodes else None, "wrapper": wrapper}
         self.packs |= more_packs or {}
         self.client_id = uuid.uuid4().hex
         self.port = port  # 0: any that is free
         self.log_file = self.base / "comfyui.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | warm_start.Forked | None = None
         self._messages: list[tuple[str, dict[str, Any]]] = []
         self._socket_closed = threading.Event()
         self._listening = threading.Event()
@@ -136,16 +141,20 @@ class ComfyServer:
                 _link(source.resolve(), self.base / "custom_nodes" / name)
         self.port = self.port or _free_port()
         database = (self.base / "user/comfyui.db").as_posix()
-        command = [
-            str(self.python), str(self.comfyui / "main.py"), "--cpu", "--listen", "127.0.0.1", "--port", str(self.port),
+        script = self.comfyui / "main.py"
+        arguments = [
+            "--cpu", "--listen", "127.0.0.1", "--port", str(self.port),
             "--base-directory", str(self.base), "--database-url", f"sqlite:///{database}",
             "--disable-auto-launch", "--disable-api-nodes", *self.flags,
         ]  # fmt: skip
-        with self.log_file.open("wb") as log:
-            self._process = subprocess.Popen(
-                command, cwd=self.base, env=self._environment(), stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, start_new_session=os.name != "nt",
-            )  # fmt: skip
+        if self.warm:
+            self._process = warm_start.start(script, arguments, self.base, self._environment(), self.log_file)
+        else:
+            with self.log_file.open("wb") as log:
+                self._process = subprocess.Popen(
+                    [str(self.python), str(script), *arguments], cwd=self.base, env=self._environment(),
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=os.name != "nt",
+                )  # fmt: skip
         try:
             self._until(self._answers, self.timeout, "ComfyUI does not answer")
             threading.Thread(target=lambda: asyncio.run(self._listen()), daemon=True).start()

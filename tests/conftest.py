@@ -147,6 +147,7 @@ def start_comfy(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Itera
             "wrapper": wrapper_folder(),
             "python": os.environ.get("COMFYUI_PYTHON", sys.executable),
             "comfyui": Path(folder).resolve(),
+            "warm": True,
             **options,
         }
         server = ComfyServer(base, flags=flags, **options)

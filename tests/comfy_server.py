@@ -155,6 +155,9 @@ class ComfyServer:
                     [str(self.python), str(script), *arguments], cwd=self.base, env=self._environment(),
                     stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=os.name != "nt",
                 )  # fmt: skip
+        # A server that is started again is listened to again.
+        self._listening.clear()
+        self._socket_closed.clear()
         try:
             self._until(self._answers, self.timeout, "ComfyUI does not answer")
             threading.Thread(target=lambda: asyncio.run(self._listen()), daemon=True).start()

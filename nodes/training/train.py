@@ -61,7 +61,9 @@ class TrainSlider(io.ComfyNode):
             "text-to-image models that are trained by flow matching. Keeps a checkpoint every 25 steps, and goes on from it "
             "after Cancel or a restart.",
             inputs=[
-                io.Model.Input("model", tooltip="The base model, without LoRAs for fewer steps. bf16, fp16 or fp8."),
+                io.Model.Input(
+                    "model", tooltip="The base model, without LoRAs for fewer steps. bf16, fp16, fp8 or GGUF."
+                ),
                 SliderPairsWire.Input("pairs", tooltip="From Encode Pairs. 20 or more."),
                 io.Conditioning.Input(
                     "conditioning", tooltip="The empty prompt, from Empty Text (Wan). The same for every picture."
@@ -230,8 +232,12 @@ class TrainSlider(io.ComfyNode):
                 with trainer.factors.attached():
                     if checkpoint != AS_IT_IS:
                         run.train(preview_every)
-                    best = trainer.best_multiplier(tick=throw_exception_if_processing_interrupted)
-                    size = to_reach(best, reach) if reach else 1.0
+                    best, size = 1.0, 1.0
+                    if reach:
+                        screen.say("fitting the size to the pairs")
+                        best = trainer.best_multiplier(tick=throw_exception_if_processing_interrupted)
+                        size = to_reach(best, reach)
+                    screen.say("rendering strength −3, 0 and +3")
                     picture = run.pictures(size)
         except comfy.model_management.OOM_EXCEPTION as error:
             raise TrainingError(
@@ -259,7 +265,7 @@ class _Screen:
     def say(self, text: str) -> None:
         PromptServer.instance.send_progress_text(text, self.node)
 
-    def step(self, trainer: SliderTrainer, picture: Image.Image | None) -> None:
+    def step(self, trainer: SliderTrainer, picture: Image.Image | None = None) -> None:
         done, total, now = trainer.done, trainer.settings.steps, time.monotonic()
         if not self.began:
             self.began, self.first = now, done
@@ -308,8 +314,9 @@ class _Run:
             while trainer.done < trainer.settings.steps:
                 throw_exception_if_processing_interrupted()
                 trainer.step()
-                due = preview_every and trainer.done % preview_every == 0 and trainer.done < trainer.settings.steps
-                self.screen.step(trainer, self._look() if due else None)
+                self.screen.step(trainer)
+                if preview_every and trainer.done % preview_every == 0 and trainer.done < trainer.settings.steps:
+                    self.screen.step(trainer, self._look())
                 if trainer.done % SAVE_EVERY == 0:
                     self._keep()
         except InterruptProcessingException:

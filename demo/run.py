@@ -90,14 +90,8 @@ def run(comfy: ComfyServer, output: Path, workflow: Workflow) -> int:
     queued = comfy.queue(prompt, extra_pnginfo={"workflow": json.loads(workflow.path.read_text("utf-8"))})
     shown = ""
     while not comfy.get(f"/history/{queued}"):
-        told = comfy.told("grid")
-        lines = (
-            told[-1]["difflora"][0]["report"]["lines"]
-            if told
-            else [{"text": "the slider is trained" if workflow is TRAIN_DEMO else "the pair becomes a slider"}]
-        )
-        if lines[0]["text"] != shown:
-            shown = lines[0]["text"]
+        if (now := _stage(comfy, queued, workflow)) != shown:
+            shown = now
             print(f"  {shown}", flush=True)
         time.sleep(0.2)
     result = comfy.wait(queued)
@@ -117,8 +111,25 @@ def run(comfy: ComfyServer, output: Path, workflow: Workflow) -> int:
     print("\nWhat Sweep Response says of it:")
     for line in result.output("response")["difflora"][0]["report"]["lines"]:
         print(f"    {line['text']}")
-    print("\nThe same in ComfyUI's page: python bootstrap.py demo --open")
+    train = "--train " if workflow is TRAIN_DEMO else ""
+    print(f"\nThe same in ComfyUI's page: python bootstrap.py demo {train}--open")
     return 0
+
+
+def _stage(comfy: ComfyServer, prompt_id: str, workflow: Workflow) -> str:
+    """What the run is at, in words that change a few times for each part of it."""
+    told = comfy.told("grid")
+    rendering = str(told[-1]["difflora"][0]["report"]["lines"][0]["text"]) if told else ""
+    if workflow is not TRAIN_DEMO:
+        return rendering or "the pair becomes a slider"
+    # The grid says that it has none yet as soon as the run begins.
+    if rendering and not rendering.startswith("0 "):
+        return rendering
+    trained, steps = comfy.steps(prompt_id, "train")
+    if trained:
+        return f"{trained // 25 * 25} of {steps} training steps" if trained < steps else "the slider is trained"
+    encoded, pictures = comfy.steps(prompt_id, "pairs")
+    return f"{encoded // 50 * 50} of {pictures} pictures encoded" if encoded else "the pictures of the pairs are read"
 
 
 def open_page(comfy: ComfyServer, workflow: Workflow) -> int:

@@ -1,6 +1,8 @@
 """Take the README's pictures: the demo workflow in ComfyUI's page after a run, and the player of its sweep.
 
 `python -m scripts.readme_pictures` with COMFYUI_DIR set, and chromium installed, writes docs/pictures.
+`python -m scripts.readme_pictures output/sweep.png` after `python bootstrap.py demo --train` writes trained.jpg there: pairs, and
+the slider that was trained on them.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from scripts.example_workflows import DEMO
 from tests.comfy_page import Browser, ComfyPage
 from tests.comfy_server import ComfyServer
 
-PICTURES = Path(__file__).resolve().parents[1] / "docs/pictures"
+ROOT = Path(__file__).resolve().parents[1]
+PICTURES = ROOT / "docs/pictures"
 WIDTH, HEIGHT = 1800, 1400
 BARS = (90, 110)  # of the page, at the left and at the top
 
@@ -62,7 +65,34 @@ def save(shot: bytes, name: str) -> None:
     print(path)
 
 
+def trained(sweep: Image.Image) -> Image.Image:
+    """Pairs at the left, the slider at −3, 0 and +3 at the right; `sweep`: four rows of seven cells, as demo/run.py leaves it."""
+    cell, columns, rows, gap, head, between = 192, 7, 4, 4, 30, 60
+    margin = (sweep.width - columns * cell) // (columns + 1)
+    each = sweep.height // rows
+    picture = Image.new("RGB", (5 * (cell + gap) + between, head + rows * (cell + gap)), "white")
+    brush, font = ImageDraw.Draw(picture), ImageFont.load_default(18)
+    lefts = [place * (cell + gap) + (between if place > 1 else 0) for place in range(5)]
+    for left, text in zip(lefts, ("pairs: few", "and many", "slider at -3", "0", "+3"), strict=True):
+        brush.text((left + cell / 2, head / 2), text, fill="black", font=font, anchor="mm")
+    for row in range(rows):
+        top = head + row * (cell + gap)
+        for left, side in zip(lefts, ("sparse", "dense"), strict=False):
+            with Image.open(ROOT / f"demo/pairs/{side}/{row:03}.png") as scene:
+                picture.paste(scene.convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS), (left, top))
+        bottom = (row + 1) * each - margin
+        for left, column in zip(lefts[2:], (0, 3, 6), strict=True):
+            corner = margin + column * (cell + margin), bottom - cell
+            picture.paste(sweep.crop((*corner, corner[0] + cell, bottom)), (left, top))
+    return picture
+
+
 def main() -> None:
+    if len(sys.argv) > 1:
+        path = PICTURES / "trained.jpg"
+        trained(Image.open(sys.argv[1]).convert("RGB")).save(path, quality=85)
+        print(path)
+        return
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     assert chromium, "chromium is not installed"
     with tempfile.TemporaryDirectory() as folder:

@@ -279,6 +279,18 @@ class ComfyServer:
 
         self._until(begun, timeout, f"node {node_id} of prompt {prompt_id} has not begun")
 
+    def steps(self, prompt_id: str, node_id: str) -> tuple[int, int]:
+        """How far a node's progress bar is, and its length; (0, 0) before it begins."""
+        for kind, data in reversed(list(self._messages)):
+            if kind == "progress" and data.get("prompt_id") == prompt_id and data["node"] == node_id:
+                return int(data["value"]), int(data["max"])
+        return 0, 0
+
+    def wait_for_step(self, prompt_id: str, node_id: str, step: int, timeout: float = 120) -> None:
+        """Wait until a node's progress bar has reached a step."""
+        complaint = f"node {node_id} of prompt {prompt_id} has not reached step {step}"
+        self._until(lambda: self.steps(prompt_id, node_id)[0] >= step, timeout, complaint)
+
     def told(self, node_id: str) -> list[dict[str, Any]]:
         """What a node, under the id that the page knows it by, has shown up to now, also while it runs."""
         messages = [data for kind, data in list(self._messages) if kind == "executed"]

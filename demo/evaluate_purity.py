@@ -13,16 +13,18 @@ import argparse
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from evaluate import Changes, Demo, dense_changes, measure
-from evaluate_training import Way, encode_pair, train
+from evaluate_training import Way, demo_pairs, encode_pair, train
 from PIL import Image, ImageDraw, ImageFont
 from scenes import MOST, draw, random_scene, thing_pixels
-from train import HERE, add_comfyui_arguments, import_comfyui
+from torch import Tensor
+from train import HERE, add_comfyui_arguments, denoise, import_comfyui
 
 import difflora
 from difflora.clips.response import measure_frames
@@ -229,11 +231,11 @@ CHANGE = {"things": 2.0, "edges": 2.0}
 
 
 def unit_part(lab: Lab, number: int) -> dict[str, Any]:
-    """One of the eight: its effect at ±1 on the second half of the seeds, by what its size was set."""
+    """One of the eight: its effect at ±1 on other seeds, by what its size was set, and its norms of every kind."""
     name, way = list(EIGHT.items())[number]
     lora, size = lab.slider("clean", number, way)
     raw = lora.scaled(1 / 6)  # as if every training had the size that fits its pairs
-    first, second = range(lab.options.seeds), range(1000, 1000 + lab.options.seeds)
+    first, second = range(lab.options.calibration_seeds), range(1000, 1000 + lab.options.seeds)
     curve = lab.sweep(raw, (-8, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4, 8), first)
     sizes = {"as trained": raw, "by the loss (Train Slider)": lora.scaled(size)}
     sizes["by norm (Calibrate)"] = calibrate_norm(raw, 0.25)
@@ -244,7 +246,55 @@ def unit_part(lab: Lab, number: int) -> dict[str, Any]:
     for by, one in sizes.items():
         rows = lab.sweep(one, (-1, 1), second)
         effects[by] = {measured: rise(rows, measured, 1) / 2 for measured in CHANGE}
-    return {"name": name, "norm": mean_norm(raw), "size": size, "effects": effects}
+    return {"name": name, "norm": mean_norm(raw), "size": size, "effects": effects, "norms": norms(lab, raw)}
+
+
+def norms(lab: Lab, lora: difflora.Lora) -> dict[str, float]:
+    """Sizes of a slider that need no rendering: of its weights, and of what the model makes of them on 16 noised pictures."""
+    changes, weights, wan = dense_changes(lora), lab.demo.weights, lab.demo.wan
+
+    def mean(kind: Callable[[Tensor], Tensor], part: str = "") -> float:
+        return float(np.mean([float(kind(change)) for name, change in changes.items() if part in name]))
+
+    frobenius = torch.linalg.matrix_norm
+    spectral, nuclear = (partial(torch.linalg.matrix_norm, ord=order) for order in (2, "nuc"))
+    shares = [float(frobenius(change) / frobenius(weights[f"{name}.weight"])) for name, change in changes.items()]
+    pairs = demo_pairs(lab.demo, 16)
+    pictures = torch.stack([*pairs.a[:8], *pairs.b[:8]])
+    noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(4242))
+
+    def predicted(sigma: float, strength: float) -> Tensor:
+        changed = {f"{name}.weight": weights[f"{name}.weight"] + strength * change for name, change in changes.items()}
+        wan.load_state_dict({**weights, **changed})
+        return denoise(wan, pictures * (1 - sigma) + noise * sigma, torch.full((len(pictures),), sigma))
+
+    moved: dict[str, float] = {}
+
+    def look(module: torch.nn.Module, given: tuple[Tensor, ...], name: str) -> None:
+        plain, change = (given[0] @ matrix.T for matrix in (weights[f"{name}.weight"], changes[name]))
+        if plain.any():  # the demo's text is all zeros
+            moved[name] = float(change.norm() / plain.norm())
+
+    with torch.no_grad():
+        hooks = [wan.get_submodule(name).register_forward_pre_hook(partial(look, name=name)) for name in changes]
+        predicted(0.95, 0.0)
+        for hook in hooks:
+            hook.remove()
+        prediction = {
+            sigma: float((predicted(sigma, 1.0) - predicted(sigma, -1.0)).square().mean().sqrt() / 2)
+            for sigma in (1.0, 0.9, 0.75)
+        }
+    return {
+        "mean Frobenius norm (*Calibrate LoRA*)": mean(frobenius),
+        "mean spectral norm": mean(spectral),
+        "mean nuclear norm": mean(nuclear),
+        "mean Frobenius norm over that of the weight": float(np.mean(shares)),
+        "mean Frobenius norm, self-attention": mean(frobenius, "self_attn"),
+        "mean Frobenius norm, cross-attention": mean(frobenius, "cross_attn"),
+        "mean Frobenius norm, `cross_attn.o` alone": mean(frobenius, "cross_attn.o"),
+        "change of the layers' outputs, over the outputs": float(np.mean(list(moved.values()))),
+        **{f"change of the model's prediction at noise {sigma:g}": value for sigma, value in prediction.items()},
+    }
 
 
 def unit_table(parts: list[dict[str, Any]]) -> list[str]:
@@ -258,7 +308,40 @@ def unit_table(parts: list[dict[str, Any]]) -> list[str]:
         lines.append(
             f"| {by} | {', '.join(f'{value:.1f}' for value in values['things'])} | {spread['things']:.2f} | {spread['edges']:.2f} |"
         )
+    lines += ["", "| size by | spread, things | spread, edge density |", "|---|---:|---:|"]
+    for norm in parts[0]["norms"]:
+        lines.append(f"| {norm} | " + " | ".join(f"{norm_spread(parts, norm, of):.2f}" for of in CHANGE) + " |")
     return lines
+
+
+def norm_spread(parts: list[dict[str, Any]], norm: str, measured: str) -> float:
+    """Spread of the effect at ±1 if all sliders had one norm, at which they change it by `CHANGE` on average.
+
+    Nothing is rendered for it: effects are interpolated between those at the sizes that were.
+    """
+    sizes = np.array([part["norms"][norm] for part in parts])
+
+    def effects(unit: float) -> np.ndarray:
+        found = []
+        for part, size in zip(parts, sizes, strict=True):
+            by = {name.split(" (")[0]: effect[measured] for name, effect in part["effects"].items()}
+            # What ±1 of the slider as trained was multiplied by.
+            seen = {
+                0.0: 0.0,
+                1.0: by["as trained"],
+                6 * part["size"]: by["by the loss"],
+                0.25 / part["norm"]: by["by norm"],
+            }
+            at = sorted(seen)
+            slope = (seen[at[-1]] - seen[at[-2]]) / (at[-1] - at[-2])
+            factor = unit / size
+            inside = float(np.interp(factor, at, [seen[one] for one in at]))
+            found.append(inside + slope * max(0.0, factor - at[-1]))
+        return np.array(found)
+
+    units = np.geomspace(0.05, 20, 400) * np.exp(np.log(sizes).mean())
+    best = min((effects(unit) for unit in units), key=lambda found: abs(found.mean() - CHANGE[measured]))
+    return float(best.std() / best.mean())
 
 
 # --- Two sliders together ------------------------------------------------------------------------------------
@@ -327,6 +410,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=126)
     parser.add_argument("--training-seeds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=16, help="pictures for each strength")
+    parser.add_argument("--calibration-seeds", type=int, default=16, help="those that ±1 is set on by response")
     parser.add_argument("--steps", type=int, default=6, help="sampling steps")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -335,11 +419,12 @@ def main() -> None:
     parts = options.output / "parts"
     parts.mkdir(parents=True, exist_ok=True)
     hashes = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in options.models.rglob("*.safetensors"))
-    key = {"models": hashes, "seeds": options.seeds, "steps": options.steps, "pairs": options.pairs}
+    common = {"models": hashes, "seeds": options.seeds, "steps": options.steps, "pairs": options.pairs}
     lab: Lab | None = None
     text: list[str] = []
     for table in options.tables:
         part_of, lines_of, title = PARTS[table]
+        key = common | ({"calibration seeds": options.calibration_seeds} if table == "unit" else {})
         found = []
         for number in range(len(EIGHT) if table == "unit" else options.training_seeds):
             name = hashlib.sha256(json.dumps([table, number, key]).encode()).hexdigest()[:12]

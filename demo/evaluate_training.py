@@ -43,7 +43,7 @@ EMPTY, FULL = 1.0, 12.0  # things that count as almost none, and as many
 
 @dataclass(frozen=True)
 class Way:
-    """One way to train a slider; `noise` names a range of `SIGMAS`, or says it as low-high."""
+    """One way to train a slider; `noise` names a range of `SIGMAS`, or says it as low-high; `layers`: attn, or all."""
 
     mode: str = "direct"
     pairs: int = 20
@@ -53,6 +53,7 @@ class Way:
     rank: int = 4
     average: float = 0.0
     batch: int = 4
+    layers: str = "attn"
 
     def settings(self, seed: int) -> Settings:
         sigma = SIGMAS.get(self.noise) or tuple(float(x) for x in self.noise.split("-"))
@@ -65,7 +66,7 @@ class Way:
     def label(self) -> str:
         """Only what differs from the first row's way, beside the mode, the pairs and the noise."""
         usual = Way(self.mode, self.pairs, self.noise)
-        rest = [f"{name} {value:g}" for name, value in asdict(self).items() if value != getattr(usual, name)]
+        rest = [f"{name} {value}" for name, value in asdict(self).items() if value != getattr(usual, name)]
         return ", ".join([self.mode, f"{self.pairs} pairs", self.noise, *rest])
 
 
@@ -79,6 +80,11 @@ TABLES = {
     "steps": [Way(pairs=pairs, steps=steps) for pairs in (20, 126) for steps in (50, 200)],
     "rate": [Way(pairs=126, rate=rate, average=average) for rate in (3e-4, 5e-4) for average in (0.0, 0.95)],
     "sigma": [Way(pairs=126, noise=noise) for noise in ("0.5-1", "0.85-1", "0.75-0.95")],
+    # What the recipe for musubi-tuner offers: two LoRAs, on which layers, at which noise, for how many steps.
+    "recipe": [
+        *(Way("pair", 126, noise, layers=layers) for layers in ("all", "attn") for noise in ("all", "composition")),
+        *(Way("pair", 126, steps=steps) for steps in (25, 50)),
+    ],
 }
 
 
@@ -116,7 +122,9 @@ def train(
     linears = {
         name: module
         for name, module in demo.wan.named_modules()
-        if isinstance(module, torch.nn.Linear) and name.startswith("blocks.") and "attn" in name
+        if isinstance(module, torch.nn.Linear)
+        and name.startswith("blocks.")
+        and (way.layers == "all" or "attn" in name)
     }
     shapes = {name: (module.out_features, module.in_features) for name, module in linears.items()}
 
@@ -131,7 +139,9 @@ def train(
         trained = time.process_time() - began
         best = trainer.best_multiplier()
     sides = [TrainedLora(side, way.label, settings.identity()) for side in trainer.result()]
-    lora = sides[0] if len(sides) == 1 else difflora.rerank(difflora.subtract(*sides), difflora.FixedRank(way.rank))
+    lora: difflora.Lora = sides[0]
+    if len(sides) == 2:
+        lora = difflora.rerank(difflora.subtract(*sides).select("attn"), difflora.FixedRank(way.rank))
     cost = {"passes": 2 * settings.batch * settings.steps, "seconds": trained,
             "calibration_seconds": time.process_time() - began - trained, "best": best}  # fmt: skip
     return lora, to_reach(best), cost
@@ -256,7 +266,7 @@ def main() -> None:
     new = 0
     for place, (way, seed) in enumerate(jobs):
         label = way.label if way else "the shipped pair, attn, rank 4 (16,000 passes)"
-        name = hashlib.sha256(json.dumps([asdict(way) if way else "shipped", seed, key]).encode()).hexdigest()[:12]
+        name = hashlib.sha256(json.dumps([label, seed, key]).encode()).hexdigest()[:12]
         part = parts / f"{name}.json"
         if part.is_file() or new >= options.most:
             continue

@@ -296,10 +296,8 @@ class Factorisation:
         up = workspace.take(0, (len(group), spec.out_features, spec.rank))
         down = workspace.take(1, (len(group), spec.rank, spec.in_features))
         # Side by side first, in the dtype of the file: rows of a few numbers are slow to convert.
-        up.flatten(0, 1).copy_(
-            torch.cat([torch.cat([_addable(term.up) for term in module], dim=1) for module in terms])
-        )
-        down.flatten(0, 1).copy_(torch.cat([_addable(term.down) for module in terms for term in module]))
+        up.flatten(0, 1).copy_(torch.cat([torch.cat([addable(term.up) for term in module], dim=1) for module in terms]))
+        down.flatten(0, 1).copy_(torch.cat([addable(term.down) for module in terms for term in module]))
         scales = [[term.scale for term in module for _ in range(term.rank)] for module in terms]
         return up, down, torch.tensor(scales, dtype=torch.float64)
 
@@ -320,7 +318,7 @@ class Factorisation:
             )
 
 
-def _addable(factor: Tensor) -> Tensor:
+def addable(factor: Tensor) -> Tensor:
     """A dtype that torch can promote; it promotes none of the one-byte dtypes."""
     return factor.float() if factor.dtype.itemsize == 1 else factor
 

@@ -28,11 +28,12 @@ from ..lora.lora import Lora, Recipe, StoredLora, batches, label
 from ..progress import Progress, part_of
 from ..sentence import Sentence
 from ..storage.reader import FileIdentity
-from .factorisation import factor, factorisation_of, in_parallel
+from .factorisation import addable, factor, factorisation_of, in_parallel
 from .rules import NOISE, FixedRank
 
 MOST_AGAINST = 4  # LoRAs whose directions can be removed at once
 MUCH = 0.5  # share of the slider's energy removed: above it, the two mean the same
+ORTHONORMAL = 1e-12  # largest error of the inner products of columns that are taken as they are
 SAME_ROWS = 0.7  # mean cosine of the row spaces above which two LoRAs probably started from the same factors
 LOOKED_AT = 12  # modules whose row spaces are compared
 
@@ -127,11 +128,16 @@ class PurifiedLora(Lora):
         if isinstance(delta, Vector):
             return delta
         basis = self._bases[name]
-        terms = tuple(replace(term, up=_without(basis, term.up)) for term in delta.terms)
+        parts = [_without(basis, term.up) for term in delta.terms]
+        terms = tuple(replace(term, up=left) for term, (left, _) in zip(delta.terms, parts, strict=True))
         if not isinstance(delta, Dense):
-            self._gone[name] = _energy_in(basis, delta)
+            # ‖Qᵀ U V‖², from the Qᵀ U that were subtracted.
+            gone = sum(
+                (term.scale * gone).float() @ term.down.float() for term, (_, gone) in zip(terms, parts, strict=True)
+            )
+            self._gone[name] = float(torch.as_tensor(gone).double().square().sum())
             return LowRank(terms, delta.shape)
-        fulls = tuple((_without(basis, multiplied_out(full)), scale) for full, scale in delta.fulls)
+        fulls = tuple((_without(basis, multiplied_out(full))[0], scale) for full, scale in delta.fulls)
         purified = Dense(fulls, terms, delta.shape)
         self._left[name] = _energy(purified)
         self._gone[name] = max(0.0, _energy(delta) - self._left[name])
@@ -259,8 +265,9 @@ def _stacked(lora: Lora, modules: Sequence[str]) -> tuple[Tensor, Tensor, Tensor
     """The factors of modules of one shape as `factor` takes them, float64."""
     deltas = lora.read(modules)
     terms = [delta.terms for name in modules if isinstance(delta := deltas[name], LowRank)]
-    up = torch.stack([torch.cat([term.up.double() for term in module], dim=1) for module in terms])
-    down = torch.stack([torch.cat([term.down.double() for term in module]) for module in terms])
+    # Side by side in the dtype of the file, then converted: one large tensor is made instead of three.
+    up = torch.stack([torch.cat([addable(term.up) for term in module], dim=1) for module in terms]).double()
+    down = torch.stack([torch.cat([addable(term.down) for term in module]) for module in terms]).double()
     scales = [[term.scale for term in module for _ in range(term.rank)] for module in terms]
     return up, down, torch.tensor(scales, dtype=torch.float64)
 
@@ -288,22 +295,24 @@ def _left_directions(lora: Lora, modules: Sequence[str], most: int) -> Iterator[
 
 def _orthonormal(directions: Tensor) -> Tensor:
     """A basis of the span of unit columns, without directions that others span already: (out, rank) float64."""
+    products = directions.mT @ directions
+    if torch.allclose(products, torch.eye(len(products), dtype=products.dtype), rtol=0, atol=ORTHONORMAL):
+        return directions
     left, values, _ = torch.linalg.svd(directions, full_matrices=False)
     spanned: Tensor = left[:, values > NOISE * values.amax()] if values.numel() else left
     return spanned
 
 
-def _without(basis: Tensor, up: Tensor) -> Tensor:
-    """`up` (out, k) without its part in the span of `basis` (out, j). float32, computed in float64 where it is small."""
+def _without(basis: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """`up` (out, k) without its part in the span of `basis` (out, j), float32, and that part's coordinates (j, k).
+
+    Computed in float64 where it is small.
+    """
     exact = up.shape[1] <= up.shape[0]
-    up, basis = (up.double(), basis) if exact else (up.float(), basis.float())
-    return (up - basis @ (basis.mT @ up)).float()
-
-
-def _energy_in(basis: Tensor, delta: LowRank) -> float:
-    """‖Qᵀ U V‖²: how much of a change lies in the span of `basis`."""
-    inside = sum(term.scale * ((basis.mT @ term.up.double()) @ term.down.double()) for term in delta.terms)
-    return float(torch.as_tensor(inside).square().sum())
+    left = up.to(torch.float64 if exact else torch.float32, copy=True)
+    basis = basis.to(left.dtype)
+    inside = basis.mT @ left
+    return left.addmm_(basis, inside, alpha=-1).float(), inside
 
 
 def _energy(delta: Delta) -> float:

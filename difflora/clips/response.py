@@ -339,7 +339,7 @@ def measure_sweeps(sweeps: Sequence[Sweep], moments: int = 12, progress: Progres
             "include_zero on in Strength Sweep, or set baseline in Sweep Grid to a strength of the sweep."
         )
     if len(common) < 2:
-        raise UnsupportedError("sweep: there is but one strength in all sweeps. Give Strength Sweep more of them.")
+        raise UnsupportedError("sweep: there is only one strength in all sweeps. Give Strength Sweep more of them.")
     done = 0
 
     def tick() -> None:

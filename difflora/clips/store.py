@@ -281,16 +281,20 @@ class ClipStore:
             return None
         if not all(stat.S_ISREG(file.st_mode) for file in files):
             return None
-        state = [(file.st_size, file.st_mtime_ns) for file in files]
+        state = _state_of(files)
         checked = self._checked.get(folder)
         if checked is None or checked[0] != state:
             about = About.read(folder / "about.json")
             if about is None or not plays(video, about.frames, about.width, about.height):
                 return None
-            checked = self._checked[folder] = (state, about)
-            while len(self._checked) > 4096:
-                self._checked.pop(next(iter(self._checked)))
+            self._remember(folder, state, about)
+            return StoredClip(folder, about, self.name)
         return StoredClip(folder, checked[1], self.name)
+
+    def _remember(self, folder: Path, state: object, about: About) -> None:
+        self._checked[folder] = (state, about)
+        while len(self._checked) > 4096:
+            self._checked.pop(next(iter(self._checked)))
 
     def _publish(self, made: Path, folder: Path) -> StoredClip:
         """Give a finished folder its name, unless somebody else has been faster."""
@@ -310,6 +314,8 @@ class ClipStore:
         about = About.read(folder / "about.json")
         if about is None:
             raise FileError(f"{folder.name}: this clip was changed while it was being kept. Run it again.")
+        with contextlib.suppress(OSError):  # somebody else may have taken it away already
+            self._remember(folder, _state_of((folder / name).stat() for name in ("clip.mp4", "about.json")), about)
         return StoredClip(folder, about, self.name)
 
     def _clear(self, place: Path) -> None:
@@ -372,6 +378,11 @@ class ClipStore:
 def is_black(brightest: int) -> bool:
     """Whether a clip whose brightest pixel has this value, of 255, shows nothing."""
     return brightest <= _BLACK
+
+
+def _state_of(files: Iterable[os.stat_result]) -> list[tuple[int, int]]:
+    """What changes with a file."""
+    return [(file.st_size, file.st_mtime_ns) for file in files]
 
 
 def is_key(key: object) -> bool:

@@ -195,7 +195,7 @@ def main() -> None:
             f"{options.clips} clips of {options.frames} frames, {options.width}×{options.height}; cells of {options.longest}"
         )
         rounds = [costs(folder, clips, options.longest, number) for number in range(options.rounds)]
-        for task, limit in (("cells and grid", 1.5), ("response", 3)):
+        for task, limit in (("cells and grid", 1.2), ("response", 3)):
             ratio = statistics.median(times[task] / times["encoding once"] for times in rounds)
             middle = statistics.median(times[task] for times in rounds)
             print(f"{task:16} {ratio:5.2f} × encoding once (at most {limit})   {middle:.2f} s")

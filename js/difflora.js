@@ -11,7 +11,7 @@ import { translateWorkflow } from "./lib/workflow_texts.js";
 import { el } from "./widgets/dom.js";
 import { FACES } from "./widgets/faces.js";
 import { heightsAreNoStep, later, replaceStale } from "./widgets/host.js";
-import { askLastWords, forgetFailures, keepSaid, rememberFailure } from "./widgets/said.js";
+import { askLastWords, forgetFacts, forgetFailures, keepSaid, rememberFailure } from "./widgets/said.js";
 
 /** Texts of nodes in the user's language. @type {import("./lib/node_texts.js").NodeTexts} */
 let nodeTexts = {};
@@ -61,6 +61,10 @@ app.registerExtension({
   nodeCreated(/** @type {any} */ node) {
     labelNode(node, nodeTexts);
     FACES[node.comfyClass]?.(node);
+  },
+  refreshComboInNodes() {
+    forgetFacts();
+    later();
   },
   afterConfigureGraph() {
     later();

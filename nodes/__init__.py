@@ -3,9 +3,9 @@
 from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .algebra import analyze, calibrate, extract, load_pair, load_subtract, purify, save, select_rerank
-from .common.routes import answer_last_words, answer_lora, answer_pair
+from .common.routes import answer_last_words, answer_lora, answer_pair, answer_rack
 from .demo import offer_demo_models
-from .slider import block_toggle, empty_text, make_map, mapped_wanvideo, native, wanvideo
+from .slider import block_toggle, empty_text, make_map, mapped_wanvideo, native, rack, wanvideo
 from .sweep import compare, response, sweep
 from .sweep.export import answer_export
 from .sweep.news import answer_news
@@ -22,6 +22,7 @@ FAMILIES: list[list[type[io.ComfyNode]]] = [
     native.NODES,
     wanvideo.NODES,
     mapped_wanvideo.NODES,
+    rack.NODES,
     make_map.NODES,
     block_toggle.NODES,
     extract.NODES,
@@ -48,4 +49,5 @@ class DifferentialLora(ComfyExtension):
         answer_news()
         answer_lora(load_subtract.describe)
         answer_pair(load_pair.describe_pair)
+        answer_rack(rack.describe)
         return [node for family in FAMILIES for node in family]

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..errors import UnsupportedError
+from ..lora.rack import LIMIT
 from ..sentence import printable
 
-LIMIT = 10.0
 MOST = 64
 
 

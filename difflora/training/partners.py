@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 # Words for more of a property and for less of it.
 OPPOSITES = (
@@ -24,6 +25,57 @@ OPPOSITES = (
     ("a", "b"),
 )
 
+# Words for the two models of Wan2.2, the surest first. A letter alone only counts if the file with the other one is there.
+_NOISES: tuple[dict[str, str], ...] = (
+    {"high noise": "low noise"},
+    {"high": "low"},
+    {"hn": "ln", "h": "l"},
+)
+
+
+@dataclass(frozen=True)
+class Half:
+    """One of the two files of a LoRA for Wan2.2.
+
+    noise   which model it is for, "high" or "low"
+    twin    the file for the other model; None if it is not there
+    """
+
+    noise: str
+    twin: str | None
+
+
+def half_of(name: str, names: Iterable[str]) -> Half | None:
+    r"""Which half of a Wan2.2 LoRA a file is, by its name alone: `cat_high.safetensors` has the twin `cat_low.safetensors`.
+
+    The twin is called the same but for these words, its folders included; at another step, or in another folder, it is none.
+
+    name    relative, as ComfyUI lists files; ``/`` and ``\\`` both separate
+    returns None if the name says neither high nor low, or both
+    """
+    words = _words(name)
+    others = [(other, _words(other)) for other in names if other != name]
+    alone = None
+    table: dict[str, str] = {}
+    for level in _NOISES:
+        table |= level
+        both = table | {low: high for high, low in table.items()}
+        said = ["high" if word in table else "low" for word in words if word in both]
+        if len(set(said)) != 1:
+            continue
+        wanted = [both.get(word, word) for word in words]
+        if found := [other for other, theirs in others if theirs == wanted]:
+            return Half(said[0], min(found, key=lambda other: _unlike(name, other)))
+        if alone is None and level is not _NOISES[-1]:
+            alone = Half(said[0], None)
+    return alone
+
+
+def _unlike(name: str, other: str) -> tuple[int, str]:
+    """How differently two twins are spelled: other separators, other capitals, leading zeros."""
+    plain = [re.sub(r"[^\W_]", lambda found: "A" if found[0].isupper() else "a", text) for text in (name, other)]
+    return sum(one != another for one, another in zip(*plain, strict=False)), other
+
 
 def partners(name: str, names: Iterable[str]) -> list[str]:
     r"""The files of `names` that fit `name` as the other side of a pair, the likeliest first.
@@ -35,12 +87,15 @@ def partners(name: str, names: Iterable[str]) -> list[str]:
     name    relative, as ComfyUI lists files; ``/`` and ``\\`` both separate
     """
     words = _words(name)
+    names = list(names)
+    half = half_of(name, names)
     found = []
     for other in names:
         rank = _distance(words, _words(other)) if other != name else None
         if rank is not None:
-            found.append((rank, other))
-    return [other for _, other in sorted(found)]
+            # high and low may be the property, or the models of Wan2.2.
+            found.append((half is not None and other == half.twin, rank, other))
+    return [other for *_, other in sorted(found)]
 
 
 def is_more(name: str, other: str) -> bool | None:
@@ -66,6 +121,9 @@ def _joined(words: list[str]) -> Iterator[str]:
     """With "high noise" and "low noise" as one word each."""
     rest = iter(words)
     for word in rest:
+        if word in ("highnoise", "lownoise"):
+            yield f"{word.removesuffix('noise')} noise"
+            continue
         following = next(rest, None) if word in ("high", "low") else None
         if following == "noise":
             yield f"{word} noise"

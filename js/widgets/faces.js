@@ -5,6 +5,7 @@ import { app } from "../../../scripts/app.js";
 import { fedBySweep, filesBefore, isLinked, makersOf, sourcesOf, widgetOf } from "../lib/graph.js";
 import { modulesBefore } from "../lib/modules.js";
 import { viewPath } from "../lib/player.js";
+import { fileFor, readRack } from "../lib/rack.js";
 import { idle, isOtherCut } from "../lib/spectrum.js";
 import { rangeText, remembered } from "../lib/strength.js";
 import { say } from "../lib/words.js";
@@ -16,8 +17,9 @@ import { afterwards, attach, field, hideWidgets, later, laterOn } from "./host.j
 import { mapView } from "./map_view.js";
 import { pairView } from "./pair_view.js";
 import { playerView } from "./player.js";
+import { rackView } from "./rack_view.js";
 import { reportView } from "./report.js";
-import { askHeader, followNews, messageOf, pictureOf, reportOf } from "./said.js";
+import { askFacts, askHeader, factsAge, followNews, messageOf, pictureOf, reportOf } from "./said.js";
 import { spectrumChart } from "./spectrum.js";
 import { strengthSlider } from "./strength_slider.js";
 
@@ -50,8 +52,10 @@ const withTiles = (node) =>
 const REMEMBERED = "DifferentialLora.strengths";
 
 /** @param {Node} node @param {number} [value] to remember */
-const recall = (node, value) => {
-  const files = filesBefore(node);
+const recall = (node, value) => recallFiles(filesBefore(node), value);
+
+/** @param {string[]} files that a LoRA is made of @param {number} [value] to remember */
+const recallFiles = (files, value) => {
   if (!files.length) return null;
   const { kept, value: found } = remembered(JSON.parse(localStorage.getItem(REMEMBERED) ?? "[]"), files.join(" − "), value);
   if (value !== undefined) localStorage.setItem(REMEMBERED, JSON.stringify(kept));
@@ -72,7 +76,7 @@ const withSlider = (node) => {
       asOneStep,
       remembered: () => recall(node),
       remember: (value) => void recall(node, value),
-      save: () => saveSlider(node, rangeFor(node)?.range ?? null),
+      more: () => [{ text: say("saveSlider"), act: () => saveSlider(node, rangeFor(node)?.range ?? null) }],
     });
   });
   const hideSwitch = () => hideWidgets(node, isLinked(node, "on") ? [] : ["on"]); // the one on the slider is enough
@@ -87,6 +91,66 @@ const withSlider = (node) => {
       if (known !== null && !isLinked(node, "strength")) setWidget(node, "strength", known);
     });
   });
+  soon();
+};
+
+/** The rows are ordinary text, which is shown only on request. @param {Node} node */
+const withRack = (node) => {
+  let asText = false;
+  const hideText = () => hideWidgets(node, asText || isLinked(node, "rows") ? [] : ["rows"]);
+  attach(node, "difflora_rack", 340, (changed) => {
+    const [rows, twin, ignoreUnknown] = ["rows", "twin", "ignore_unknown"].map((name) => field(node, name, changed));
+    /** @type {Map<string, import("../lib/rack.js").Facts>} */
+    let facts = new Map();
+    let asked = "";
+    const read = () => String(rows.read() ?? "");
+    const model = () => (twin.linked() ? "as named" : String(twin.read()));
+    /** Ask for what is not known of the files yet; their twins are known after the first answer. */
+    const look = async () => {
+      const named = readRack(read()).flatMap((row) => ("name" in row ? [row.name] : []));
+      const names = [...new Set(named.flatMap((name) => [name, fileFor(name, facts.get(name), model()) ?? name]))];
+      const unknown = ignoreUnknown.read() === true;
+      const question = JSON.stringify([names, model(), unknown, factsAge(node)]);
+      if (question === asked || !names.length) return;
+      asked = question;
+      const told = await askFacts(names, model(), unknown);
+      if (!told || asked !== question) return;
+      facts = told;
+      changed();
+    };
+    const view = rackView({
+      read,
+      write: rows.write,
+      linked: rows.linked,
+      model,
+      facts: (name) => facts.get(name),
+      files: async () => {
+        const answer = await api.fetchApi("/models/loras");
+        return answer.ok ? await answer.json() : [];
+      },
+      asOneStep,
+      remembered: (name) => recallFiles([name])?.value ?? null,
+      remember: (name, value) => void recallFiles([name], value),
+      asText: {
+        read: () => asText,
+        write: (shown) => {
+          asText = shown;
+          hideText();
+          changed();
+        },
+      },
+    });
+    return {
+      ...view,
+      refresh: () => {
+        view.refresh();
+        void look();
+      },
+    };
+  });
+  const soon = () => setTimeout(hideText);
+  afterwards(node, "onConfigure", soon);
+  afterwards(node, "onConnectionsChange", soon);
   soon();
 };
 
@@ -245,6 +309,8 @@ export const FACES = {
   DiffLoraSliderModel: withSlider,
   DiffLoraSliderWanVideo: withSlider,
   DiffLoraMappedSliderWanVideo: withSlider,
+  DiffLoraSliderRack: withRack,
+  DiffLoraSliderRackWanVideo: withRack,
   DiffLoraSweepGrid: withPlayer,
   DiffLoraABCompare: withPlayer,
   DiffLoraBlockToggle: withTiles,

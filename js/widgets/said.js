@@ -4,6 +4,7 @@ import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { nodeOfRun } from "../lib/graph.js";
 import { readMessage } from "../lib/messages.js";
+import { readFacts } from "../lib/rack.js";
 import { retellError } from "../lib/words.js";
 
 /** @typedef {import("../../../scripts/app.js").Node} Node */
@@ -123,6 +124,23 @@ export const askHeader = async (node, about, picked) => {
   forgetFailure(node);
   say(node, told.error ? { report: { title: picked.name ?? "", lines: [{ text: retellError(String(told.error)), level: "error" }] } } : told);
   return true;
+};
+
+/** How often the lists of files have been read anew. */
+let refreshes = 0;
+
+/** The files on the disk may have changed. */
+export const forgetFacts = () => void (refreshes += 1);
+
+/** Changes when what is known of files may be out of date: after a refresh of the lists, and after a run of the node. @param {Node} node */
+export const factsAge = (node) => [refreshes, messageOf(node)?.key ?? ""];
+
+/** Ask the server what it knows of files. @param {string[]} names @param {string} twin @param {boolean} ignoreUnknown */
+export const askFacts = async (names, twin, ignoreUnknown) => {
+  const answer = await api.fetchApi("/differential_lora/rack", {
+    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ names, twin, ignore_unknown: ignoreUnknown }),
+  });
+  return answer.ok ? readFacts(await answer.json()) : null;
 };
 
 /** Milliseconds from one question to the next. */

@@ -17,11 +17,10 @@ from ...difflora.sentence import Sentence
 from ...difflora.training.partners import is_more, partners
 from ...difflora.training.words import trained_words
 from ..common.fingerprints import files_fingerprint
-from ..common.inputs import listed_file
+from ..common.inputs import ignore_unknown_input, listed_file, lora_files
 from ..common.messages import merged, report, ui
 from ..common.search import found_by
 from ..common.types import LoraDelta
-from .load_subtract import files_of, ignore_unknown_input
 
 OFFERED = 6  # files that are offered as the other side
 
@@ -58,7 +57,7 @@ class LoadLoraPair(io.ComfyNode):
     @classmethod
     def files_read(cls, lora_a: str, lora_b: str, **_: Any) -> list[Path]:
         """For Sweep Grid, which names clips by what these files hold."""
-        return [*files_of(lora_a), *files_of(lora_b)]
+        return [*lora_files(lora_a), *lora_files(lora_b)]
 
     @classmethod
     def fingerprint_inputs(cls, lora_a: str | None = None, lora_b: str | None = None, **_: Any) -> object:

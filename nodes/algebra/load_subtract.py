@@ -14,27 +14,11 @@ from ...difflora.lora.file import FileLora
 from ...difflora.rank.analysis import training_warnings
 from ...difflora.sentence import Sentence
 from ..common.fingerprints import files_fingerprint
-from ..common.inputs import listed_file, one_of
+from ..common.inputs import ignore_unknown_input, listed_file, lora_files, one_of
 from ..common.messages import lora_modules, merged, report, ui
 from ..common.search import found_by
 from ..common.strength import strength_range
 from ..common.types import LoraDelta
-
-
-def ignore_unknown_input() -> Any:
-    """The switch of the nodes that open LoRA files."""
-    return io.Boolean.Input(
-        "ignore_unknown",
-        default=False,
-        optional=True,
-        tooltip="Go on although some keys are not understood. They are left out, and named on the node.",
-    )
-
-
-def files_of(lora_name: str) -> list[Path]:
-    """The files that opening a LoRA reads: itself, and PEFT's configuration beside it."""
-    path = listed_file("loras", lora_name)
-    return [file for file in (path, path.with_name("adapter_config.json")) if file.is_file()]
 
 
 class LoadLora(io.ComfyNode):
@@ -65,7 +49,7 @@ class LoadLora(io.ComfyNode):
     @classmethod
     def files_read(cls, lora_name: str, **_: Any) -> list[Path]:
         """For Sweep Grid, which names clips by what these files hold."""
-        return files_of(lora_name)
+        return lora_files(lora_name)
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None = None, **_: Any) -> object:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import folder_paths
+from comfy_api.v0_0_2 import io
 
 from ...difflora.errors import FileError, InputError
 from ...difflora.sentence import printable
@@ -33,9 +34,31 @@ def listed_file(kind: str, name: object) -> Path:
 
 
 def found(kind: str, name: str) -> Path | None:
-    """ComfyUI's get_full_path, which on Windows raises for a network path or one on another drive."""
-    try:
-        path = folder_paths.get_full_path(kind, name)
-    except (OSError, ValueError):
-        return None
-    return Path(path) if path else None
+    """ComfyUI's get_full_path, which on Windows raises for a network path or one on another drive.
+
+    A name that was written on Windows, with backslashes, is found elsewhere too.
+    """
+    for spelled in dict.fromkeys((name, name.replace("\\", "/"))):
+        try:
+            path = folder_paths.get_full_path(kind, spelled)
+        except (OSError, ValueError):
+            return None
+        if path:
+            return Path(path)
+    return None
+
+
+def lora_files(lora_name: object) -> list[Path]:
+    """The files that opening a LoRA reads: itself, and PEFT's configuration beside it."""
+    path = listed_file("loras", lora_name)
+    return [file for file in (path, path.with_name("adapter_config.json")) if file.is_file()]
+
+
+def ignore_unknown_input() -> io.Input:
+    """The switch of the nodes that open LoRA files."""
+    return io.Boolean.Input(
+        "ignore_unknown",
+        default=False,
+        optional=True,
+        tooltip="Go on although some keys are not understood. They are left out, and named on the node.",
+    )

@@ -74,3 +74,21 @@ def answer_pair(describe: Callable[[str, str, bool], Message]) -> None:
         return web.json_response(await asyncio.to_thread(describe, a, b, ignore_unknown == "true"))
 
     PromptServer.instance.routes.get("/differential_lora/pair")(answer)
+
+
+def answer_rack(describe: Callable[[list[str], str, bool], Message]) -> None:
+    """The same for all LoRAs of a rack.
+
+    describe    names, for which model of Wan2.2, whether unknown keys are left out -> what is known of each
+    """
+
+    async def answer(request: web.Request) -> web.Response:
+        try:
+            asked = await request.json()
+            names, twin = [str(name) for name in asked["names"]], str(asked.get("twin", ""))
+            ignore_unknown = asked.get("ignore_unknown") is True
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return web.json_response({"error": "Send names, a list of files."}, status=400)
+        return web.json_response(await asyncio.to_thread(describe, names, twin, ignore_unknown))
+
+    PromptServer.instance.routes.post("/differential_lora/rack")(answer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.utils
 from comfy.weight_adapter.lora import LoRAAdapter
@@ -40,7 +40,19 @@ from .strength import (
     switch_input,
 )
 
+APPLY = ["auto", "patch", "bypass"]
 NOT_SAVED = Sentence("not in the weights: saving or merging the model leaves the slider out")
+
+
+def apply_input() -> io.Input:
+    """The choice of where a LoRA is put on a model."""
+    return io.Combo.Input(
+        "apply",
+        options=APPLY,
+        default=APPLY[0],
+        tooltip="patch: into the weights, as ComfyUI's own loader does. bypass: beside the weights, exact on fp8 models, no "
+        "copies. auto: bypass on fp8 models, patch otherwise.",
+    )
 
 
 class SliderModel(io.ComfyNode):
@@ -59,13 +71,7 @@ class SliderModel(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model to change. Several sliders can follow one another."),
                 LoraDelta.Input("lora", tooltip="Any LoRA of this pack, saved or not."),
                 strength_input("the base model"),
-                io.Combo.Input(
-                    "apply",
-                    options=["auto", "patch", "bypass"],
-                    default="auto",
-                    tooltip="patch: into the weights, as ComfyUI's own loader does. bypass: beside the weights, exact on fp8 "
-                    "models, no copies. auto: bypass on fp8 models, patch otherwise.",
-                ),
+                apply_input(),
                 map_input(
                     "From Slider Map: where and when the slider acts. Computed beside the weights; a map of frames or a mask "
                     "takes two or three passes a step."
@@ -91,33 +97,51 @@ class SliderModel(io.ComfyNode):
         if not on:
             return io.NodeOutput(model, ui=slider_ui(lora, [SWITCHED_OFF]))
         strength = checked(strength)
-        one_of("apply", apply, ["auto", "patch", "bypass"])
+        one_of("apply", apply, APPLY)
         targets = Targets(model, lora)
         if map is not None:
             return _with_map(
                 model, lora, targets, apply, (strength, checked_outside(strength_outside)), map, cls.hidden
             )
-        bypass = apply == "bypass" or (apply == "auto" and targets.is_quantised)
-        lines, warnings = [], list(targets.warnings)
-        counts = len(targets.keys), len(lora)
         if strength == 0:
-            lines = [STRENGTH_0]
-        else:
-            if bypass:
-                lines = [Sentence("{0} of {1} modules applied, beside the weights", *counts), NOT_SAVED]
-                warnings += _lost_behind(cls.hidden.dynprompt)
-            else:
-                lines = [Sentence("{0} of {1} modules applied", *counts)]
-            if bypass and targets.is_quantised:
-                patched = sum(not _is_linear(model, lora, targets, name) for name in targets.keys)
-                if patched:
-                    warnings.append(
-                        Sentence(
-                            "{0} of them are no small factors and went into the weights, which round them.", patched
-                        )
-                    )
-            model = applied(model, lora, targets, strength, bypass)
-        return io.NodeOutput(model, ui=slider_ui(lora, lines, warnings))
+            return io.NodeOutput(model, ui=slider_ui(lora, [STRENGTH_0], targets.warnings))
+        put = put_on(model, lora, targets, strength, apply)
+        lines, warnings = [put.line], [*targets.warnings, *put.warnings]
+        if put.beside:
+            lines.append(NOT_SAVED)
+            warnings += lost_behind(cls.hidden.dynprompt)
+        return io.NodeOutput(put.model, ui=slider_ui(lora, lines, warnings))
+
+
+class Put(NamedTuple):
+    """A LoRA on a clone of a model, and what to say of it.
+
+    beside  whether it is computed beside the weights
+    """
+
+    model: Any
+    beside: bool
+    line: Sentence
+    warnings: list[Sentence]
+
+
+def put_on(model: Any, lora: Lora, targets: Targets, strength: float, apply: str) -> Put:
+    """Put a LoRA on a clone of the model. apply: auto, patch or bypass, as on the node."""
+    bypass = apply == "bypass" or (apply == "auto" and targets.is_quantised)
+    counts = len(targets.keys), len(lora)
+    line = (
+        Sentence("{0} of {1} modules applied, beside the weights", *counts)
+        if bypass
+        else Sentence("{0} of {1} modules applied", *counts)
+    )
+    warnings = []
+    if bypass and targets.is_quantised:
+        patched = sum(not _is_linear(model, lora, targets, name) for name in targets.keys)
+        if patched:
+            warnings.append(
+                Sentence("{0} of them are no small factors and went into the weights, which round them.", patched)
+            )
+    return Put(applied(model, lora, targets, strength, bypass), bypass, line, warnings)
 
 
 def _with_map(
@@ -145,7 +169,7 @@ def _with_map(
             "differences."
         )
     lines = [Sentence("{0} of {1} modules applied, beside the weights", len(targets.keys), len(lora)), NOT_SAVED]
-    notice = Notice(lora, lines, [*targets.warnings, *_lost_behind(hidden.dynprompt)], hidden.dynprompt)
+    notice = Notice(lora, lines, [*targets.warnings, *lost_behind(hidden.dynprompt)], hidden.dynprompt)
     mapped = model.clone()
     key = _free_key(mapped)
     beside = put_beside(mapped, key, _low_rank(lora, targets), ends[0], adjustable=True)
@@ -153,7 +177,7 @@ def _with_map(
     return io.NodeOutput(mapped, ui=notice.ui)
 
 
-def _lost_behind(dynprompt: Any) -> list[Sentence]:
+def lost_behind(dynprompt: Any) -> list[Sentence]:
     """A warning if a node after this one saves or merges the model's weights."""
     context = get_executing_context()
     if dynprompt is None or context is None:

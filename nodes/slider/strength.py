@@ -10,9 +10,9 @@ from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from ...difflora import Lora
-from ...difflora.clips.strengths import LIMIT
 from ...difflora.errors import InputError
 from ...difflora.lora.lora import label
+from ...difflora.lora.rack import LIMIT
 from ...difflora.sentence import Sentence, printable
 from ..common.inputs import within
 from ..common.messages import report, ui
@@ -33,7 +33,20 @@ def strength_input(zero: str) -> io.Input:
         min=-LIMIT,
         max=LIMIT,
         step=STEP,
-        tooltip=f"More of the property above 0, less below. -3 to +3 is safe with most sliders; 0 is {zero}.",
+        tooltip=f"More of the property above 0, less below. Most sliders work well from -3 to +3; 0 is {zero}.",
+    )
+
+
+def factor_input(zero: str) -> io.Input:
+    """The widget of the strength of a whole rack, which a sweep can feed. `zero` says what strength 0 gives."""
+    return io.Float.Input(
+        "strength",
+        default=1.0,
+        min=-LIMIT,
+        max=LIMIT,
+        step=STEP,
+        optional=True,
+        tooltip=f"Multiplies the strength of every row, for example by a sweep. 1 as a rule; 0 is {zero}.",
     )
 
 

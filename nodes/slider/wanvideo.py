@@ -30,10 +30,38 @@ from .temp_files import TempFiles
 from .wrapper_steps import steps_of
 from .wrapper_wires import chained, check_unmerged, check_width, lora_entry
 
-_files = TempFiles()
+temp_files = TempFiles()
 
 # WanVideoWrapper applies unmerged LoRAs to linear layers only, not to convolutions or the head.
 NOT_ON_THE_FLY = ("head", "patch_embedding", "ref_conv")
+
+
+def chain_inputs() -> list[io.Input]:
+    """The inputs that say how a LoRA joins the wrapper's list."""
+    return [
+        io.Boolean.Input(
+            "merge_loras",
+            default=False,
+            tooltip="Leave this off for WanVideo Set LoRAs. On: for the lora input of WanVideo Model Loader, which then loads "
+            "the whole model again for every strength. All LoRAs of a chain must agree.",
+        ),
+        io.Boolean.Input(
+            "low_mem_load",
+            default=False,
+            tooltip="Merge with less VRAM, slower. Does nothing while merge_loras is off.",
+        ),
+        WrapperLora.Input(
+            "prev_lora",
+            optional=True,
+            tooltip="LoRAs to apply before this one, such as a style and a step-distill LoRA.",
+        ),
+        WrapperModel.Input(
+            "model",
+            optional=True,
+            tooltip="The model that this will be set on, to check that the LoRA was made for it and that its loader merged "
+            "no LoRA: the slider would silently do nothing then.",
+        ),
+    ]
 
 
 class SliderWanVideo(io.ComfyNode):
@@ -51,28 +79,7 @@ class SliderWanVideo(io.ComfyNode):
             inputs=[
                 LoraDelta.Input("lora", tooltip="Any LoRA of this pack, saved or not."),
                 strength_input("the model as it is"),
-                io.Boolean.Input(
-                    "merge_loras",
-                    default=False,
-                    tooltip="Leave this off for WanVideo Set LoRAs. On: for the lora input of WanVideo Model Loader, which "
-                    "then loads the whole model again for every strength. All LoRAs of a chain must agree.",
-                ),
-                io.Boolean.Input(
-                    "low_mem_load",
-                    default=False,
-                    tooltip="Merge with less VRAM, slower. Does nothing while merge_loras is off.",
-                ),
-                WrapperLora.Input(
-                    "prev_lora",
-                    optional=True,
-                    tooltip="LoRAs to apply before this one, such as a style and a step-distill LoRA.",
-                ),
-                WrapperModel.Input(
-                    "model",
-                    optional=True,
-                    tooltip="The model that this will be set on, to check that the LoRA was made for it and that its loader "
-                    "merged no LoRA: the slider would silently do nothing then.",
-                ),
+                *chain_inputs(),
                 map_input(
                     "From Slider Map, with a curve over the steps only: it becomes one strength a step, for WanVideo Set LoRAs."
                 ),
@@ -126,7 +133,7 @@ class SliderWanVideo(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> object:
-        return _files.losses
+        return temp_files.losses
 
     @classmethod
     def execute(
@@ -157,23 +164,30 @@ class SliderWanVideo(io.ComfyNode):
             strength = _strengths(map, strength, checked_outside(strength_outside), steps)
         if not any(strength if isinstance(strength, list) else [strength]):
             return io.NodeOutput(list(prev_lora or []), ui=slider_ui(lora, [Sentence("strength 0: nothing is added")]))
-        if merge_loras and isinstance(strength, list):
-            raise InputError(
-                f"strength is a list of {len(strength)} values, one a step, which WanVideoWrapper cannot merge into "
-                "weights. Switch merge_loras off, and put the LoRA on with WanVideo Set LoRAs."
-            )
-        warnings = []
-        if model is not None:
-            check_unmerged(model.model_options["transformer_options"])
-            # Not the shapes: after sampling, the wrapper leaves other tensors in place of the weights.
-            warnings = Targets(model, lora, check=False).warnings
-            check_width(model.model.diffusion_model.dim, {name: lora.specs[name].shape for name in lora.matrices})
-        entry = lora_entry(_files.path_of(lora, progress_bar), strength, label(lora), merge_loras, low_mem_load)
-        lines = [Sentence("{0} modules, rank {1}", len(lora.matrices), lora.rank_text)]
-        if isinstance(strength, list):
-            lines.append(Sentence("a strength for each of {0} steps, for WanVideo Set LoRAs only", len(strength)))
-        warnings += left_out(lora, merge_loras)
+        entry, lines, warnings = entry_of(lora, strength, merge_loras, low_mem_load, model)
         return io.NodeOutput(chained(prev_lora, entry), ui=slider_ui(lora, lines, warnings))
+
+
+def entry_of(
+    lora: Lora, strength: float | list[float], merge_loras: bool, low_mem_load: bool, model: Any
+) -> tuple[dict[str, Any], list[Sentence], list[Sentence]]:
+    """The LoRA as an entry of the wrapper's list, and the lines and warnings about it. model: to check, or None."""
+    if merge_loras and isinstance(strength, list):
+        raise InputError(
+            f"strength is a list of {len(strength)} values, one a step, which WanVideoWrapper cannot merge into "
+            "weights. Switch merge_loras off, and put the LoRA on with WanVideo Set LoRAs."
+        )
+    warnings = []
+    if model is not None:
+        check_unmerged(model.model_options["transformer_options"])
+        # Not the shapes: after sampling, the wrapper leaves other tensors in place of the weights.
+        warnings = Targets(model, lora, check=False).warnings
+        check_width(model.model.diffusion_model.dim, {name: lora.specs[name].shape for name in lora.matrices})
+    entry = lora_entry(temp_files.path_of(lora, progress_bar), strength, label(lora), merge_loras, low_mem_load)
+    lines = [Sentence("{0} modules, rank {1}", len(lora.matrices), lora.rank_text)]
+    if isinstance(strength, list):
+        lines.append(Sentence("a strength for each of {0} steps, for WanVideo Set LoRAs only", len(strength)))
+    return entry, lines, [*warnings, *left_out(lora, merge_loras)]
 
 
 def _strengths(

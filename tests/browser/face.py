@@ -14,6 +14,8 @@ VIEWS = {
     "DiffLoraSliderModel": "difflora_strength",
     "DiffLoraSliderWanVideo": "difflora_strength",
     "DiffLoraMappedSliderWanVideo": "difflora_strength",
+    "DiffLoraSliderRack": "difflora_rack",
+    "DiffLoraSliderRackWanVideo": "difflora_rack",
     "DiffLoraBlockToggle": "difflora_blocks",
     "DiffLoraBlockToggleWanVideo": "difflora_blocks",
     "DiffLoraLoad": "difflora_report",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from difflora.training.partners import is_more, partners
+from difflora.training.partners import Half, half_of, is_more, partners
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,45 @@ def test_the_two_models_of_wan22_are_no_pair():
 
 def test_names_that_share_nothing_are_offered_to_nobody():
     assert partners("style.safetensors", ["style.safetensors", "other.safetensors", "", "ü.safetensors"]) == []
+
+
+HALVES = [
+    ("cat_high.safetensors", "cat_low.safetensors"),
+    ("cat_high_noise.safetensors", "cat_low_noise.safetensors"),
+    ("Cat-HighNoise-v2.safetensors", "Cat-LowNoise-v2.safetensors"),
+    ("wan22_highnoise_a.safetensors", "Wan22_LowNoise_a.safetensors"),
+    ("high_noise/cat.safetensors", "low_noise/cat.safetensors"),
+    ("wan\\high\\cat_high.safetensors", "wan/low/cat_low.safetensors"),
+    ("NSFW-22-H-e8.safetensors", "NSFW-22-L-e8.safetensors"),
+    ("I2V_HN.safetensors", "I2V_LN.safetensors"),
+    ("high_detail_high_noise.safetensors", "high_detail_low_noise.safetensors"),
+    ("年齢_high.safetensors", "年齢_low.safetensors"),
+]
+
+
+@pytest.mark.parametrize(("high", "low"), HALVES)
+def test_each_half_of_a_wan22_lora_finds_the_other(high, low):
+    names = [high, low, "unrelated.safetensors", f"old/{low}", low.replace(".safetensors", "-step00000500.safetensors")]
+    assert half_of(high, names) == Half("high", low)
+    assert half_of(low, names) == Half("low", high)
+
+
+def test_a_half_without_its_twin_says_which_it_is():
+    assert half_of("cat_high.safetensors", ["cat_high.safetensors", "dog_low.safetensors"]) == Half("high", None)
+
+
+@pytest.mark.parametrize(
+    "name", ["cat.safetensors", "model_l.safetensors", "high_to_low.safetensors", "highway.safetensors"]
+)
+def test_other_names_are_for_both_models(name):
+    assert half_of(name, [name, "cat_low.safetensors"]) is None
+
+
+def test_of_two_spellings_the_more_alike_is_the_twin():
+    names = ["Cat_high.safetensors", "cat-LOW.safetensors", "Cat_low.safetensors"]
+    assert half_of(names[0], names) == Half("high", "Cat_low.safetensors")
+
+
+def test_the_twin_comes_after_the_other_side_of_the_pair():
+    names = [f"{side}_{noise}.safetensors" for side in ("dense", "sparse") for noise in ("high", "low")]
+    assert partners("dense_high.safetensors", names)[0] == "sparse_high.safetensors"

@@ -33,6 +33,7 @@ def everything(comfy):
     graph |= {
         "analyze": node("DiffLoraAnalyze", a=["a", 0], b=["b", 0], rank=4, show="difference"),
         "wanvideo": node("DiffLoraSliderWanVideo", lora=["small", 0], strength=1.0, merge_loras=False, low_mem_load=False),
+        "rack": node("DiffLoraSliderRackWanVideo", rows=f"1 {small_models.DENSE}", merge_loras=False, low_mem_load=False),
         "save": node("DiffLoraSave", lora=["small", 0], filename_prefix="private/saved", dtype="float32", dialect="native",
                      if_exists="overwrite", recommended_strength=""),
         "extract": node("DiffLoraExtract", base=small_models.WAN, tuned="private_tuned.safetensors"),
@@ -56,7 +57,7 @@ def everything(comfy):
         "compare": node("DiffLoraABCompare", a=["grid", 0], b=["grid", 0], mode="wipe", amplify=4.0, fps=16.0,
                         label_a="A", label_b="B"),
     }  # fmt: skip
-    for name in ("wanvideo", "extract", "step", "slider", "encode"):
+    for name in ("wanvideo", "rack", "extract", "step", "slider", "encode"):
         graph[f"keep {name}"] = node("TestKeep", value=[name, 0])
     for name, output in (
         ("analyze", 0),

@@ -17,7 +17,7 @@ from ..progress import Progress
 from ..storage.reader import FileIdentity
 from .factorisation import factorisation_of
 
-REACH = 3.0  # the strength at which the safe range should end
+REACH = 3.0  # the strength at which the recommended range should end
 SMALLEST, LARGEST = 1e-6, 1e6  # factors beyond these are a mistake in the unit
 
 
@@ -104,10 +104,10 @@ def factor_for_change(strengths: Sequence[float], values: Sequence[float], chang
 
 
 def factor_for_range(low: float, high: float) -> float:
-    """The factor that puts the nearer end of a safe range at ±3.
+    """The factor that puts the nearer end of a recommended range at ±3.
 
     raises  PairError if the range does not reach to both sides of 0
     """
     if not low < 0 < high:
-        raise PairError(f"The safe range is {low:g} to {high:g}; it must reach below and above 0.")
+        raise PairError(f"The recommended range is {low:g} to {high:g}; it must reach below and above 0.")
     return min(-low, high) / REACH

@@ -16,7 +16,7 @@ from ..storage.reader import Header
 
 NOISES = ("high", "low")
 TWIN_KEY = "difflora.twin"
-_MODEL_KEY = "ss_sd_model_name"  # where musubi-tuner writes the name of the model file that it trained on
+MODEL_KEY = "ss_sd_model_name"  # where musubi-tuner writes the name of the model file that it trained on
 
 Pair = tuple[FileLora, FileLora]
 
@@ -79,7 +79,7 @@ def mix_ups(pairs: Mapping[str, Pair]) -> Iterator[str]:
     """Warnings about inputs that seem to belong to the other noise level, or are the same for both."""
     for noise, files in pairs.items():
         for file in files:
-            model = file.metadata.get(_MODEL_KEY, "")
+            model = file.metadata.get(MODEL_KEY, "")
             by_model, by_name = noise_said(model), noise_said(file.path.stem)
             if (by_model or by_name) == other_noise(noise):
                 what = f"it was trained on {printable(model)}" if by_model else f"its name says {by_name}"

@@ -46,6 +46,7 @@ import { readPlayer } from "./player.js";
  * @typedef {object} Pair
  * @property {string[]} offers files that are likely to be the other side
  * @property {Side[]} sides
+ * @property {{ noise: "high" | "low", files: string[] } | null} twins the same pair for the other model of Wan2.2
  *
  * @typedef {object} Message
  * @property {Report} [report]
@@ -138,7 +139,9 @@ const readPair = (value) => {
   if (!isObject(value) || !Array.isArray(value.sides) || value.sides.length !== 2 || !value.sides.every(isObject)) return null;
   const texts = (/** @type {unknown} */ list) => (Array.isArray(list) ? list.filter((text) => typeof text === "string").slice(0, 20) : []);
   const sides = value.sides.map(({ name, words, folder }) => ({ name: String(name ?? ""), words: texts(words), folder: Number.isInteger(folder) && folder >= 0 ? folder : 0 }));
-  return { offers: texts(value.offers), sides };
+  const files = isObject(value.twins) ? texts(value.twins.files) : [];
+  const twins = files.length === 2 ? { noise: /** @type {"high" | "low"} */ (value.twins.noise === "high" ? "high" : "low"), files } : null;
+  return { offers: texts(value.offers), sides, twins };
 };
 
 /** A text, or a text with its template and values. @param {unknown} value @param {number} depth how many sentences it is in @returns {Sentence} */

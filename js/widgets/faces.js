@@ -255,6 +255,10 @@ const withPair = (node) => {
         b.write(one);
       }),
       take: (name) => asOneStep(() => b.write(name)),
+      takeBoth: ([one, other]) => asOneStep(() => {
+        a.write(one);
+        b.write(other);
+      }),
     }),
   );
   afterwards(node, "onConfigure", soon);

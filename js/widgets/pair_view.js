@@ -14,6 +14,7 @@ import { el } from "./dom.js";
  * @property {(side: Side) => string} picture its address; there may be none
  * @property {() => void} swap
  * @property {(name: string) => void} take as the other side
+ * @property {(files: string[]) => void} takeBoth
  */
 
 /** @param {Host} host */
@@ -21,8 +22,9 @@ export const pairView = (host) => {
   let known = "";
   const sides = el("div", { class: "sides" });
   const swap = el("button", { type: "button", class: "chip swap", text: `⇄ ${say("swapPair")}`, title: say("swapPairTip"), click: host.swap });
+  const twins = el("button", { type: "button", class: "chip twins", click: () => host.pair()?.twins && host.takeBoth(host.pair()?.twins?.files ?? []) });
   const offers = el("div", { class: "offers" });
-  const element = el("div", { class: "difflora difflora-pair", role: "group", "aria-label": say("pair") }, sides, el("div", { class: "foot" }, swap, offers));
+  const element = el("div", { class: "difflora difflora-pair", role: "group", "aria-label": say("pair") }, sides, el("div", { class: "foot" }, swap, twins, offers));
 
   /** @param {Side} side @param {string} letter */
   const shown = (side, letter) => {
@@ -41,6 +43,12 @@ export const pairView = (host) => {
     sides.hidden = !pair || !isOfThese;
     if (pair && isOfThese) sides.replaceChildren(...pair.sides.map((side, index) => shown(side, "AB"[index])));
     swap.toggleAttribute("disabled", host.linked() || a === b);
+    const other = isOfThese && !host.linked() ? pair?.twins : null;
+    twins.hidden = !other;
+    if (other) {
+      twins.textContent = say(other.noise === "high" ? "highPair" : "lowPair");
+      twins.title = say("takePair", other.files.join(" − "));
+    }
     const fitting = pair && isOfThese && !host.linked() ? pair.offers : [];
     offers.hidden = !fitting.length;
     offers.replaceChildren(

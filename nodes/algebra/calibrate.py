@@ -38,7 +38,7 @@ class CalibrateLora(io.ComfyNode):
                     options=list(BY),
                     default="norm",
                     tooltip="norm: the modules' mean norm becomes the given one. change: ±1 changes the measured target by "
-                    "the given amount. safe range: the nearer end of the safe range becomes 3.",
+                    "the given amount. safe range: the nearer end of the recommended range becomes 3.",
                 ),
                 io.Float.Input(
                     "norm",
@@ -68,7 +68,7 @@ class CalibrateLora(io.ComfyNode):
                 io.String.Output(
                     "recommended",
                     display_name="recommended",
-                    tooltip="The safe range in the new unit, for Save LoRA's recommended_strength. Empty by norm without a "
+                    tooltip="The recommended range in the new unit, for Save LoRA's recommended_strength. Empty by norm without a "
                     "response.",
                 ),
             ],
@@ -87,7 +87,7 @@ class CalibrateLora(io.ComfyNode):
         if response is not None:
             low, high = (round(end / made.factor, 2) for end in response.recommended)
             recommended = range_text(low, high)
-            lines.append(Sentence("safe from {0} to {1}", f"{low:g}", f"{high:g}"))
+            lines.append(Sentence("recommended from {0} to {1}", f"{low:g}", f"{high:g}"))
         told = ui(report(Sentence("Calibrated"), lines, made.warnings), lora_modules(made))
         return io.NodeOutput(made, made.factor, recommended, ui=told)
 
@@ -99,7 +99,7 @@ def _by_response(lora: Lora, by: str, change: float, verdict: Verdict | None) ->
         )
     if by == "safe range":
         return calibrate(
-            lora, factor_for_range(*verdict.recommended), f"a third of the safe range, which ends at {REACH:g}"
+            lora, factor_for_range(*verdict.recommended), f"a third of the recommended range, which ends at {REACH:g}"
         )
     response, measure = verdict.response, MEASURES[verdict.target]
     factor = factor_for_change(response.strengths.tolist(), response.mean(verdict.target).tolist(), change)

@@ -13,8 +13,9 @@ from ...difflora import Lora, load
 from ...difflora.errors import DiffLoraError
 from ...difflora.lora.file import FileLora
 from ...difflora.rank.analysis import training_warnings
+from ...difflora.saving.wan22 import MODEL_KEY, noise_said, other_noise
 from ...difflora.sentence import Sentence
-from ...difflora.training.partners import is_more, partners
+from ...difflora.training.partners import half_of, is_more, partners
 from ...difflora.training.words import trained_words
 from ..common.fingerprints import files_fingerprint
 from ..common.inputs import ignore_unknown_input, listed_file, lora_files
@@ -96,7 +97,12 @@ def _described(one: dict[str, FileLora | DiffLoraError], other: dict[str, FileLo
             warnings.append(Sentence("A and B are the same file: their difference is nothing"))
         else:
             warnings += training_warnings(a, b)
-        if is_more(name_a, name_b) is False:
+        noises = [_noise_of(name, lora) for name, lora in ((name_a, a), (name_b, b))]
+        if set(noises) == {"high", "low"}:
+            warnings.append(
+                Sentence("A is for {0} noise and B for {1} noise: take both for the same model of Wan2.2.", *noises)
+            )
+        elif is_more(name_a, name_b) is False:
             warnings.append(Sentence("By their names, B has more of the property than A: swap the two?"))
     told = report(Sentence("Pair"), lines, warnings)
     told["report"]["lines"] += [{"text": str(lora), "level": "error"} for lora in (a, b) if isinstance(lora, Exception)]
@@ -104,7 +110,22 @@ def _described(one: dict[str, FileLora | DiffLoraError], other: dict[str, FileLo
     files = folder_paths.get_filename_list("loras")
     offers = [name for name in partners(name_a, files) if name != name_b][:OFFERED]
     sides = [_side(name, lora) for name, lora in ((name_a, a), (name_b, b))]
-    return merged(told, {"modules": {name: {} for name in modules}, "pair": {"offers": offers, "sides": sides}})
+    pair = {"offers": offers, "sides": sides, "twins": _twins(name_a, name_b, files)}
+    return merged(told, {"modules": {name: {} for name in modules}, "pair": pair})
+
+
+def _twins(name_a: str, name_b: str, files: list[str]) -> dict[str, Any] | None:
+    """The same pair for Wan2.2's other model, if both of its files are there; None else."""
+    a, b = (half_of(name, files) for name in (name_a, name_b))
+    if not (a and a.twin and b and b.twin) or a.noise != b.noise:
+        return None
+    return {"noise": other_noise(a.noise), "files": [a.twin, b.twin]}
+
+
+def _noise_of(name: str, lora: Lora) -> str | None:
+    """Which of Wan2.2's models a file is for: by the model that it was trained on, or by its name where that is clear."""
+    by_name = noise_said(name) if "noise" in name.lower() else None
+    return noise_said(lora.metadata.get(MODEL_KEY, "")) or by_name
 
 
 def _side(name: str, lora: FileLora | DiffLoraError) -> dict[str, Any]:

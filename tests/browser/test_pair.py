@@ -67,6 +67,21 @@ def test_what_fits_is_offered_and_taken_and_swapped_and_undone(drawn, files):  #
 
 
 @both_renderers
+def test_the_pair_for_the_other_model_of_wan22_is_taken_in_one_step(drawn, files):  # noqa: F811
+    pair = Face(drawn, "DiffLoraLoadPair", (100, 60))
+    sides = [{"name": pair.sent(name), "words": [], "folder": 0} for name in ("lora_a", "lora_b")]
+    pair.told({"pair": {"offers": [], "sides": sides, "twins": {"noise": "low", "files": list(files)}}})
+    settled(drawn)
+    assert pair.text(".twins") == "Low-noise pair"
+    pair.find(".twins").click()
+    drawn.settle()
+    assert (pair.sent("lora_a"), pair.sent("lora_b")) == files
+    undo(drawn)
+    pair = Face(drawn, pair.type, node_id=pair.id)
+    assert [pair.sent("lora_a"), pair.sent("lora_b")] == [side["name"] for side in sides]
+
+
+@both_renderers
 def test_a_slider_behind_a_pair_is_saved_under_the_name_of_its_files(drawn, files):  # noqa: F811
     drawn.run("async () => { await app.refreshComboInNodes?.(); }")
     pair, slider = Face(drawn, "DiffLoraLoadPair", (100, 60)), Face(drawn, "DiffLoraSliderModel", (600, 60))

@@ -1,6 +1,7 @@
 """What the page asks the server for, by HTTP: what cached nodes said, and what is in a LoRA."""
 
 import json
+import shutil
 import urllib.parse
 
 import pytest
@@ -97,6 +98,26 @@ def test_both_sides_of_a_pair_are_told_without_a_run_and_as_the_run_tells_them(c
     assert any("same file" in line["text"] for line in told["report"]["lines"])
     told, _ = ask_pair(comfy, small_models.SPARSE, small_models.DENSE)
     assert any("swap" in line["text"] for line in told["report"]["lines"])
+
+
+def test_a_pair_for_wan22_leads_to_the_same_pair_for_the_other_model_and_a_mixed_one_is_told(comfy):
+    loras = comfy.models("loras") / "wan22"
+    loras.mkdir(exist_ok=True)
+    names = {
+        (side, noise): f"wan22/{side}_{noise}_noise.safetensors"
+        for side in ("dense", "sparse")
+        for noise in ("high", "low")
+    }
+    for (side, _), name in names.items():
+        source = small_models.DENSE if side == "dense" else small_models.SPARSE
+        shutil.copyfile(comfy.models("loras") / source, loras.parent / name)
+    told, _ = ask_pair(comfy, names["dense", "high"], names["sparse", "high"])
+    assert told["pair"]["twins"] == {"noise": "low", "files": [names["dense", "low"], names["sparse", "low"]]}
+    told, _ = ask_pair(comfy, names["dense", "high"], names["sparse", "low"])
+    assert told["pair"]["twins"] is None
+    assert any(line["text"].startswith("A is for high noise and B for low noise") for line in told["report"]["lines"])
+    told, _ = ask_pair(comfy, small_models.DENSE, small_models.SPARSE)
+    assert told["pair"]["twins"] is None and not any("noise" in line["text"] for line in told["report"]["lines"])
 
 
 @pytest.mark.parametrize("name", ["", "../../user/comfyui.db", "/etc/passwd", "C:\\x.safetensors", "a\0b"])

@@ -109,7 +109,7 @@ def test_by_the_measured_safe_range_its_nearer_end_is_three(comfy):
     result = comfy.run(prompt)
     low, high = (float(end) for end in read_header(path).metadata["difflora.recommended_strength"].split(" to "))
     assert min(-low, high) == pytest.approx(3, abs=0.01)
-    assert "a third of the safe range" in lines(result, "unit")[0]
+    assert "a third of the recommended range" in lines(result, "unit")[0]
 
 
 def test_without_a_response_the_node_says_what_is_missing(comfy):

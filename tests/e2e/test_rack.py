@@ -9,6 +9,7 @@ import torch
 
 from tests import small_models
 from tests.comfy_server import NodeFailed
+from tests.e2e.test_block_toggle import Wrapper, sampled
 from tests.e2e.test_slider import FP8, I2V, files, lines, message, node, read, slider  # noqa: F401
 
 MODEL = {"model": node("UNETLoader", unet_name=small_models.WAN, weight_dtype="default")}
@@ -133,3 +134,64 @@ def test_the_page_is_told_of_files_without_a_run(files):  # noqa: F811
     assert told["gone_low.safetensors"] == {"noise": "low", "twin": None, "missing": True}
     assert told["../x.safetensors"] == {"missing": True}
     assert files._request("/differential_lora/rack", {"name": "x"})[0] == 400
+
+
+# WanVideoWrapper
+
+WRAPPED = (small_models.WRAPPER_DENSE, -2.0), (small_models.WRAPPER_SPARSE, 1.5)
+
+
+def wrapper_rack(rows, **inputs):
+    return node("DiffLoraSliderRackWanVideo", rows=rows, **{"merge_loras": False, "low_mem_load": False} | inputs)
+
+
+def wrapper_chain(*loras, **inputs):
+    """Sliders one after another; the last is called "chain"."""
+    prompt, before = {}, {}
+    for number, (name, strength) in enumerate(loras):
+        prompt[f"load {number}"] = node("DiffLoraLoad", lora_name=name)
+        plain = {"merge_loras": False, "low_mem_load": False, "strength": strength}
+        prompt["chain"] = node("DiffLoraSliderWanVideo", lora=[f"load {number}", 0], **plain | before | inputs)
+        prompt[f"slider {number}"] = prompt["chain"]
+        before = {"prev_lora": [f"slider {number}", 0]}
+    return prompt
+
+
+def shown(comfy, prompt, *names):
+    prompt = prompt | {f"show {name}": node("TestShow", value=[name, 0]) for name in names}
+    result = comfy.run(prompt)
+    return [json.loads(result.output(f"show {name}")["text"][0]) for name in names]
+
+
+def test_a_rack_hands_the_wrapper_the_list_that_a_chain_of_sliders_does(comfy):
+    rows = "\n".join(f"{strength} {name}" for name, strength in WRAPPED)
+    prompt = wrapper_chain(*WRAPPED) | {
+        "rack": wrapper_rack(f"off 3 gone.safetensors\n{rows}\n0 {small_models.WRAPPER_DENSE}"),
+        "behind": wrapper_rack(f"1 {small_models.WRAPPER_DENSE}", prev_lora=["rack", 0], strength=-0.5),
+        "steps": node("TestJson", text="[1.0, 0.5]"),
+        "by step": wrapper_rack(f"-2 {small_models.WRAPPER_DENSE}", strength=["steps", 0]),
+        "nothing": wrapper_rack(rows, strength=0.0, prev_lora=["rack", 0]),
+    }
+    chain, rack, behind, by_step, nothing = shown(comfy, prompt, "chain", "rack", "behind", "by step", "nothing")
+    assert rack == chain == nothing and len(rack) == 2
+    assert behind[:2] == rack and behind[2]["strength"] == -0.5 and behind[2]["path"] == rack[0]["path"]
+    assert by_step[0]["strength"] == [-2.0, -1.0]
+    with pytest.raises(NodeFailed, match="row 1: prev_lora: .* is merged, but .* are not"):
+        shown(comfy, prompt | {"behind": wrapper_rack(rows, prev_lora=["rack", 0], merge_loras=True)}, "behind")
+
+
+@pytest.mark.usefixtures("wrapper")
+def test_the_wrapper_samples_the_same_behind_a_rack_as_behind_sliders(comfy):
+    rows = "\n".join(f"{strength} {name}" for name, strength in WRAPPED)
+    prompt = Wrapper()
+    prompt.prompt |= wrapper_chain(*WRAPPED, model=["model", 0])
+    prompt.prompt["rack"] = wrapper_rack(rows, model=["model", 0])
+    prompt.prompt["twice"] = wrapper_rack(f"1 {small_models.WRAPPER_DENSE}\n1 {small_models.WRAPPER_DENSE}")
+    prompt.prompt["double"] = wrapper_rack(f"2 {small_models.WRAPPER_DENSE}")
+    for name in ("chain", "rack", "twice", "double"):
+        prompt.prompt[f"set {name}"] = node("WanVideoSetLoRAs", model=["model", 0], lora=[name, 0])
+        prompt.sample(name, f"set {name}")
+    got = sampled(comfy, prompt.sample("plain", "model").prompt)
+    assert torch.equal(got["rack"], got["chain"])
+    assert (got["rack"] - got["plain"]).abs().max() > 0.01
+    assert (got["twice"] - got["double"]).abs().max() < 1e-3 < (got["twice"] - got["plain"]).abs().max()

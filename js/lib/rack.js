@@ -74,8 +74,12 @@ export const readFacts = (answer) =>
     }),
   );
 
-/** The files that fit what is searched for: all its words, in any order. @param {string[]} names @param {string} search @returns {string[]} */
+/** The files that fit what is searched for: all its words, in any order. Names that begin with it come first. @param {string[]} names @param {string} search @returns {string[]} */
 export const matching = (names, search) => {
-  const words = search.toLowerCase().split(/\s+/).filter(Boolean);
-  return names.filter((name) => words.every((word) => name.replace(/\.safetensors$/, "").toLowerCase().includes(word)));
+  const wanted = search.trim().toLowerCase();
+  const words = wanted.split(/\s+/).filter(Boolean);
+  const plain = (/** @type {string} */ name) => name.replace(/\.safetensors$/, "").toLowerCase();
+  const begins = (/** @type {string} */ name) => plain(name).replace(/^.*[\\/]/s, "").startsWith(wanted);
+  const found = names.filter((name) => words.every((word) => plain(name).includes(word)));
+  return [...found.filter(begins), ...found.filter((name) => !begins(name))];
 };

@@ -70,7 +70,7 @@ def test_rows_that_are_off_or_zero_change_nothing_and_the_rack_multiplies_them_a
         (f"1 {small_models.DENSE}\n1 gone.safetensors", {}, "row 2: gone.safetensors is not in the loras folder"),
         ("1 ../../secret.safetensors", {}, "row 1: ../../secret.safetensors is not in the loras folder"),
         ("1 /etc/passwd", {}, "row 1: /etc/passwd is not in the loras folder"),
-        (f"{small_models.DENSE}", {}, "row 1: lora_dense.safetensors cannot be read. Write a strength"),
+        (f"{small_models.DENSE}", {}, "row 1: dense.safetensors cannot be read. Write a strength"),
         (f"4 {small_models.DENSE}", {"strength": 3.0}, "row 1: 4 times the rack's strength 3 is 12"),
         ("1 alone_high.safetensors", {"twin": "low"}, "row 1: alone_high.safetensors is for high noise, and its twin"),
         (f"1 {small_models.DENSE}", {"twin": "both"}, ""),
@@ -91,7 +91,7 @@ def test_what_is_wrong_is_said_with_its_row(files, rows, inputs, says):  # noqa:
 def wide(comfy):
     path = comfy.base / "wide.safetensors"
     if not path.exists():
-        small_models.write_wan(path, dim=256, seed=4)
+        small_models.write_wan(path, dim=128, seed=4)
     return path
 
 

@@ -44,5 +44,7 @@ test("a search finds names with all of its words", () => {
   assert.deepEqual(matching(names, " slider PEOPLE"), [names[0]]);
   assert.deepEqual(matching(names, ""), names);
   assert.deepEqual(matching(names, "dog"), []);
+  assert.deepEqual(matching([...names, "x/hairy_cat.safetensors", "hat.safetensors"], "ha"), [names[1], "x/hairy_cat.safetensors", "hat.safetensors"]);
+  assert.deepEqual(matching(["old_age.safetensors", "people/age.safetensors"], "age"), ["people/age.safetensors", "old_age.safetensors"]);
   assert.deepEqual(matching(names, "safe"), [], "every name ends in .safetensors");
 });

@@ -23,7 +23,7 @@ HEAD = """// @ts-check
 def text() -> str:
     rows: dict[str, str] = {}
     for family in FAMILIES:
-        for template, _ in family.own():
+        for template, _ in family.own:
             found = own(template.replace("#", "0"))
             assert found
             rows.setdefault(template, " ".join([*sorted(found[0].roles), *["inner"] * found[0].is_inner]))

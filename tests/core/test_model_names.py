@@ -1,5 +1,6 @@
 """Whole models: what trainers call their modules is read as the model's own, exactly, and written back."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_flat_names_are_read_as_the_models_own(model, prefix, family):
 def small(family, rank=2):
     """A change of every matrix of a small model of a family: two blocks a stack, 210 x 6."""
     own = {}
-    for template, _ in family.own():
+    for template, _ in family.own:
         if template in family.bare or families.is_norm(template.replace("#", "0")):
             continue
         numbers = [("0", "0", "0"), ("1", "1", "1")] if "#" in template else [()]
@@ -278,7 +279,7 @@ def test_a_flat_name_of_no_known_model_stays_as_it_is(name):
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_every_spelling_of_a_family_means_one_thing(family):
     """Written flat, no name of a family is another one's as well; and every alias leads to a module of the family."""
-    own = {name for name, _ in family.own()}
+    own = {name for name, _ in family.own}
     meanings: dict[str, tuple] = {name.replace(".", "_"): ((name, None, None),) for name in own}
     assert len(meanings) == len(own)
     for links in family.codes.values():
@@ -349,3 +350,22 @@ def test_a_change_of_some_rows_is_one_of_all_rows():
     full = widened(delta, 12, 18).dense(torch.float64)
     assert torch.equal(full[12:], delta.dense(torch.float64)) and not full[:12].any()
     assert torch.equal(widened(Vector(torch.ones(3)), 3, 9).dense(), torch.tensor([0.0] * 3 + [1.0] * 3 + [0.0] * 3))
+
+
+def test_reading_wan_builds_the_tables_of_its_first_words_only():
+    """The first LoRA of a session would wait for those of all families."""
+    for table in (families._spellings, families._own):
+        table.cache_clear()
+    families.own.cache_clear()
+    read_keys(f"lora_unet_blocks_{block}_self_attn_q.alpha" for block in range(40))
+    read_keys(["lora_unet_of_no_model_0_q.alpha"])
+    for table in (families._spellings, families._own):
+        assert table.cache_info().currsize == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_family_knows_the_first_word_of_each_of_its_names(family):
+    names = [name for name, _ in family.own]
+    names += [link.theirs for links in family.codes.values() for link in links]
+    assert {re.match("[^._]*", name)[0] for name in names} == family.first_words
+    assert not any("#" in word for word in family.first_words)

@@ -45,7 +45,7 @@ CONVERTERS = [
 def names(family: families.Family) -> list[str]:
     """The matrices in two blocks of each stack that LoRAs are trained on."""
     found = []
-    for template, roles in family.own():
+    for template, roles in family.own:
         if template in ASKED.get(family.name, ()):
             found += [template.replace("#", str(block)) for block in range(2)]
         # Diffusers cuts both factors of HunyuanVideo's text refiner, which leaves no LoRA.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .cosmos import ANIMA
-from .family import DIFFSYNTH, DIFFUSERS, OWN, Family, Link, Rows, Shapes, Templates, filled
+from .family import DIFFSYNTH, DIFFUSERS, OWN, Family, Link, Rows, Shapes, Templates, filled, first_word
 from .flux import FLUX, FLUX2
 from .hunyuan_video import HUNYUAN_VIDEO, HUNYUAN_VIDEO_15
 from .krea2 import KREA2
@@ -116,43 +116,59 @@ class Own:
     families: frozenset[str]
 
 
+# The tables are built for one first word of the names at a time: nobody reads LoRAs of all families.
+
+
 @functools.cache
-def _spellings() -> Templates[Spelling]:
+def _first_words() -> frozenset[str]:
+    return frozenset().union(*(family.first_words for family in FAMILIES))
+
+
+@functools.cache
+def _spellings(word: str) -> Templates[Spelling]:
+    """The spellings of all names that begin with this word."""
     table: Templates[Spelling] = Templates("_")
     for family in FAMILIES:
-        for code, links in _codes(family):
+        if word not in family.first_words:
+            continue
+        for code, links in _codes(family, word):
             for theirs, group in links.items():
                 flat = theirs.replace(".", "_")
                 table.setdefault(flat, Spelling(flat)).targets.setdefault(family.name, Target(code, tuple(group)))
     return table
 
 
-def _codes(family: Family) -> Iterator[tuple[str, Mapping[str, list[Link]]]]:
-    yield OWN, {name: [Link(name, name)] for name, _ in family.own()}
+def _codes(family: Family, word: str) -> Iterator[tuple[str, Mapping[str, list[Link]]]]:
+    own_names = (name for name, _ in family.own if name.startswith(word) and first_word(name) == word)
+    yield OWN, {name: [Link(name, name)] for name in own_names}
     for code, links in family.codes.items():
         grouped: dict[str, list[Link]] = {}
         for link in links:
-            grouped.setdefault(link.theirs, []).append(link)
+            if link.theirs.startswith(word) and first_word(link.theirs) == word:
+                grouped.setdefault(link.theirs, []).append(link)
         yield code, grouped
 
 
 @functools.cache
-def _own() -> Templates[Own]:
+def _own(word: str) -> Templates[Own]:
+    """The modules whose canonical names begin with this word."""
+    having = [(index, family) for index, family in enumerate(FAMILIES) if word in family.first_words]
     families: dict[str, set[str]] = {}
-    for family in FAMILIES:
-        for name, _ in family.own():
+    for _, family in having:
+        for name, _ in family.own:
             families.setdefault(name, set()).add(family.name)
     table: Templates[Own] = Templates(".")
-    for index, family in enumerate(FAMILIES):
-        stacks = [_stack(name)[0] for name, _ in family.own()]
-        outer = {stack for stack in stacks if stack and "." not in stack}
+    for index, family in having:
+        stacks = [_stack(name) for name, _ in family.own]
+        outer = {stack for stack, _ in stacks if stack and "." not in stack}
         sections: dict[object, int] = {}  # a stack, or a run of modules outside stacks, in order
         before = None
-        for at, (name, roles) in enumerate(family.own()):
-            stack, rest = _stack(name)
+        for at, ((name, roles), (stack, rest)) in enumerate(zip(family.own, stacks, strict=True)):
             run = stack or (before if isinstance(before, int) else at)
             before = run
             section = sections.setdefault(run, len(sections))
+            if first_word(name) != word:
+                continue
             own = Own(
                 name,
                 frozenset(roles.split()),
@@ -183,13 +199,15 @@ def _numbered(template: str) -> list[int]:
 
 def spelling(flat: str) -> tuple[Spelling, tuple[str, ...]] | None:
     """What a name means, written flat and without a prefix, and the numbers in it; None if no family knows it."""
-    return _spellings().find(flat)
+    word = first_word(flat)
+    return _spellings(word).find(flat) if word in _first_words() else None
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def own(module: str) -> tuple[Own, tuple[str, ...]] | None:
     """What is known about a canonical name, and the numbers in it; None if no family has it."""
-    return _own().find(module)
+    word = first_word(module)
+    return _own(word).find(module) if word in _first_words() else None
 
 
 @functools.cache
@@ -261,7 +279,7 @@ def _fits(family: Family, samples: Sequence[Sample]) -> bool:
 @functools.cache
 def _template(own_name: str) -> str:
     """The template of a link's own module, which may have some numbers filled in."""
-    found = _own().find(own_name.replace("#", "0"))
+    found = own(own_name.replace("#", "0"))
     return found[0].template if found else own_name
 
 

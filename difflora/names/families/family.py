@@ -6,6 +6,7 @@ A template is a module name in which ``#`` stands for a block number and braces 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -132,6 +133,14 @@ def spelled_out(template: str) -> list[str]:
     return ends
 
 
+def first_word(name: str) -> str:
+    """What stands before the first separator; the same in a dotted name and in a flat one."""
+    return name.partition(".")[0].partition("_")[0]
+
+
+_BRACED = re.compile(r"[^._]*\{")  # the first word has alternatives
+
+
 @dataclass(frozen=True, eq=False)
 class Family:
     """Models with the same modules.
@@ -184,11 +193,18 @@ class Family:
     words: tuple[str, ...] = ()
     shown: tuple[tuple[str, str, str, int, tuple[str, ...]], ...] = ()
 
-    def own(self) -> Iterator[tuple[str, str]]:
+    @functools.cached_property
+    def own(self) -> tuple[tuple[str, str], ...]:
         """(template without braces, roles) of every module, in the model's order."""
-        for template, roles in self.modules:
-            for name in spelled_out(template):
-                yield name, roles
+        return tuple((name, roles) for template, roles in self.modules for name in spelled_out(template))
+
+    @functools.cached_property
+    def first_words(self) -> frozenset[str]:
+        """The `first_word` of each of its names in any code."""
+        starts = {link.theirs.partition(".")[0] for links in self.codes.values() for link in links}
+        for template, _ in self.modules:
+            starts.update(spelled_out(template) if _BRACED.match(template) else (template,))
+        return frozenset(map(first_word, starts))
 
 
 class Templates(Generic[ValueT]):

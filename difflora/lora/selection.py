@@ -22,10 +22,11 @@ MAX_WORK = 5_000_000  # terms times names, and equally many pattern states: a fe
 LONG_NAME = 200  # characters; a longer name counts as several
 
 _SPACE = re.compile(r"[ \t\r\n\u00a0\u3000]*")
-# The signs as typed on Chinese and Japanese keyboards.
-_SIGNS = {",": ",，、", "&": "&＆", "!": "!！", "=": "=＝", "|": "|｜"}
+# As typed on Chinese and Japanese keyboards: signs, digits and letters of full width, and the dashes beside the digits.
+_PLAIN = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {ord("、"): ord(",")}
+_PLAIN |= dict.fromkeys(map(ord, "‐–—−ー"), ord("-"))
 _WORD = re.compile(r"[A-Za-z_*?][A-Za-z0-9_.*?\-]*")
-_RANGE = re.compile(r"([0-9]+)(?:([-–])([0-9]+)?)?(?![A-Za-z0-9_.*?\-])")
+_RANGE = re.compile(r"([0-9]+)(?:(-)([0-9]+)?)?(?![A-Za-z0-9_.*?\-])")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?(?![A-Za-z0-9_.*?])")
 _PATTERN = re.compile(r"/((?:[^/\\]|\\.)*)/")
 _EXACT = re.compile(r'"((?:[^"]|"")*)"')
@@ -165,6 +166,7 @@ def _numbered(name: str, segments: list[str]) -> list[int]:
 class _Parser:
     def __init__(self, text: str) -> None:
         self.text = text
+        self.plain = text.translate(_PLAIN)  # of the same length; names in quotes and patterns are read from `text`
         self.at = 0
         self.patterns = 0
         self.terms = 0  # ranges of numbers counted each
@@ -180,14 +182,14 @@ class _Parser:
         """Skip white space, then `sign` if it is next; tell whether it was."""
         found = _SPACE.match(self.text, self.at)
         self.at = found.end() if found else self.at
-        if sign and self.text[self.at : self.at + 1] and self.text[self.at] in _SIGNS[sign]:
+        if sign and self.plain.startswith(sign, self.at):
             self.at += 1
             return True
         return False
 
     def read(self, expression: re.Pattern[str]) -> re.Match[str] | None:
         self.skip()
-        found = expression.match(self.text, self.at)
+        found = expression.match(self.text if expression in (_PATTERN, _EXACT) else self.plain, self.at)
         if found:
             self.at = found.end()
         return found
@@ -200,7 +202,7 @@ class _Parser:
                 return
             yield self.item()
             self.skip()
-            if self.at < len(self.text) and self.text[self.at] not in _SIGNS[","]:
+            if self.at < len(self.text) and self.plain[self.at] != ",":
                 raise self.error(
                     f'found {self.found()} where "," (and also), "&" (only where) or "=" (weight) can stand'
                 )
@@ -220,7 +222,8 @@ class _Parser:
         text = self.text[start : self.at].strip()
         # One test runs in a plain loop: all() over a generator costs more than the tests themselves.
         holds = factors[0] if len(factors) == 1 else _every(factors)
-        return _Item(text, removes, weight, holds, is_none=text.lstrip("!！ \u3000").lower() == "none")
+        is_none = self.plain[start : self.at].strip().lstrip("! \u3000").lower() == "none"
+        return _Item(text, removes, weight, holds, is_none)
 
     def factor(self) -> _Test:
         terms = [self.term()]
@@ -254,9 +257,9 @@ class _Parser:
             return exact[1].replace('""', '"').__eq__
         word = self.read(_WORD)
         if not word:
-            if self.text[start : start + 1].isdigit():
+            if self.plain[start : start + 1].isdigit():
                 raise self.error('a number needs its blocks in front, as in "blocks 0-10,20-29"')
-            if self.text[start : start + 1] in ("!", "！"):
+            if self.plain.startswith("!", start):
                 raise self.error('one "!" is enough, and it stands before the first term or after "&"')
             raise self.error(
                 f'found {self.found()} where a term belongs, such as attn, ffn.0, "blocks 0-10" or /pattern/'

@@ -14,10 +14,18 @@ export const MAX_WORK = 5_000_000;
 const LONG_NAME = 200;
 
 const SPACE = /[ \t\r\n\u00a0\u3000]*/y;
-/** How the signs are typed on Chinese and Japanese keyboards. @type {Record<string, string>} */
-const SIGNS = { ",": ",，、", "&": "&＆", "!": "!！", "=": "=＝", "|": "|｜" };
+/**
+ * What is typed on Chinese and Japanese keyboards, in plain characters and of the same length: signs, digits and letters of
+ * full width, and the dashes beside the digits.
+ * @param {string} text
+ */
+const plain = (text) =>
+  text
+    .replace(/[\uff01-\uff5e]/g, (wide) => String.fromCharCode(wide.charCodeAt(0) - 0xfee0))
+    .replace(/[‐–—−ー]/g, "-")
+    .replaceAll("、", ",");
 const WORD = /[A-Za-z_*?][A-Za-z0-9_.*?-]*/y;
-const RANGE = /([0-9]+)(?:([-–])([0-9]+)?)?(?![A-Za-z0-9_.*?-])/y;
+const RANGE = /([0-9]+)(?:(-)([0-9]+)?)?(?![A-Za-z0-9_.*?-])/y;
 const NUMBER = /[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?(?![A-Za-z0-9_.*?])/y;
 const PATTERN = /\/((?:[^/\\]|\\.)*)\//y;
 const EXACT = /"((?:[^"]|"")*)"/y;
@@ -99,7 +107,7 @@ export class Selection {
 
   /** The entries that fit no name at all, as they were written. @param {string[]} names */
   unmatched(names) {
-    const fitsNone = (/** @type {Item} */ item) => item.text.replace(/^[!！ \u3000]+/, "").toLowerCase() !== "none" && !names.some(item.holds);
+    const fitsNone = (/** @type {Item} */ item) => plain(item.text).replace(/^[! \u3000]+/, "").toLowerCase() !== "none" && !names.some(item.holds);
     return this.bounded(names, () => this.items.filter(fitsNone).map((item) => item.text));
   }
 
@@ -183,6 +191,8 @@ class Parser {
       throw new SelectionError(`Selection: the text is longer than ${MAX_TEXT} characters. Use ranges or a pattern.`, 0);
     }
     this.text = text;
+    /** Names in quotes and patterns are read from `text`. */
+    this.plain = plain(text);
     this.at = 0;
     this.patterns = 0;
     /** Ranges of numbers are counted each. */
@@ -200,8 +210,7 @@ class Parser {
   skip(sign = "") {
     SPACE.lastIndex = this.at;
     this.at += SPACE.exec(this.text)?.[0].length ?? 0;
-    const next = this.text[this.at];
-    if (!sign || !next || !SIGNS[sign].includes(next)) return false;
+    if (!sign || this.plain[this.at] !== sign) return false;
     this.at += 1;
     return true;
   }
@@ -210,7 +219,7 @@ class Parser {
   read(expression) {
     this.skip();
     expression.lastIndex = this.at;
-    const found = expression.exec(this.text);
+    const found = expression.exec(expression === PATTERN || expression === EXACT ? this.text : this.plain);
     if (found) this.at += found[0].length;
     return found;
   }
@@ -222,7 +231,7 @@ class Parser {
       if (this.at >= this.text.length) return items;
       items.push(this.item());
       this.skip();
-      if (this.at < this.text.length && !SIGNS[","].includes(this.text[this.at])) {
+      if (this.at < this.text.length && this.plain[this.at] !== ",") {
         throw this.error(`found ${this.found()} where "," (and also), "&" (only where) or "=" (weight) can stand`);
       }
     }
@@ -280,10 +289,10 @@ class Parser {
     }
     const word = this.read(WORD)?.[0];
     if (!word) {
-      if (/[0-9]/.test(this.text[start] ?? "")) {
+      if (/[0-9]/.test(this.plain[start] ?? "")) {
         throw this.error('a number needs its blocks in front, as in "blocks 0-10,20-29"');
       }
-      if (SIGNS["!"].includes(this.text[start] ?? " ")) {
+      if (this.plain[start] === "!") {
         throw this.error('one "!" is enough, and it stands before the first term or after "&"');
       }
       throw this.error(`found ${this.found()} where a term belongs, such as attn, ffn.0, "blocks 0-10" or /pattern/`);
@@ -384,8 +393,8 @@ const KEYWORDS = new Map([["all", () => true], ["none", () => false], ...ROLES.m
 
 /** A word as it is typed, and as names spell it: `Self-Attn` is `self_attn`, and `block` is `blocks`. @param {string} word */
 const spellings = (word) => {
-  const plain = word.toLowerCase().replaceAll("-", "_");
-  return plain === "block" ? ["blocks"] : [...new Set([word, plain])];
+  const small = word.toLowerCase().replaceAll("-", "_");
+  return small === "block" ? ["blocks"] : [...new Set([word, small])];
 };
 
 /** @param {[number, number][]} ranges @param {Test} holds of what stands before the number @returns {Test} */

@@ -1,26 +1,11 @@
-"""A LoRA whose q, k and v are rows of one weight of ComfyUI's model, beside that weight, as JSON.
-
-Runs in ComfyUI's own Python, from its folder: ``python comfyui_fused.py FOLDER``; FOLDER is for the file.
-"""
+"""A LoRA whose q, k and v are rows of one weight of ComfyUI's model, beside that weight. For comfyui_families.py."""
 
 import importlib
-import json
-import sys
-import types
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-for package, folder in (("pack", ROOT), ("pack.nodes", ROOT / "nodes")):  # not nodes/__init__.py: it wants a server
-    sys.modules[package] = types.ModuleType(package)
-    sys.modules[package].__path__ = [str(folder)]
-sys.modules["server"] = types.SimpleNamespace(PromptServer=None)  # nothing here talks to a page
-
-folder = Path(sys.argv.pop())
-comfyui_keys = importlib.import_module("comfyui_keys")  # puts ComfyUI on the path instead of this folder
-
-import comfy.model_patcher  # noqa: E402
-import torch  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+import comfy.model_patcher
+import comfyui_keys
+import torch
+from safetensors.torch import save_file
 
 difflora = importlib.import_module("pack.difflora")
 native = importlib.import_module("pack.nodes.slider.native")
@@ -28,38 +13,37 @@ bypass = importlib.import_module("pack.nodes.slider.bypass")
 WIDTH, RANK, STRENGTH = 24, 2, 1.5
 NAME = "transformer.transformer_blocks.0.attn.to_{}.lora_{}.weight"
 
-torch.manual_seed(0)
-config = comfyui_keys.FLUX | {
-    "hidden_size": WIDTH, "num_heads": 2, "axes_dim": [4, 4, 4], "depth": 1, "depth_single_blocks": 1,
-}  # fmt: skip
-model = comfyui_keys.build("Flux", "flux.model.Flux", config, device="cpu", dtype=torch.float32)
-model.manual_cast_dtype, model.device = None, torch.device("cpu")
-model.get_dtype = lambda: torch.float32
-layer = model.diffusion_model.double_blocks[0].img_attn.qkv
-torch.nn.init.normal_(layer.weight)
-torch.nn.init.normal_(layer.bias)
 
-# In these names, Flux.1, Qwen-Image and HunyuanVideo have the same modules: the file does not say which it is for.
-tensors = {}
-for letter in "qkv":
-    tensors[NAME.format(letter, "A")] = torch.randn(RANK, WIDTH)
-    tensors[NAME.format(letter, "B")] = torch.randn(WIDTH, RANK)
-save_file(tensors, folder / "split.safetensors")
-lora = difflora.load(folder / "split.safetensors")
-patcher = comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
-targets = native.Targets(patcher, lora)
+def on_parts(folder):
+    """The rows of each part, how far the slider is from what they should add up to, and how much that is."""
+    torch.manual_seed(0)
+    config = comfyui_keys.FLUX | {
+        "hidden_size": WIDTH, "num_heads": 2, "axes_dim": [4, 4, 4], "depth": 1, "depth_single_blocks": 1,
+    }  # fmt: skip
+    model = comfyui_keys.build("Flux", "flux.model.Flux", config, device="cpu", dtype=torch.float32)
+    model.manual_cast_dtype, model.device = None, torch.device("cpu")
+    model.get_dtype = lambda: torch.float32
+    layer = model.diffusion_model.double_blocks[0].img_attn.qkv
+    torch.nn.init.normal_(layer.weight)
+    torch.nn.init.normal_(layer.bias)
 
-torch.set_grad_enabled(False)
-x = torch.randn(5, WIDTH)
-change = torch.cat([tensors[NAME.format(letter, "B")] @ tensors[NAME.format(letter, "A")] for letter in "qkv"])
-before = layer(x)
-beside = bypass.put_beside(patcher, "test", native._low_rank(lora, targets), STRENGTH, adjustable=True)
-beside.inject(patcher)
-json.dump(
-    {
+    # In these names, Flux.1, Qwen-Image and HunyuanVideo have the same modules: the file does not say which it is for.
+    tensors = {}
+    for letter in "qkv":
+        tensors[NAME.format(letter, "A")] = torch.randn(RANK, WIDTH)
+        tensors[NAME.format(letter, "B")] = torch.randn(WIDTH, RANK)
+    save_file(tensors, folder / "split.safetensors")
+    lora = difflora.load(folder / "split.safetensors")
+    patcher = comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+    targets = native.Targets(patcher, lora)
+
+    x = torch.randn(5, WIDTH)
+    change = torch.cat([tensors[NAME.format(letter, "B")] @ tensors[NAME.format(letter, "A")] for letter in "qkv"])
+    before = layer(x)
+    beside = bypass.put_beside(patcher, "test", native._low_rank(lora, targets), STRENGTH, adjustable=True)
+    beside.inject(patcher)
+    return {
         "rows": {name.rpartition("_")[2]: rows for name, rows in targets.rows.items()},
         "error": float((layer(x) - before - STRENGTH * x @ change.T).abs().max()),
         "change": float((STRENGTH * x @ change.T).abs().max()),
-    },
-    sys.stdout,
-)
+    }

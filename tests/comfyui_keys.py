@@ -1,14 +1,7 @@
-"""What ComfyUI calls the weights of every family's models, as JSON.
-
-model -> "shapes": module with a weight -> its shape; "vectors": other parameters; "names": name in a LoRA file -> weight,
-or [weight, [dimension, first row, rows]] where it is a part of one; "turned": name -> where the rows come from, in twelfths,
-of one whose rows ComfyUI puts in another order. A model that this version of ComfyUI does not have is
-missing. Runs in ComfyUI's own Python, from its folder: ``python comfyui_keys.py``. The models are built without memory.
-"""
+"""ComfyUI's models of every family, without memory, and what it calls their weights. For comfyui_families.py."""
 
 import dataclasses
 import importlib
-import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -135,8 +128,13 @@ def build(kind, network, config, device="meta", dtype=torch.bfloat16):
     return model
 
 
-def describe(*settings):
-    model = build(*settings)
+def describe(model):
+    """What ComfyUI calls the weights of a model.
+
+    "shapes": module with a weight -> its shape; "vectors": other parameters; "names": name in a LoRA file -> weight, or
+    [weight, [dimension, first row, rows]] where it is a part of one; "turned": name -> where the rows come from, in
+    twelfths, of one whose rows ComfyUI puts in another order.
+    """
     parameters = {name: list(weight.shape) for name, weight in model.diffusion_model.named_parameters()}
     keys = comfy.lora.model_lora_keys_unet(model, {})
     return {
@@ -156,13 +154,3 @@ def describe(*settings):
 def plain(key):
     """ComfyUI's target of a name; of one with a function that turns rows around, only the weight."""
     return key if isinstance(key, str) else list(key[:2]) if key[1] else key[0]
-
-
-if __name__ == "__main__":
-    found = {}
-    for name, model in MODELS.items():
-        try:
-            found[name] = describe(*model)
-        except (ImportError, AttributeError) as error:
-            print(f"{name}: not in this ComfyUI ({error})", file=sys.stderr)
-    json.dump(found, sys.stdout)

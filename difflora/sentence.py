@@ -30,7 +30,7 @@ ONE = {
     "steps": "step",
     "strengths are": "strength is",
     "strengths": "strength",
-    "text encoder keys were": "text encoder key was",
+    "encoder keys were": "encoder key was",
     "vectors": "vector",
     "weights are": "weight is",
     "weights": "weight",

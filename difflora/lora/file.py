@@ -25,7 +25,7 @@ from . import lycoris
 from .adapter_config import NO_CONFIG, AdapterConfig
 from .deltas import Delta, Dense, Kronecker, LowRank, Spec, Term, Vector, multiplied_out
 from .lora import Lora, Recipe, StoredLora, narrowed
-from .pieces import Part, joined, joined_spec
+from .pieces import Part, is_same_change, joined, joined_spec
 
 SMALL_SIDE = 512  # a matrix with a side this small already is a product of factors: itself and an identity
 LARGEST_WEIGHT = 2**31  # values in one tensor; an embedding of a large language model has a billion
@@ -64,7 +64,9 @@ class FileLora(StoredLora):
         self.header = header
         self.metadata = MappingProxyType(dict(header.metadata))
         try:
-            self.keys_found = read_keys(header.entries, header.metadata, noise, lambda key: header.entries[key].shape)
+            self.keys_found = read_keys(
+                header.entries, header.metadata, noise, lambda key: header.entries[key].shape, self._is_same
+            )
         except FileError as error:
             raise FileError(f"{self.name}: {error}") from error
         self.dialect = self.keys_found.dialect
@@ -106,6 +108,7 @@ class FileLora(StoredLora):
                     printable(", ".join(missing[:5]) + ", …" * (len(missing) > 5), 300),
                 ),
             )
+        self._twice = list(self.keys_found.twice)
         if front := self.keys_found.front:
             self.warnings += (
                 Sentence(
@@ -128,6 +131,15 @@ class FileLora(StoredLora):
             else:
                 sources |= found
         self._sources = self._as_in_the_model(sources) if self.keys_found.pieces else sources
+        if self._twice:
+            self.warnings += (
+                Sentence(
+                    "{0}: {1} modules are there twice, in two spellings with the same change ({2}). Each is read once.",
+                    self.name,
+                    len(self._twice),
+                    printable(", ".join(self._twice[:3]) + ", …" * (len(self._twice) > 3), 200),
+                ),
+            )
         for hint in (self._strength_hint(numbers), self._alpha_hint()):
             if hint:
                 self.warnings += (hint,)
@@ -144,7 +156,7 @@ class FileLora(StoredLora):
             )
         if not self._sources and self.keys_found.text_encoder:
             raise FileError(
-                f"{self.name}: only text encoder keys in this file ({len(self.keys_found.text_encoder)}), and a slider "
+                f"{self.name}: only encoder keys (of text or images) in this file ({len(self.keys_found.text_encoder)}), and a slider "
                 "works on the diffusion model. Choose a LoRA of that."
             )
         if not self._sources:
@@ -241,6 +253,13 @@ class FileLora(StoredLora):
             for key, tensor in read_tensors(self.header, source.keys).items():
                 check_finite(self.name, key, tensor)
 
+    def _is_same(self, key: str, other: str) -> bool:
+        """Whether two keys hold the same values."""
+        entries = self.header.entries
+        if entries[key].shape != entries[other].shape or entries[key].dtype != entries[other].dtype:
+            return False
+        return torch.equal(*read_tensors(self.header, (key, other)).values())
+
     def _refuse_foreign_keys(self, ignore_unknown: bool) -> None:
         found = self.keys_found
         ignored = found.unknown + found.markers
@@ -280,7 +299,7 @@ class FileLora(StoredLora):
         if found.text_encoder:
             self.warnings += (
                 Sentence(
-                    "{0}: {1} text encoder keys were left out: the slider works on the diffusion model.",
+                    "{0}: {1} encoder keys were left out (of text or images): the slider works on the diffusion model.",
                     self.name,
                     len(found.text_encoder),
                 ),
@@ -308,9 +327,13 @@ class FileLora(StoredLora):
         for target, group in parts.items():
             names = ", ".join(printable(name) for name, _, _ in group)
             if target in whole:
+                if self._adds_up_to(whole[target], [(part, one) for _, part, one in group]):
+                    self._twice.append(target)
+                    continue
                 raise FileError(
-                    f"{self.name}: {printable(target)} is there as a whole and in parts ({names}): the file holds two "
-                    "LoRAs at once, or was put together wrongly. Split it, or convert it again."
+                    f"{self.name}: {printable(target)} is there as a whole and in parts ({names}), and the two are not the "
+                    "same change: the file holds two LoRAs at once, or was put together wrongly. Split it, or convert it "
+                    "again."
                 )
             may_share = len(group) > 1 and all(type(source) is _Source for _, _, source in group)
             if may_share and shares is not False and not group[0][2].spec.is_vector:
@@ -324,6 +347,19 @@ class FileLora(StoredLora):
                 )
                 self._note_fault(target, misfit)
         return {name: whole[name] for name in sorted(whole, key=model_order)}
+
+    def _adds_up_to(self, whole: _Source, parts: Sequence[tuple[Part, _Source]]) -> bool:
+        """Whether a module's parts, which the file has beside it, are the same change."""
+        try:
+            joined_parts = _JoinedSource(parts, shares_down=False)
+        except ValueError:
+            return False
+
+        def delta(source: _Source) -> Delta:
+            tensors = read_tensors(self.header, source.keys)
+            return source.delta([tensors[key] for key in source.keys])
+
+        return is_same_change(delta(whole), delta(joined_parts))
 
     def _share_down(self, sources: Sequence[_Source]) -> bool:
         """Whether the parts of a module are cuts of one product, as this pack writes them."""

@@ -17,6 +17,8 @@ from ..names.families import Rows
 from ..names.keys import Piece
 from .deltas import Delta, Dense, LowRank, Spec, Term, Vector, multiplied_out
 
+ROUNDING = 2**-8  # of a bfloat16
+
 
 @dataclass(frozen=True)
 class Part:
@@ -92,6 +94,26 @@ def joined(parts: Sequence[Part], deltas: Sequence[Delta], spec: Spec, shares_do
             up = up + term.up  # their rows do not overlap
         return LowRank((Term(up, terms[0].down, terms[0].scale),), spec.shape)
     return Dense(tuple(fulls), tuple(terms), spec.shape) if fulls else LowRank(tuple(terms), spec.shape)
+
+
+def is_same_change(delta: Delta, other: Delta) -> bool:
+    """Whether two changes differ by no more than the rounding of 16-bit factors; False for changes that are no factors."""
+    if isinstance(delta, Vector) and isinstance(other, Vector):
+        return delta.shape == other.shape and torch.allclose(delta.value, other.value, rtol=ROUNDING, atol=0)
+    if not isinstance(delta, LowRank) or not isinstance(other, LowRank) or delta.shape != other.shape:
+        return False
+    size, missed = (
+        _squared(delta.terms),
+        _squared((*delta.terms, *(Term(term.up, term.down, -term.scale) for term in other.terms))),
+    )
+    return missed <= ROUNDING**2 * size
+
+
+def _squared(terms: Sequence[Term]) -> float:
+    """The squared Frobenius norm of a sum of products, in float64."""
+    up = torch.cat([term.scale * term.up.double() for term in terms], 1)
+    down = torch.cat([term.down.double() for term in terms])
+    return float(((up.T @ up) * (down @ down.T)).sum())
 
 
 def widened(delta: Delta, start: int, total: int) -> Delta:

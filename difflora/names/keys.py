@@ -44,7 +44,8 @@ _FLAT_PREFIX = re.compile(r"lora_unet__?(?:diffusion_model[._])?|lycoris_|lora_t
 _FLAT_FRONT = re.compile(r"_*(?:(?:base_model_model|diffusion_model|generator(?:_ema)?|model|module|net|dit|pipe)_)+")
 _ENCODERS = (
     r"(?:(?:open)?clip(?:_?[lgh])?(?:_model)?|(?:m|um|by)?t5(?:[_-]?(?:xxl|xl|large|base|small))?(?:_(?:encoder|model))?"
-    r"|llm|language_model|llama[0-9_]*(?:_?model)?|bert|(?:t5gemma|qwen|gemma|mistral|(?:chat)?glm)\w*)"
+    r"|llm|language_model|llama[0-9_]*(?:_?model)?|bert|(?:t5gemma|qwen|gemma|mistral|(?:chat)?glm)\w*"
+    r"|siglip\w*|visual|vision_(?:model|tower|encoder)|image_encoder)"  # of images
 )
 _TEXT_ENCODER = re.compile(
     r"(?:lora_te[0-9]?_|lora_prior_te_|lycoris_te[0-9]?_"
@@ -124,7 +125,7 @@ class FileKeys:
     prefix: str
     """The prefix of names that no family knows, the most common one if they differ; "" if there are none."""
     text_encoder: list[str]
-    """Keys of text encoders."""
+    """Keys of text encoders, and of encoders of images."""
     unknown: list[str]
     """Keys that are not understood."""
     foreign: dict[str, list[str]]
@@ -139,6 +140,8 @@ class FileKeys:
     """Keys of Wan2.2's other model, in a file that holds LoRAs of both."""
     strangers: list[str]
     """Modules that the family does not have, in a file that otherwise belongs to it."""
+    twice: dict[str, list[str]]
+    """Module -> its further keys, that hold the same as those that count: the file has it in two spellings."""
     front: str
     """What stands before every name, if no model is known that has it, and the names behind it are those of one; or ""."""
 
@@ -172,12 +175,14 @@ def read_keys(
     metadata: Mapping[str, str] = {},  # noqa: B006 (a Mapping, never changed)
     noise: str | None = None,
     shape_of: Callable[[str], tuple[int, ...]] | None = None,
+    is_same: Callable[[str, str], bool] = lambda key, other: False,
 ) -> FileKeys:
     """Sort the keys of a file by module and part. The order of the keys does not matter.
 
     metadata    of the file; its architecture decides if module names fit several models
     noise       "high" or "low": which of Wan2.2's two models to read, in a file that holds LoRAs of both
     shape_of    the shape of a key's tensor; helps to decide, too
+    is_same     whether two keys that mean the same hold the same values, so that one of them counts for both
     raises      FileError if two keys mean the same part of the same module, or the file is of two models and `noise` is None
     """
     text_encoder: list[str] = []
@@ -220,6 +225,7 @@ def read_keys(
     dialects: Counter[str] = Counter()
     prefixes: Counter[str] = Counter()
     strangers: list[str] = []
+    twice: dict[str, list[str]] = {}
     by_diffsynth = _is_diffsynth(known, found)
     for stem, name in known.items():
         target = _target(name, likely[0]) if likely else None
@@ -239,6 +245,9 @@ def read_keys(
         dialects[_dialect(name, target.code if target else "")] += len(found[stem])
         parts = modules.setdefault(module, {})
         for part, key in found[stem]:
+            if part in parts and is_same(parts[part], key):
+                twice.setdefault(module, []).append(key)
+                continue
             if part in parts:
                 raise FileError(
                     f"{parts[part]} and {key} both are {part!r} of {module}: the file holds two LoRAs at once, "
@@ -262,6 +271,7 @@ def read_keys(
         flags=flags,
         other_noise=sorted(other_noise),
         strangers=_strangers(strangers, modules.keys(), likely),
+        twice=twice,
         front=_front(known.values()),
     )
 

@@ -511,9 +511,20 @@ def test_text_encoder_keys_are_set_apart():
         "lora_clipl_layers_0_mlp_fc1.alpha",
         "LORA_TE_layers_0_mlp.alpha",
     ]
+    for name in ("siglip", "siglip2", "visual", "vision_model", "vision_tower", "image_encoder"):
+        keys += [
+            f"{name}.encoder.layers.0.self_attn.q_proj.lora_A.weight",
+            f"base_model.model.{name}.blocks.0.mlp.fc1.alpha",
+        ]
+        keys += [f"lora_{name}_encoder_layers_0_mlp_fc1.lora_down.weight"]
     found = read_keys([*keys, "diffusion_model.blocks.0.ffn.0.lora_A.weight"])
     assert found.text_encoder == sorted(keys)
     assert list(found.modules) == ["blocks.0.ffn.0"]
+
+
+def test_what_a_model_takes_of_an_image_encoder_is_its_own():
+    keys = ["vision_in.proj.1.alpha", "context_embedder.image_embedder.linear_1.alpha", "img_emb.proj.1.alpha"]
+    assert not read_keys(keys).text_encoder
 
 
 @pytest.mark.parametrize(

@@ -269,7 +269,7 @@ def test_a_file_with_nothing_but_a_text_encoder_says_so(tmp_path: Path) -> None:
         },
         tmp_path / "a.safetensors",
     )
-    with pytest.raises(FileError, match=r"a\.safetensors: only text encoder keys in this file \(2\)"):
+    with pytest.raises(FileError, match=r"a\.safetensors: only encoder keys \(of text or images\) in this file \(2\)"):
         difflora.load(tmp_path / "a.safetensors")
 
 
@@ -280,7 +280,7 @@ def test_text_encoder_keys_are_a_warning(tmp_path: Path) -> None:
     }
     lora = difflora.load(write(tmp_path / "a.safetensors", {Q: factors()}, extra))
     assert list(lora) == [Q]
-    assert any("2 text encoder keys" in line for line in lora.warnings)
+    assert any("2 encoder keys" in line for line in lora.warnings)
 
 
 def test_vace_blocks_are_modules_of_their_own(tmp_path: Path) -> None:

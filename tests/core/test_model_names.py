@@ -46,7 +46,11 @@ def product(rows: int, columns: int, rank: int, seed: int) -> tuple[torch.Tensor
 
 def written(path: Path, factors: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> difflora.Lora:
     save_file(
-        {stem + end: t.contiguous() for stem, pair in factors.items() for end, t in zip((UP, DOWN), pair, strict=True)},
+        {
+            stem + end: t.clone().contiguous()
+            for stem, pair in factors.items()
+            for end, t in zip((UP, DOWN), pair, strict=True)
+        },
         path,
     )
     return difflora.load(path)
@@ -241,6 +245,83 @@ def test_a_matrix_as_a_whole_and_in_parts_is_two_loras(tmp_path):
     }
     with pytest.raises(FileError, match="two"):
         written(tmp_path / "a.safetensors", stems)
+
+
+def a_z_image_file_with_both():
+    """What is published for ComfyUI and diffusers at once: q, k and v fused and apart, out under two names."""
+    up, down = product(3 * H, H, 4, 1)
+    out = product(H, H, 4, 2)
+    stem = "lora_unet_layers_27_attention"
+    stems = {f"{stem}_qkv": (up, down), f"{stem}_out": out, f"{stem}_to_out_0": out}
+    for n, p in enumerate("qkv"):
+        stems[f"{stem}_to_{p}"] = (up[n * H : (n + 1) * H], down)
+    return stems
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_change_in_two_spellings_is_read_once(tmp_path, dtype):
+    stems = {stem: (up.to(dtype), down.to(dtype)) for stem, (up, down) in a_z_image_file_with_both().items()}
+    lora = written(tmp_path / "a.safetensors", stems)
+    assert list(lora) == ["layers.27.attention.qkv", "layers.27.attention.out"]
+    up, down = stems["lora_unet_layers_27_attention_qkv"]
+    assert torch.equal(lora["layers.27.attention.qkv"].dense(torch.float64), up.double() @ down.double())
+    up, down = stems["lora_unet_layers_27_attention_out"]
+    assert torch.equal(lora["layers.27.attention.out"].dense(torch.float64), up.double() @ down.double())
+    assert any("2 modules are there twice" in str(warning) for warning in lora.warnings)
+
+
+@pytest.mark.parametrize("name", ["to_q", "to_out_0"])
+def test_another_change_in_the_second_spelling_is_two_loras(tmp_path, name):
+    stems = a_z_image_file_with_both()
+    up, down = stems[f"lora_unet_layers_27_attention_{name}"]
+    stems[f"lora_unet_layers_27_attention_{name}"] = (1.05 * up, down)
+    with pytest.raises(FileError, match="two LoRAs at once"):
+        written(tmp_path / "a.safetensors", stems)
+
+
+def test_a_part_that_is_missing_in_the_second_spelling_is_two_loras(tmp_path):
+    stems = a_z_image_file_with_both()
+    del stems["lora_unet_layers_27_attention_to_v"]
+    with pytest.raises(FileError, match="two LoRAs at once"):
+        written(tmp_path / "a.safetensors", stems)
+
+
+BLOCK = "transformer_blocks.3.attn"
+# A module that tells the family -> matrices that a trainer has fused -> the model's own, with the shares of their rows.
+TRAINED_FUSED = [
+    ("transformer_blocks.3.ff.gate", f"{BLOCK}.to_qkv", {f"blocks.3.attn.w{p}": n for p, n in zip("qkv", (4, 1, 1), strict=True)}),
+    ("transformer_blocks.3.img_mlp.net.2", f"{BLOCK}.to_qkv", {f"{BLOCK}.to_{p}": 1 for p in "qkv"}),
+    ("transformer_blocks.3.img_mlp.net.2", f"{BLOCK}.to_added_qkv", {f"{BLOCK}.add_{p}_proj": 1 for p in "qkv"}),
+    ("transformer_blocks.3.img_mlp.net.2", f"{BLOCK}.add_qkv_proj", {f"{BLOCK}.add_{p}_proj": 1 for p in "qkv"}),
+    ("caption_projection.linear_1", "transformer_blocks.3.attn2.to_kv", {f"transformer_blocks.3.attn2.to_{p}": 1 for p in "kv"}),
+    ("single_transformer_blocks.37.norm.linear", f"{BLOCK}.to_added_qkv", {"double_blocks.3.txt_attn.qkv": 3}),
+    ("layers.3.feed_forward.w1", "layers.3.attention.to_qkv", {"layers.3.attention.qkv": 3}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("anchor", "name", "own"), TRAINED_FUSED, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_what_trainers_fuse_is_the_models_own_again(tmp_path, anchor, name, own):
+    shares = sum(own.values())
+    up, down = product(shares * H, H, 4, 3)
+    stems = {f"transformer.{name}": (up, down), f"transformer.{anchor}": product(H, H, 1, 4)}
+    lora = written(tmp_path / "a.safetensors", stems)
+    full, start = up.double() @ down.double(), 0
+    assert own.keys() <= set(lora)
+    assert len(lora) == len(own) + 1
+    for module, share in own.items():
+        assert torch.equal(lora[module].dense(torch.float64), full[start * H : (start + share) * H])
+        start += share
+
+
+def test_flux_single_blocks_that_are_trained_fused_come_together(tmp_path):
+    stem = "transformer.single_transformer_blocks.37"
+    qkv, mlp = product(3 * H, H, 2, 1), product(4 * H, H, 3, 2)
+    stems = {f"{stem}.attn.to_qkv": qkv, f"{stem}.proj_mlp": mlp, f"{stem}.norm.linear": product(3 * H, H, 1, 3)}
+    lora = written(tmp_path / "a.safetensors", stems)
+    truth = torch.cat([up.double() @ down.double() for up, down in (qkv, mlp)])
+    assert torch.equal(lora["single_blocks.37.linear1"].dense(torch.float64), truth)
 
 
 def test_what_several_families_would_read_differently_keeps_its_name(tmp_path):

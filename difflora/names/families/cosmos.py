@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .family import DIFFUSERS, Family, renamed
+from .family import DIFFUSERS, Family, fused, renamed
 
 _ATTENTION = "{q_proj,k_proj,v_proj,output_proj,q_norm,k_norm}"
 _ADAPTER = "{q_proj,k_proj,v_proj,o_proj,q_norm,k_norm}"
@@ -35,6 +35,10 @@ ANIMA = Family(
             ("norm_out.linear_{1,2}", "final_layer.adaln_modulation.{1,2}"),
             ("{proj_out,patch_embed.proj,time_embed.norm}", "{final_layer.linear,x_embedder.proj.1,t_embedding_norm}"),
             ("time_embed.t_embedder.linear_{1,2}", "t_embedder.1.linear_{1,2}"),
+        ),
+        "diffusers, fused": (
+            *fused("blocks.#.self_attn.{q_proj,k_proj,v_proj}", "transformer_blocks.#.attn1.to_qkv"),
+            *fused("blocks.#.cross_attn.{k_proj,v_proj}", "transformer_blocks.#.attn2.to_kv"),
         ),
     },
     depths={"blocks": (28,), "llm_adapter.blocks": (6,)},

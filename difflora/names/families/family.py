@@ -83,10 +83,18 @@ def split(own: str, theirs: str, sizes: tuple[int, ...] = (1, 1, 1)) -> tuple[Li
     return tuple(links)
 
 
-def fused(own: str, theirs: str) -> tuple[Link, ...]:
-    """Several modules of the model that are the rows of one module in another code, in this order and of equal size."""
+def fused(own: str, theirs: str, sizes: tuple[int, ...] = ()) -> tuple[Link, ...]:
+    """Several modules of the model that are the rows of one module in another code, in this order.
+
+    sizes  of the modules, in equal units; () if they are all of the same size
+    """
     names = spelled_out(own)
-    return tuple(Link(name, theirs, their_rows=Rows(at, 1, len(names))) for at, name in enumerate(names))
+    sizes = sizes or (1,) * len(names)
+    starts = [sum(sizes[:at]) for at in range(len(sizes))]
+    return tuple(
+        Link(name, theirs, their_rows=Rows(start, size, sum(sizes)))
+        for name, start, size in zip(names, starts, sizes, strict=True)
+    )
 
 
 def swapped(own: str, theirs: str) -> tuple[Link, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .family import DIFFUSERS, Family, Link, Shapes, renamed, spelled_out, split, swapped
+from .family import DIFFUSERS, Family, Link, Rows, Shapes, renamed, spelled_out, split, swapped
 
 _JOINT = "attn"
 _BLOCKS = (
@@ -35,6 +35,8 @@ _LINEAR1 = split(
     "single_transformer_blocks.#.{attn.to_q,attn.to_k,attn.to_v,proj_mlp}",
     (1, 1, 1, 4),
 )
+# Trained with diffusers' fuse_qkv_projections, as SimpleTuner does.
+_TRAINED_FUSED = renamed(("transformer_blocks.#.attn.{to_qkv,to_added_qkv}", "double_blocks.#.{img,txt}_attn.qkv"))
 _FEED_FORWARD = ("transformer_blocks.#.{ff,ff_context}.net.{0.proj,2}", "double_blocks.#.{img,txt}_mlp.{0,2}")
 _GATED_FEED_FORWARD = ("transformer_blocks.#.{ff,ff_context}.linear_{in,out}", "double_blocks.#.{img,txt}_mlp.{0,2}")
 
@@ -67,6 +69,10 @@ FLUX = Family(
                 ),
             ),
             *_DIFFUSERS_OUTSIDE,
+        ),
+        "diffusers, fused": (
+            *_TRAINED_FUSED,
+            Link("single_blocks.#.linear1", "single_transformer_blocks.#.attn.to_qkv", own_rows=Rows(0, 3, 7)),
         ),
         "lycoris": renamed(_GATED_FEED_FORWARD),
     },
@@ -123,6 +129,7 @@ FLUX2 = Family(
             ),
             *_DIFFUSERS_OUTSIDE,
         ),
+        "diffusers, fused": _TRAINED_FUSED,
     },
     read=_READ,
     unread=tuple(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .family import DIFFUSERS, Family, Link, renamed, split, swapped
+from .family import DIFFUSERS, Family, Link, Rows, renamed, split, swapped
 
 _REFINER = "txt_in.individual_token_refiner.blocks.#"
 _DOUBLE = (
@@ -58,6 +58,11 @@ _DIFFUSERS: tuple[Link, ...] = (
     ),
     *swapped("final_layer.adaLN_modulation.1", "norm_out.linear"),
 )  # fmt: skip
+# Trained with diffusers' fuse_qkv_projections.
+_TRAINED_FUSED = renamed(
+    ("transformer_blocks.#.attn.{to_qkv,to_added_qkv}", "double_blocks.#.{img,txt}_attn.qkv"),
+    (f"{_CONTEXT}.attn.to_qkv", f"{_REFINER}.self_attn.qkv"),
+)
 _KERNEL = {"img_in.proj": (1, 2, 2)}
 
 
@@ -84,6 +89,10 @@ HUNYUAN_VIDEO = Family(
     implementation="https://github.com/Tencent/HunyuanVideo",
     codes={
         "source": (*_SOURCE, *_SOURCE_SINGLE),
+        "diffusers, fused": (
+            *_TRAINED_FUSED,
+            Link("single_blocks.#.linear1", "single_transformer_blocks.#.attn.to_qkv", own_rows=Rows(0, 3, 7)),
+        ),
         DIFFUSERS: (
             *_DIFFUSERS,
             *split(
@@ -125,6 +134,7 @@ HUNYUAN_VIDEO_15 = Family(
     codes={
         "source": (*_SOURCE_SPLIT, *(link for link in _SOURCE if not link.own.endswith(".qkv") and "guidance" not in link.own)),
         "source, fused": tuple(link for link in _SOURCE if link.own.endswith(".qkv")),
+        "diffusers, fused": _TRAINED_FUSED,
         DIFFUSERS: (
             *_DIFFUSERS,
             *renamed(

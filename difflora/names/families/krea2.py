@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .family import DIFFUSERS, Family, renamed
+from .family import DIFFUSERS, Family, fused, renamed
 
 _ATTENTION, _FEED_FORWARD = "attn.{wq,wk,wv,wo,gate}", "mlp.{gate,up,down}"
 _THEIRS = "{attn.to_q,attn.to_k,attn.to_v,attn.to_out.0,attn.to_gate,ff.gate,ff.up,ff.down}"
@@ -33,6 +33,15 @@ KREA2 = Family(
             ("{img_in,time_mod_proj,text_fusion.projector,final_layer.linear}", "{first,tproj.1,txtfusion.projector,last.linear}"),
             ("time_embed.linear_{1,2}", "tmlp.{0,2}"),
             ("txt_in.linear_{1,2}", "txtmlp.{1,3}"),
+        ),
+        # SimpleTuner's fused_qkv_projections. In the blocks, 48 heads of q share 12 of k and v.
+        "diffusers, fused": (
+            *fused("blocks.#.attn.{wq,wk,wv}", "transformer_blocks.#.attn.to_qkv", (4, 1, 1)),
+            *(
+                link
+                for stack in ("layerwise_blocks", "refiner_blocks")
+                for link in fused(f"txtfusion.{stack}.#.attn.{{wq,wk,wv}}", f"text_fusion.{stack}.#.attn.to_qkv")
+            ),
         ),
         # Some tools drop the 0.
         "no zero": renamed(

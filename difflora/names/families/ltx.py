@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .family import DIFFUSERS, Family, renamed
+from .family import DIFFUSERS, Family, Link, fused, renamed
 
 _ATTENTION = "{to_q,to_k,to_v,to_out.0,q_norm,k_norm,to_gate_logits}"
 _ADALN = "{emb.timestep_embedder.linear_1,emb.timestep_embedder.linear_2,linear}"
@@ -14,6 +14,20 @@ _BLOCK = (
 )
 _NORMS = ("transformer_blocks.#.{attn1,attn2}.norm_{q,k}", "transformer_blocks.#.{attn1,attn2}.{q,k}_norm")
 _BARE = ("scale_shift_table", "transformer_blocks.#.scale_shift_table")
+
+
+def _trained_fused(*attentions: str) -> tuple[Link, ...]:
+    """Trained with diffusers' fuse_qkv_projections: q, k and v in one matrix, or k and v where q comes from elsewhere."""
+    return tuple(
+        link
+        for name in attentions
+        for whole in (("to_q", "to_k", "to_v"), ("to_k", "to_v"))
+        for link in fused(
+            f"transformer_blocks.#.{name}.{{{','.join(whole)}}}",
+            f"transformer_blocks.#.{name}.{'to_qkv' if len(whole) == 3 else 'to_kv'}",
+        )
+    )
+
 
 LTX_VIDEO = Family(
     name="LTX-Video",
@@ -27,7 +41,8 @@ LTX_VIDEO = Family(
     ),
     implementation="https://github.com/Lightricks/LTX-Video",
     codes={
-        DIFFUSERS: renamed(("proj_in", "patchify_proj"), (f"time_embed.{_ADALN}", f"adaln_single.{_ADALN}"), _NORMS)
+        DIFFUSERS: renamed(("proj_in", "patchify_proj"), (f"time_embed.{_ADALN}", f"adaln_single.{_ADALN}"), _NORMS),
+        "fused": _trained_fused("attn1", "attn2"),
     },
     read=(("", "own"),),
     # The model with 13 billion parameters has 48 blocks.
@@ -82,6 +97,9 @@ LTX2 = Family(
                 "transformer_blocks.#.{audio,video}_a2v_cross_attn_scale_shift_table",
                 "transformer_blocks.#.scale_shift_table_a2v_ca_{audio,video}",
             ),
+        ),
+        "fused": _trained_fused(
+            "attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn"
         ),
     },
     read=(("", "own"),),

@@ -46,6 +46,7 @@ Z_IMAGE = Family(
             ),
         ),
         "no zero": _each(("attention.to_out", "attention.out")),
+        "diffusers, fused": _each(("attention.to_qkv", "attention.qkv")),
     },
     read=(("transformer.", DIFFUSERS), ("diffusion_model.", DIFFUSERS), ("lycoris_", DIFFUSERS), ("", DIFFUSERS)),
     # musubi-tuner trains the model with q, k and v apart.
@@ -80,6 +81,7 @@ LUMINA2 = Family(
                 ("norm_out.linear_{1,2}", "final_layer.{adaLN_modulation.1,linear}"),
             ),
         ),
+        "diffusers, fused": _each(("attn.to_qkv", "attention.qkv")),
     },
     depths={"layers": (26,), "noise_refiner": (2,), "context_refiner": (2,)},
     widths={f"{stack}.#.{rest}": (shape,) for stack in _STACKS for rest, shape in (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .family import OWN, Family
+from .family import OWN, Family, fused
 
 QWEN_IMAGE = Family(
     name="Qwen-Image",
@@ -21,6 +21,19 @@ QWEN_IMAGE = Family(
         ("proj_out", ""),
     ),
     implementation="https://github.com/QwenLM/Qwen-Image",
+    # Trained fused: by SimpleTuner, and with DiffSynth's merged attention.
+    codes={
+        "fused": (
+            *fused("transformer_blocks.#.attn.{to_q,to_k,to_v}", "transformer_blocks.#.attn.to_qkv"),
+            *(
+                link
+                for name in ("to_added_qkv", "add_qkv_proj")
+                for link in fused(
+                    "transformer_blocks.#.attn.{add_q_proj,add_k_proj,add_v_proj}", f"transformer_blocks.#.attn.{name}"
+                )
+            ),
+        ),
+    },
     read=(("transformer.", OWN), ("lycoris_", OWN), ("", OWN)),
     depths={"transformer_blocks": (60,)},
     widths={"transformer_blocks.#.attn.to_q": ((3072, 3072),)},

@@ -12,6 +12,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ...difflora.errors import UnsupportedError
+from ...difflora.names.families import frames_per_latent
 from ...difflora.sentence import Sentence
 from ...difflora.steering.passes import Passes, kept_between_passes, passes_told, second_map
 from ...difflora.steering.schedule import percent_of
@@ -26,8 +27,6 @@ STEP_CACHES = {
     "rel_l1_thresh": "TeaCache",
     "magcache": "MagCache",
 }
-# Clip frames per latent frame, where ComfyUI (before 0.33) does not say: 4 for Wan and most others.
-STRIDES = {"LTXV": 8, "Mochi": 6, "Cosmos1CV8x8x8": 8}
 
 
 class MappedPrediction:
@@ -124,5 +123,5 @@ def refuse_step_caches(model_options: Any) -> None:
 
 def stride_of(latent_format: Any) -> int:
     """Clip frames per latent frame, after the first."""
-    said = getattr(latent_format, "temporal_downscale_ratio", None)
-    return int(said) if said else STRIDES.get(type(latent_format).__name__, 4)
+    said = getattr(latent_format, "temporal_downscale_ratio", None)  # from ComfyUI 0.33 on
+    return int(said) if said else frames_per_latent(type(latent_format).__name__)

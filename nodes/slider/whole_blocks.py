@@ -13,7 +13,7 @@ def blocks_of(modules: Sequence[str]) -> dict[str, int]:
     return {
         module: int(at[1][0])
         for module, at in found.items()
-        if at and at[0].stack == "blocks" and at[0].roles and not families.is_norm(module)
+        if at and at[0].stack == families.WAN.main_stack and at[0].roles and not families.is_norm(module)
     }
 
 

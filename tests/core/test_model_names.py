@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import difflora
-from difflora.errors import FileError, TensorError
+from difflora.errors import FileError, SelectionError, TensorError
 from difflora.lora.deltas import LowRank, Term, Vector
 from difflora.lora.pieces import widened
+from difflora.lora.selection import Selection
 from difflora.names import families
 from difflora.names.families import FAMILIES
 from difflora.names.keys import OUTPUT_DIALECTS, read_keys, write_key
@@ -450,3 +451,38 @@ def test_a_family_knows_the_first_word_of_each_of_its_names(family):
     names += [link.theirs for links in family.codes.values() for link in links]
     assert {re.match("[^._]*", name)[0] for name in names} == family.first_words
     assert not any("#" in word for word in family.first_words)
+
+
+HUNYUAN_VIDEO = families.named("HunyuanVideo")
+
+
+@pytest.mark.parametrize(
+    "prefix", ["diffusion_model.", "transformer.", "base_model.model.", "", "lora_unet_", "lora_unet__"]
+)
+def test_hunyuan_videos_own_names_are_read_after_every_prefix(prefix):
+    """As in its own code: what HunyuanVideoWrapper loads, and what musubi-tuner, finetrainers and diffusion-pipe write."""
+    links = [link for link in HUNYUAN_VIDEO.codes["source"] if "norm" not in link.own]
+    keys = {}
+    for link in links:
+        name = link.theirs.replace("#", "7")
+        keys[prefix + (flat(name) if prefix.endswith("_") else name)] = link.own.replace("#", "7")
+    found = read_keys(f"{key}.{part}" for key in keys for part in ("lora_A.weight", "lora_B.weight"))
+    assert HUNYUAN_VIDEO in found.families
+    assert set(found.modules) == set(keys.values())
+    assert not (found.pieces or found.strangers or found.unknown or found.foreign)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_selecting_nothing_says_which_stacks_there_are(family):
+    names = list(small(family))
+    with pytest.raises(SelectionError) as caught:
+        Selection.parse("no_such_module").weights(names)
+    stacks = {own.stack for name in names if (own := families.own(name)[0]).stack}
+    assert stacks
+    for stack in stacks:
+        segments = [segment for segment in stack.split(".") if segment != "#"]
+        assert re.search(rf"(?:^| ){re.escape(segments[-1])} [0-9]", str(caught.value)), stack
+
+
+def test_the_table_says_how_many_frames_a_latent_frame_is():
+    assert [families.frames_per_latent(name) for name in ("Wan21", "LTXV", "Mochi")] == [4, 8, 6]

@@ -28,6 +28,7 @@ __all__ = [
     "DIFFUSERS",
     "FAMILIES",
     "OWN",
+    "WAN",
     "WHOLE",
     "Family",
     "Link",
@@ -42,6 +43,7 @@ __all__ = [
     "comfyui_reads",
     "family_of",
     "filled",
+    "frames_per_latent",
     "has_alpha",
     "in_code",
     "is_bare",
@@ -222,6 +224,16 @@ def layout(family: Family, trainer: str) -> Mapping[str, Target]:
 def named(name: str | None) -> Family | None:
     """The family of this name."""
     return next((family for family in FAMILIES if family.name == name), None)
+
+
+# Models whose LoRAs have no family here.
+_OTHER_LATENTS = {"Mochi": 6, "Cosmos1CV8x8x8": 8}
+
+
+def frames_per_latent(latent_format: str) -> int:
+    """Clip frames per latent frame, after the first, by the name of ComfyUI's class for the latent: 4 for most models."""
+    known = (family.latents[latent_format] for family in FAMILIES if latent_format in family.latents)
+    return next(known, _OTHER_LATENTS.get(latent_format, 4))
 
 
 # --- Which family ------------------------------------------------------------------------------------------------

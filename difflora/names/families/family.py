@@ -163,7 +163,7 @@ class Family:
     kohya           the code whose names trainers with flat names use
     native          prefix of names that ComfyUI and others read; one that ends with "_" is for flat names
     diffusers       prefix of names in diffusers
-    depths          numbers of blocks in each stack, for the models that exist
+    depths          numbers of blocks in each stack, for the models that exist; the main stack comes first
     widths          shapes (out, in) that some modules have, by template: tells families with the same names apart
     variant         what the shapes say about the model, as text for the user; None if they say nothing
     architecture    what `modelspec.architecture` starts with
@@ -175,6 +175,7 @@ class Family:
     bare            templates of parameters that are not the weight of a layer
     built_on        words in the flat names of the extra layers in models that are built on this family
     words           words in an architecture's name that identify the family
+    latents         clip frames per latent frame, by the name of ComfyUI's class for the latent; only where it is not 4
     shown           (label, size, stack, number of blocks, rests in a block): what a grid shows before it has a LoRA
     """
 
@@ -199,7 +200,13 @@ class Family:
     bare: tuple[str, ...] = ()
     built_on: re.Pattern[str] | None = None
     words: tuple[str, ...] = ()
+    latents: Mapping[str, int] = field(default_factory=dict)
     shown: tuple[tuple[str, str, str, int, tuple[str, ...]], ...] = ()
+
+    @property
+    def main_stack(self) -> str:
+        """The stack in which most of the model is."""
+        return next(iter(self.depths), "")
 
     @functools.cached_property
     def own(self) -> tuple[tuple[str, str], ...]:

@@ -50,6 +50,7 @@ LTX_VIDEO = Family(
     widths={"transformer_blocks.#.attn1.to_q": ((2048, 2048), (4096, 4096))},
     bare=_BARE,
     words=("ltx-video", "ltxv", "ltx_video"),
+    latents={"LTXV": 8},
 )
 
 _AUDIO = "audio_attn{1,2}"

@@ -180,7 +180,7 @@ class SliderTrainer:
         return 2 * (predicted - (noise - clean)).square().mean()
 
     def check_gradient(self) -> None:
-        """Compare the gradient with finite differences of the loss, before the first step: three to seven passes.
+        """Compare the gradient with finite differences of the loss, before the first step: three to eleven passes.
 
         A model may use kernels that have no backward, or reuse memory that autograd relies on; the training
         would then run but learn nothing.
@@ -197,8 +197,9 @@ class SliderTrainer:
         norm = math.sqrt(sum(float(slope.square().sum()) for slope in slopes))
         found: list[float] = []
         with torch.no_grad():
-            # Steps that change the loss by about 2 %, then others: too small is lost in rounding, too large is not linear.
-            for share in (0.02, 0.005, 0.1) if 0 < norm < math.inf else ():
+            # Steps that should change the loss by 2 %, then others: a small change is lost in the rounding of a narrow dtype,
+            # and a large one is not linear, above all with large pictures.
+            for share in (0.02, 0.005, 0.1, 0.001, 0.0002) if 0 < norm < math.inf else ():
                 length, losses = share * float(loss.detach()) / norm, []
                 for sign in (1, -1):
                     for parameter, start, slope in zip(parameters, own, slopes, strict=True):

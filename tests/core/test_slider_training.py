@@ -434,6 +434,15 @@ def test_a_gradient_that_is_the_slope_of_the_loss_passes_and_changes_nothing() -
         assert all(torch.equal(a, b) for a, b in zip(before, one.factors.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("apart", [1.0, 0.1, 0.03, 0.01])
+def test_the_gradient_passes_on_pairs_that_hardly_differ(apart: float) -> None:
+    """Their gradient is small, so a step that should change the loss by half a percent is far beyond where it is linear."""
+    one = trainer()
+    one.pairs = SliderPairs(one.pairs.names, tuple(x + apart for x in one.pairs.b), one.pairs.b)
+    with one.factors.attached():
+        one.check_gradient()
+
+
 @pytest.mark.parametrize("what", ["none", "of another layer", "too large"])
 def test_a_model_whose_gradient_is_wrong_is_refused_before_the_first_step(what: str) -> None:
     model = Small()

@@ -26,8 +26,9 @@ def energy_shown(face):
 
 
 @both_renderers
-def test_after_a_reload_cached_nodes_show_what_they_said(open_page, comfy, vue):
-    first = open_page(vue=vue)
+def test_after_a_reload_cached_nodes_show_what_they_said(page_in, open_page, comfy, vue):
+    first = page_in("en-US")
+    first.set_renderer(vue)
     prompt = chain(small_models.DENSE, small_models.SPARSE)
     first.load(prompt)
     first.queue()
@@ -35,7 +36,9 @@ def test_after_a_reload_cached_nodes_show_what_they_said(open_page, comfy, vue):
     shown = energy_shown(faces(first))
     assert "%" in shown
     workflow = first.workflow()
-    first.close()
+    errors = list(first.errors)
+    first.set_renderer(False)
+    first.clear()
 
     second = open_page(vue=vue)  # another browser, in all that the server can see
     second.load(workflow)
@@ -65,7 +68,7 @@ def test_after_a_reload_cached_nodes_show_what_they_said(open_page, comfy, vue):
     assert "5" in cached_in(third.queue())
     third.settle()
     assert energy_shown(faces(third)) == other
-    assert first.errors == second.errors == third.errors == []
+    assert errors == second.errors == third.errors == []
     second.close()
     third.close()
 

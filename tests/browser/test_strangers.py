@@ -67,8 +67,9 @@ def evil_files(comfy):
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
-def test_what_strangers_name_is_never_html(evil_files, open_page, vue):
-    page = open_page(vue=vue)
+def test_what_strangers_name_is_never_html(evil_files, page_in, vue):
+    page = page_in("en-US")
+    page.set_renderer(vue)
     failed = 0
     for number, prompt in enumerate(prompts()):
         page.clear()
@@ -83,4 +84,5 @@ def test_what_strangers_name_is_never_html(evil_files, open_page, vue):
         found = page.run("() => [window.evil ?? null, document.querySelectorAll('img[src=\"x\"]').length]")
         assert found == [None, 0], (number, vue)
     assert failed >= 2
-    page.close()
+    page.set_renderer(False)
+    page.clear()

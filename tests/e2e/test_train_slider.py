@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import difflora
 from difflora.clips.video import write_video
 from difflora.saving.recipes import SavedRecipe
+from difflora.training.checkpoint import Checkpoint
 from tests import small_models
 from tests.comfy_server import Interrupted, NodeFailed
 from tests.e2e.test_cancel import SECOND, machine_slowness
@@ -215,6 +216,31 @@ def test_cancel_within_a_second_anywhere_in_a_step(slow_model, delay):
     """On the way forward and on the way back: a step of this model takes several times as long."""
     took, most = cancelled_after(slow_model, slow_graph(256, steps=1000, preview_every=0), "train", delay)
     assert took < most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment, reach", [("measured", 3.0), ("shown", 0.0)])
+def test_cancel_within_a_second_while_the_slider_is_measured_or_shown(slow_model, moment, reach):
+    """After the first step its size is measured, or with reach 0 its pictures are sampled at once; both take seconds.
+
+    With the demo's model, of which a pass over four pairs takes half a second.
+    """
+    comfy = slow_model
+    prompt = slow_graph(320, name=moment, reach=reach, steps=1000, preview_every=1)
+    prompt["model"]["inputs"]["unet_name"] = "difflora_demo_wan.safetensors"
+    slowness = machine_slowness()
+    queued = comfy.queue(prompt)
+    comfy.wait_for_step(queued, "train", 1)
+    time.sleep(0.3 * slowness)
+    began = time.monotonic()
+    comfy.interrupt()
+    with pytest.raises(Interrupted):
+        comfy.wait(queued)
+    took = time.monotonic() - began
+    print(f"{moment}: cancelled after {took:.2f} s (machine {slowness:.1f} times as slow as alone)")
+    assert took < SECOND * slowness
+    [kept] = (file for file in checkpoints(comfy) if file.name.startswith(f"{moment}_"))
+    assert len(Checkpoint.read(kept).losses) == 1
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import difflora
@@ -294,6 +295,53 @@ class TestWrapper:
         print(f"largest error at strength {strength}: {error:.1e} of the largest value")
         assert error < 1e-4
         changed.unlink()
+
+    def test_a_slider_trained_on_comfyuis_own_model_is_the_same_by_file_and_by_wire(self, comfy):
+        """On the wire of Train Slider, from its file with this pack's loader, and with the wrapper's own."""
+        random = torch.Generator().manual_seed(0)
+        for side in ("bright", "dark"):
+            folder = comfy.base / "input/wrapper_pairs" / side
+            folder.mkdir(parents=True)
+            for number in range(4):
+                pixels = torch.rand(64, 64, 3, generator=random) * (255 if side == "bright" else 120)
+                Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f"{number}.png")
+        training = {
+            "native": node("UNETLoader", unet_name=small_models.WAN_WRAPPER, weight_dtype="default"),
+            "conditioning": node("TestConditioning", seed=1, length=64),
+            "vae": node("VAELoader", vae_name=small_models.VAE),
+            "pairs": node(
+                "DiffLoraEncodePairs", vae=["vae", 0], folder_a="input/wrapper_pairs/bright",
+                folder_b="input/wrapper_pairs/dark", size=64,
+            ),
+            "train": node(
+                "DiffLoraTrainSlider", model=["native", 0], pairs=["pairs", 0], conditioning=["conditioning", 0],
+                name="for_wrapper", mode="direct", selection="blocks 29 & attn", rank=2, steps=3, batch=2,
+                learning_rate="1e-1", optimizer="lion", warmup=0, noise="composition", sigma_low=0.5, sigma_high=1.0,
+                seed=3, reach=0.0, preview_every=0, checkpoint="start anew",
+            ),
+            "save": node(
+                "DiffLoraSave", lora=["train", 0], filename_prefix="for_wrapper", dtype="float32", dialect="native",
+                if_exists="overwrite", recommended_strength="",
+            ),
+        }  # fmt: skip
+        comfy.run(training)
+        file = comfy.models("loras") / "for_wrapper.safetensors"
+        assert len(difflora.load(file)) == 8
+        prompt = Wrapper().sample("plain", "model")
+        prompt.prompt |= {name: one for name, one in training.items() if name != "save"}
+        prompt.prompt |= {
+            "file": node("DiffLoraLoad", lora_name=file.name),
+            "by wire": slider(2.0, "train", model=["model", 0]),
+            "by file": slider(2.0, "file", model=["model", 0]),
+            "its own": node("WanVideoLoraSelect", lora=file.name, strength=2.0, low_mem_load=False, merge_loras=False),
+        }
+        for way in ("by wire", "by file", "its own"):
+            prompt.prompt[f"set {way}"] = node("WanVideoSetLoRAs", model=["model", 0], lora=[way, 0])
+            prompt.sample(way, f"set {way}")
+        got = sampled(comfy, prompt.prompt)
+        assert torch.equal(got["by wire"], got["by file"]) and torch.equal(got["by wire"], got["its own"])
+        assert (got["by wire"] - got["plain"]).abs().max() > 0.01
+        file.unlink()
 
     def test_a_new_strength_loads_no_model_and_reads_no_pair(self, comfy):
         comfy.run(with_sliders([0.5]).prompt)

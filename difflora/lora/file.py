@@ -613,7 +613,7 @@ class _Form:
     full: Callable[[Mapping[str, Tensor]], Tensor | Kronecker]
 
     def belongs(self, parts: Mapping[str, str]) -> bool:
-        return any(mark in parts for mark in self.marks)
+        return not parts.keys().isdisjoint(self.marks)
 
 
 def _product_of(factors: Callable[[Mapping[str, Tensor]], lycoris.Factors]) -> Callable[[Mapping[str, Tensor]], Tensor]:

@@ -204,7 +204,8 @@ def _parse_header(name: str, raw: bytes, data_size: int, data_start: int) -> tup
     for key, value in table.items():
         try:
             code, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
-            if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+            numbers = (*shape, begin, end)
+            if set(map(type, numbers)) != {int} or min(numbers) < 0:
                 raise ValueError
             if code not in DTYPES:
                 raise UnsupportedError(

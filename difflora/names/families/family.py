@@ -218,8 +218,20 @@ class Family:
         """The `first_word` of each of its names in any code."""
         starts = {link.theirs.partition(".")[0] for links in self.codes.values() for link in links}
         for template, _ in self.modules:
-            starts.update(spelled_out(template) if _BRACED.match(template) else (template,))
-        return frozenset(map(first_word, starts))
+            names = spelled_out(template) if _BRACED.match(template) else (template,)
+            starts.update(name.partition(".")[0] for name in names)
+        return frozenset(start.partition("_")[0] for start in starts)
+
+
+# Trainers write no leading zeros, and no model has ten thousand blocks.
+_NUMBER = "(?:0|[1-9][0-9]{0,3})"
+# Separator -> a number that is a part of a name, and the same or a "#".
+_NUMBERS = {
+    separator: tuple(
+        re.compile(rf"(?<![^{separator}]){number}(?![^{separator}])") for number in (_NUMBER, f"(?:#|{_NUMBER})")
+    )
+    for separator in "._"
+}
 
 
 class Templates(Generic[ValueT]):
@@ -229,10 +241,7 @@ class Templates(Generic[ValueT]):
     """
 
     def __init__(self, separator: str):
-        # Trainers write no leading zeros, and no model has ten thousand blocks.
-        number, alone = "(?:0|[1-9][0-9]{0,3})", rf"(?<![^{separator}]){{}}(?![^{separator}])"
-        self._number = re.compile(alone.format(number))
-        self._mark = re.compile(alone.format(f"(?:#|{number})"))
+        self._number, self._mark = _NUMBERS[separator]
         self._one: dict[tuple[str, str], ValueT] = {}
         self._plain: dict[str, ValueT] = {}
         self._many: dict[str, list[tuple[tuple[str, ...], ValueT]]] = {}

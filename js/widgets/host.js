@@ -62,6 +62,9 @@ export const heightsAreNoStep = () => new Set([...views.values()].map(({ node })
 /** The size functions of hidden widgets, from before they were hidden. @type {WeakMap<object, any>} */
 const sizes = new WeakMap();
 
+/** Nodes that were loaded, and have the size that they were saved with: there, hidden widgets had no room. @type {WeakSet<Node>} */
+const loaded = new WeakSet();
+
 /** The canvas leaves room for hidden widgets too; -4 cancels the gap that it adds to each. @param {any} widget @param {boolean} hidden */
 const takeNoRoom = (widget, hidden) => {
   if (hidden) {
@@ -88,8 +91,10 @@ export const hideWidgets = (node, names) => {
     widget.hidden = hidden;
     takeNoRoom(widget, hidden);
   }
+  const asSaved = loaded.delete(node);
   if (!changed || isVue()) return;
-  node.setSize([node.size[0], Math.max(node.size[1] + node.computeSize()[1] - before, node.computeSize()[1])]);
+  const now = node.computeSize()[1];
+  node.setSize([node.size[0], Math.max(node.size[1] + (asSaved ? 0 : now - before), now)]);
   heightIsNoStep(node);
   app.graph?.setDirtyCanvas(true, true);
 };
@@ -167,7 +172,10 @@ export const attach = (node, name, width, make, least = 60) => {
     grown.disconnect();
     for (const part of parts) part.remove?.();
   });
-  afterwards(node, "onConfigure", () => later([outer]));
+  afterwards(node, "onConfigure", () => {
+    loaded.add(node);
+    later([outer]);
+  });
   afterwards(node, "onConnectionsChange", () => later());
   afterwards(node, "onExecuted", (output) => {
     node.diffloraOutput = output;

@@ -25,18 +25,6 @@ def choose(rack, row, text):
     rack.page.settle()
 
 
-def undone(page):
-    """One step of undo. The page passes over a key while it still restores the step before."""
-    steps = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length"
-    before = page.run(steps)
-    for _ in range(4):
-        undo(page)
-        page.settle()
-        if page.run(steps) != before:
-            break
-    assert page.run(steps) == before - 1
-
-
 @both_renderers
 def test_rows_are_added_set_moved_removed_and_undone_one_by_one(drawn):  # noqa: F811
     dense, sparse = (f"1 {name}" for name in (small_models.DENSE, small_models.SPARSE))
@@ -66,7 +54,7 @@ def test_rows_are_added_set_moved_removed_and_undone_one_by_one(drawn):  # noqa:
     ]
     assert rack.find(".row").get_attribute("data-off") == "true"
     for state in reversed(states[:-1]):
-        undone(drawn)
+        undo(drawn)
         rack = Face(drawn, rack.type, node_id=rack.id)
         assert rows(rack) == state
     assert rack.text(".empty") == "No LoRA yet"
@@ -96,10 +84,14 @@ def test_rows_are_the_text_of_the_widget_and_say_what_is_wrong(drawn):  # noqa: 
     drawn.page.keyboard.type("2.5\n")
     drawn.settle()
     assert rows(rack)[:2] == [f"2.5 {small_models.DENSE}", "nonsense"]
-    workflow = drawn.workflow()
+    size = "id => app.graph.getNodeById(Number(id)).size[1]"
+    drawn.run("id => { const node = app.graph.getNodeById(Number(id)); node.setSize([node.size[0], 700]); }", rack.id)
+    workflow, on_canvas = drawn.workflow(), not drawn.run("() => Boolean(LiteGraph.vueNodesMode)")
     drawn.clear()
     drawn.load(workflow)  # as after a reload
     again = Face(drawn, rack.type, node_id=rack.id)
+    if on_canvas:  # where a hidden widget would take room
+        assert drawn.run(size, again.id) == 700
     assert rows(again)[0] == f"2.5 {small_models.DENSE}"
     assert len(again.element.query_selector_all(".row")) == 4
     again.set("twin", "high")

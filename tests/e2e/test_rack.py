@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests import small_models
-from tests.comfy_server import NodeFailed
+from tests.comfy_server import NodeFailed, PromptRejected
 from tests.e2e.test_block_toggle import Wrapper, sampled
 from tests.e2e.test_slider import FP8, I2V, files, lines, message, node, read, slider  # noqa: F401
 
@@ -81,7 +81,7 @@ def test_what_is_wrong_is_said_with_its_row(files, rows, inputs, says):  # noqa:
     loras = files.models("loras")
     shutil.copyfile(loras / small_models.DENSE, loras / "alone_high.safetensors")
     small_models.write_lora(loras / "other_model.safetensors", wide(files), seed=3)
-    with pytest.raises((NodeFailed, RuntimeError)) as failure:
+    with pytest.raises((NodeFailed, PromptRejected)) as failure:
         files.run(rack(rows, **inputs) | {"keep": node("TestKeep", value=["slider", 0])})
     if says:
         assert says in failure.value.message

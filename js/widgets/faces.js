@@ -116,7 +116,7 @@ const withRack = (node) => {
       const told = await askFacts(names, model(), unknown);
       if (!told || asked !== question) return;
       facts = told;
-      changed();
+      laterOn((other) => other === node);
     };
     const view = rackView({
       read,

@@ -109,6 +109,7 @@ export const attach = (node, name, width, make, least = 60) => {
   const inner = el("div", { class: "difflora-inner" });
   const outer = el("div", { class: "difflora-outer", "aria-busy": "true" }, inner);
   let height = 0;
+  let asSaved = false; // what comes now was there when the node was saved, and has its room
   const widget = node.addDOMWidget(name, "difflora", outer, {
     serialize: false,
     hideOnZoom: false,
@@ -126,7 +127,7 @@ export const attach = (node, name, width, make, least = 60) => {
     const now = Math.ceil(content) + (least ? 16 : 0);
     if ((content === 0 && least) || now === height) return;
     // A node that somebody has enlarged keeps its size, and so does a loaded one.
-    const room = (height || !least) && node.size[1] + now - height;
+    const room = !asSaved && (height || !least) && node.size[1] + now - height;
     height = now;
     if (isVue()) {
       for (const wait of [100, 600]) setTimeout(() => heightIsNoStep(node), wait); // there, nodes grow with their content, a little later
@@ -153,6 +154,7 @@ export const attach = (node, name, width, make, least = 60) => {
     draw: () => {
       if (!parts.length) {
         const view = make(() => {
+          asSaved = false;
           forgetFailure(node);
           shown.draw();
         });
@@ -174,10 +176,12 @@ export const attach = (node, name, width, make, least = 60) => {
   });
   afterwards(node, "onConfigure", () => {
     loaded.add(node);
+    asSaved = true;
     later([outer]);
   });
   afterwards(node, "onConnectionsChange", () => later());
   afterwards(node, "onExecuted", (output) => {
+    asSaved = false;
     node.diffloraOutput = output;
     later();
   });

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def everything(comfy):
-    """Every node of the pack that works without a MODEL or the wrapper, and a picture that is saved behind each image."""
+    """Every node of the pack that works without the wrapper and has no MODEL or a fingerprint, and a picture that is saved behind each image."""
     loras = comfy.models("loras")
     for run in ("private_one", "private_two"):
         for step in (100, 200):
@@ -34,6 +34,8 @@ def everything(comfy):
         "analyze": node("DiffLoraAnalyze", a=["a", 0], b=["b", 0], rank=4, show="difference"),
         "wanvideo": node("DiffLoraSliderWanVideo", lora=["small", 0], strength=1.0, merge_loras=False, low_mem_load=False),
         "rack": node("DiffLoraSliderRackWanVideo", rows=f"1 {small_models.DENSE}", merge_loras=False, low_mem_load=False),
+        "unet": node("UNETLoader", unet_name=small_models.WAN, weight_dtype="default"),
+        "model rack": node("DiffLoraSliderRack", model=["unet", 0], rows=f"1 {small_models.DENSE}", apply="auto"),
         "save": node("DiffLoraSave", lora=["small", 0], filename_prefix="private/saved", dtype="float32", dialect="native",
                      if_exists="overwrite", recommended_strength=""),
         "extract": node("DiffLoraExtract", base=small_models.WAN, tuned="private_tuned.safetensors"),
@@ -57,7 +59,7 @@ def everything(comfy):
         "compare": node("DiffLoraABCompare", a=["grid", 0], b=["grid", 0], mode="wipe", amplify=4.0, fps=16.0,
                         label_a="A", label_b="B"),
     }  # fmt: skip
-    for name in ("wanvideo", "rack", "extract", "step", "slider", "encode"):
+    for name in ("wanvideo", "rack", "model rack", "extract", "step", "slider", "encode"):
         graph[f"keep {name}"] = node("TestKeep", value=[name, 0])
     for name, output in (
         ("analyze", 0),

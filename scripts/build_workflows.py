@@ -1,7 +1,7 @@
 """Have ComfyUI's own page build the example workflows, lay them out, and save them with a picture of each.
 
-`python -m scripts.build_workflows` with COMFYUI_DIR and WANVIDEO_WRAPPER_DIR set, and chromium installed; with numbers,
-only those workflows. `--measure` records how high nodes are after a run (in the workflows as they are), which the layout
+`python -m scripts.build_workflows` with COMFYUI_DIR set, for the wrapper's workflows WANVIDEO_WRAPPER_DIR too, and chromium
+installed; with numbers, only those workflows. `--measure` records how high nodes are after a run (in the workflows as they are), which the layout
 leaves room for.
 """
 
@@ -16,12 +16,29 @@ import shutil
 import sys
 import tempfile
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from scripts.example_workflows import DEMO, EXPLORE, FOLDER, WORKFLOWS, Node, Workflow, link, with_downloads
+from scripts.example_workflows import (
+    DEMO,
+    EXPLORE,
+    FOLDER,
+    INDEPENDENT_DEMO,
+    MASKS_DEMO,
+    TRAIN_DEMO,
+    TRAIN_WAN,
+    TWINS,
+    WORKFLOWS,
+    Group,
+    Node,
+    Workflow,
+    filled,
+    link,
+    with_downloads,
+)
 from scripts.layout import lay_out
 from tests import small_models
 from tests.comfy_page import Browser, ComfyPage
@@ -87,41 +104,67 @@ PLACE = """({ nodes, groups, note }) => {
 
 NOTE_WIDTH = 540
 SIZES = Path(__file__).with_name("node_sizes.json")  # type -> its height after a run, where the larger renderer has it
+FRAMES = ("EmptyHunyuanLatentVideo", "WanVideoEmptyEmbeds")
+MORE_WITH_MAP = 80  # height of what a slider says about its map
+PLAYER_BARS = 440  # height of a Sweep Grid after a run, without the picture in its player
 
 
-def room(node: Node, measured: tuple[float, float]) -> tuple[float, float]:
+def room(workflow: Workflow, node: Node, measured: tuple[float, float]) -> tuple[float, float]:
     """The room that a node needs: as the page shows it now, or after a run."""
-    after = json.loads(SIZES.read_text("utf-8"))
-    return math.ceil(measured[0] - 0.01), math.ceil(max(measured[1], after.get(node.type, 0)))
+    width, height = measured
+    after = json.loads(SIZES.read_text("utf-8")).get(node.type, 0)
+    if node.type == "DiffLoraSweepGrid":  # its player is as high as the pictures are for its width
+        frames = next(each.values for each in workflow.nodes() if each.type in FRAMES)
+        after = PLAYER_BARS + width * frames["height"] / frames["width"]
+    if "map" in node.inputs:
+        after += MORE_WITH_MAP
+    return math.ceil(width - 0.01), math.ceil(max(height, after))
+
+
+WIDTHS = "() => app.graph._nodes.reduce((sum, node) => sum + node.size[0], 0)"
 
 
 def largest(page: ComfyPage) -> dict[str, tuple[float, float]]:
     """Width and height of every node's body by id, in the renderer where it is larger."""
     found: dict[str, tuple[float, float]] = {}
+    page.set_renderer(False)
+    saved_widths = page.run(WIDTHS)
     for vue in (True, False):
         page.set_renderer(vue)
         page.fit()
         page.settle()
         page.page.wait_for_timeout(1500)
+        # The Vue renderer draws a graph that was made for the canvas larger, places and sizes alike.
+        scale = page.run(WIDTHS) / saved_widths if vue else 1
         for id, box in page.boxes().items():
             width, height = found.get(id, (0.0, 0.0))
-            found[id] = (max(width, box[2]), max(height, box[3]))
+            found[id] = (max(width, box[2] / scale), max(height, box[3] / scale))
     return found
+
+
+def make(page: ComfyPage, workflow: Workflow, note: tuple[float, float]) -> list[int]:
+    """The workflow's nodes in the page, not yet in their places; returns their ids."""
+    specs = [
+        dataclasses.asdict(node) | {"inputs": {name: link(source) for name, source in node.inputs.items()}}
+        for node in workflow.nodes()
+    ]
+    page.clear()
+    return page.run(MAKE, {"note": workflow.note, "noteSize": note, "nodes": specs})
+
+
+def note_size(workflow: Workflow) -> tuple[float, float]:
+    """With room for the text as the Vue renderer sets it; rows of tables are higher than lines."""
+    lines = workflow.note.splitlines()
+    return NOTE_WIDTH, 90 + sum((36 if line.startswith("|") else 21) * (1 + len(line) // 85) for line in lines)
 
 
 def build(page: ComfyPage, workflow: Workflow) -> dict[str, Any]:
     """Build a workflow in the page; returns what the page saves, without what differs from run to run."""
     nodes = list(workflow.nodes())
-    specs = [
-        dataclasses.asdict(node) | {"inputs": {name: link(source) for name, source in node.inputs.items()}}
-        for node in nodes
-    ]
-    page.clear()
-    lines = sum(1 + len(line) // 62 for line in workflow.note.splitlines())
-    note = (NOTE_WIDTH, 120 + 25 * lines)
-    ids = page.run(MAKE, {"note": workflow.note, "noteSize": note, "nodes": specs})
+    note = note_size(workflow)
+    ids = make(page, workflow, note)
     measured = largest(page)
-    sizes = {node.name: room(node, measured[str(id)]) for node, id in zip(nodes, ids, strict=True)}
+    sizes = {node.name: room(workflow, node, measured[str(id)]) for node, id in zip(nodes, ids, strict=True)}
     layout = lay_out(workflow, sizes, note)
     groups = [group for stack in workflow.stacks for group in stack]
     page.run(
@@ -139,28 +182,86 @@ def build(page: ComfyPage, workflow: Workflow) -> dict[str, Any]:
     # As text: the page's `undefined` is to be left out, as it is when the page saves, and not to become null.
     saved = json.loads(page.run("async () => JSON.stringify((await app.graphToPrompt()).workflow)"))
     saved["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, workflow.name))
-    # Opened so that it can be read: the note and the nodes to choose files in first.
-    saved["extra"] = {"ds": {"scale": 0.7, "offset": [120, 110]}}
+    saved["extra"] = {"ds": opened(layout.size)}
     return with_downloads(saved)
 
 
+SCREEN, BARS = (
+    (1920, 1080),
+    (60, 110),
+)  # where most graphs are opened, and what the page's bars take at the left and at the top
+
+
+def opened(size: tuple[float, float]) -> dict[str, Any]:
+    """Scale and offset: the whole graph if it can be read then, otherwise its beginning."""
+    fitting = min((total - bar - 20) / side for total, bar, side in zip(SCREEN, BARS, size, strict=True))
+    scale = round(min(1.0, max(0.6, fitting)), 2)
+    return {"scale": scale, "offset": [round(bar / scale) for bar in BARS]}
+
+
+def rearrange(page: ComfyPage, path: Path) -> tuple[float, float]:
+    """Lay a saved workflow out anew, its nodes as they are; returns the size of the whole."""
+    saved = json.loads(path.read_text("utf-8"))
+    page.clear()
+    page.load(saved)
+    measured = largest(page)
+    [note] = [node for node in saved["nodes"] if node["type"] == "MarkdownNote"]
+    nodes = [node for node in saved["nodes"] if node is not note]
+    source = {link[0]: f"{link[1]}:{link[2]}" for link in saved["links"]}
+    groups = []
+    for frame in saved["groups"]:
+        left, top, width, height = frame["bounding"]
+        inside = [n for n in nodes if 0 <= n["pos"][0] - left <= width and 0 <= n["pos"][1] - top <= height]
+        columns = [
+            [Node(str(n["id"]), n["type"], {}, {i["name"]: source[i["link"]] for i in n["inputs"] if i.get("link")})]
+            for n in sorted(inside, key=lambda n: n["pos"])
+        ]
+        groups.append(Group(frame["title"], columns, frame["color"]))
+    workflow = Workflow(path.stem, note["widgets_values"][0], [groups])
+    layout = lay_out(
+        workflow,
+        {node.name: room(workflow, node, measured[node.name]) for node in workflow.nodes()},
+        note_size(workflow),
+    )
+    for node in nodes:
+        box = layout.nodes[str(node["id"])]
+        node["pos"] = [box.x, box.y]
+    note["pos"], note["size"] = [layout.note.x, layout.note.y], [layout.note.width, layout.note.height]
+    for frame, box in zip(saved["groups"], layout.groups, strict=True):
+        frame["bounding"] = [box.x, box.y, box.width, box.height]
+    saved["extra"] = {"ds": opened(layout.size)}
+    path.write_text(json.dumps(saved, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    return layout.size
+
+
+# What is run to see how high nodes are then: a height does not depend on the number of steps.
+MEASURED = (DEMO, EXPLORE, TRAIN_DEMO, TWINS, MASKS_DEMO, INDEPENDENT_DEMO)
+PAIR = (small_models.DENSE, small_models.SPARSE)
+
+
 def measure(page: ComfyPage) -> None:
-    """Record how high nodes are after a run: of the demo, and of the exploration with a small pair."""
+    """Record how high nodes are after a run: of the demos, and of what is done to a pair, with a small one."""
     found: dict[str, int] = {}
-    for workflow, pair in ((DEMO, None), (EXPLORE, (small_models.DENSE, small_models.SPARSE))):
-        page.clear()
-        page.load(json.loads(workflow.path.read_text("utf-8")))
-        for node, file in zip(page.node_ids("DiffLoraLoad"), pair or (), strict=False):
-            page.set_value(node, "lora_name", file)
-        for node in page.node_ids("KSampler"):
-            page.set_value(node, "steps", 1)  # a height does not depend on it
+    for workflow in MEASURED:
+        make(page, workflow, note_size(workflow))
         page.set_renderer(False)
-        page.queue(timeout=1800)
+        if workflow is EXPLORE:
+            for node, file in zip(page.node_ids("DiffLoraLoad"), PAIR, strict=True):
+                page.set_value(node, "lora_name", file)
+        for node in page.node_ids("DiffLoraLoadPair"):
+            for widget, file in zip(("lora_a", "lora_b"), PAIR, strict=True):
+                page.set_value(node, widget, file)
+        for type, steps in (("KSampler", 1), ("DiffLoraTrainSlider", 2)):
+            for node in page.node_ids(type):
+                page.set_value(node, "steps", steps)
+        page.queue(timeout=1800)  # ComfyUI runs what it can: of Wan2.2, all that needs no model
         types = page.run("() => Object.fromEntries(app.graph._nodes.map(node => [node.id, node.type]))")
         for id, (_, height) in largest(page).items():
-            if types[id] != "MarkdownNote":
+            if types[id] not in ("MarkdownNote", "DiffLoraSweepGrid"):
                 found[types[id]] = max(found.get(types[id], 0), math.ceil(height / 10) * 10)
-    SIZES.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n", "utf-8")
+        print(workflow.name, flush=True)
+    known = json.loads(SIZES.read_text("utf-8"))  # what cannot be run here, too
+    SIZES.write_text(json.dumps(dict(sorted((known | found).items())), indent=1) + "\n", "utf-8")
 
 
 # The graph between the page's bars, in its own pixels; the rest of the page is cut off.
@@ -178,22 +279,31 @@ SHOW = """([left, top, width, height]) => {
 }"""
 
 
+# A first visitor's banner, and what tells of a finished job.
+WITHOUT_BARS = (
+    ".p-toast, .comfy-minimap, .litegraph-minimap, [class*=banner], [data-testid=queue-overlay], .p-message "
+    "{ display: none !important }"
+)
+
+
 def picture(page: ComfyPage) -> Image.Image:
     """The whole graph, as the page shows it."""
     view = page.page.viewport_size
     left, top = 100, 130
     width, height = page.run(SHOW, [left, top, view["width"] - left - 20, view["height"] - top - 20])
-    page.page.add_style_tag(content=".p-toast, .comfy-minimap, .litegraph-minimap { display: none !important }")
+    page.page.add_style_tag(content=WITHOUT_BARS)
     page.page.wait_for_timeout(1500)
     shot = page.page.screenshot(clip={"x": left, "y": top, "width": width, "height": height})
     return Image.open(io.BytesIO(shot)).convert("RGB")
 
 
-# What a workflow leads to, from the demo's results: columns (strengths) and rows of the sweep; otherwise its graph.
-SWEEP, CELL, TOP = FOLDER.parent / "demo/results/sweep.jpg", 196, 42
+# What a workflow leads to, from the demo's results: columns (strengths) and rows of the sweep.
+DEMO_FOLDER = FOLDER.parent / "demo"
+SWEEP, CELL, TOP = DEMO_FOLDER / "results/sweep.jpg", 196, 42
+TRAINED = FOLDER.parent / "docs/pictures/trained.jpg"
 ALL, ENDS = tuple(range(7)), (0, 3, 6)
 RESULTS = {"0": (ALL, (0, 1, 2, 3)), "1": (ENDS, (2,)), "2": (ENDS, (1,)), "3": (ENDS, (3,))}
-RESULTS |= {"6": (ALL, (1, 2)), "7": (ALL, (2, 3)), "8": (ENDS, (0,))}
+RESULTS |= {"6": (ALL, (1, 2)), "7": (ALL, (2, 3)), "10": (ENDS, (0, 1)), "17": (ENDS, (2, 3))}
 
 
 def result(columns: tuple[int, ...], rows: tuple[int, ...]) -> Image.Image:
@@ -218,11 +328,56 @@ def under_map(number: str) -> Image.Image:
         return image.convert("RGB")
 
 
+# Pairs of pictures that a slider is trained on: numbers of the demo's.
+PAIRS = {"5": (0, 5, 6), "9": (2, 7, 8, 1)}
+
+
+def pairs(numbers: tuple[int, ...]) -> Image.Image:
+    """The demo's pairs, the side with more above the side with less."""
+    made = Image.new("RGB", (CELL * len(numbers), CELL * 2), "white")
+    for y, side in enumerate(("dense", "sparse")):
+        for x, number in enumerate(numbers):
+            with Image.open(DEMO_FOLDER / f"pairs/{side}/{number:03}.png") as image:
+                made.paste(
+                    image.convert("RGB").resize((CELL - 4, CELL - 4), Image.Resampling.LANCZOS),
+                    (CELL * x + 2, CELL * y + 2),
+                )
+    return made
+
+
+def run_for(server: ComfyServer, workflow: Workflow, node: str, files: Mapping[str, str]) -> Image.Image:
+    """Run a workflow as it is, with other files in its Load LoRA nodes; returns what a node of it shows."""
+    prompt = workflow.prompt()
+    for name, file in files.items():
+        prompt[name]["inputs"]["lora_name"] = file
+    shown = server.run(filled(prompt, server.object_info()), timeout=3600).output(node)["images"][0]
+    return Image.open(io.BytesIO(server.view(**shown))).convert("RGB")
+
+
 def thumbnail(page: ComfyPage, workflow: Workflow) -> None:
     number = workflow.number
-    shot = result(*RESULTS[number]) if number in RESULTS else under_map(number) if number in MAPS else picture(page)
+    if number in RESULTS:
+        shot = result(*RESULTS[number])
+    elif number in MAPS:
+        shot = under_map(number)
+    elif workflow is TRAIN_WAN:
+        shot = pairs(PAIRS["9"])
+    elif workflow is TRAIN_DEMO:
+        with Image.open(TRAINED) as image:
+            shot = image.convert("RGB")
+    elif workflow is EXPLORE:
+        files = {side: f"difflora_demo_{side}.safetensors" for side in ("dense", "sparse")}
+        shot = run_for(page.server, workflow, "analyze", files)
+    elif workflow is INDEPENDENT_DEMO:
+        shot = run_for(page.server, workflow, "save", {})
+    else:
+        shot = picture(page)
+    keep(shot, workflow.path)
+
+
+def keep(shot: Image.Image, path: Path) -> None:
     size = (1200, 1200 * shot.height // shot.width)
-    shot.resize(size, Image.Resampling.LANCZOS).save(workflow.path.with_suffix(".jpg"), quality=85)
+    shot.resize(size, Image.Resampling.LANCZOS).save(path.with_suffix(".jpg"), quality=85)
 
 
 def main() -> None:
@@ -230,10 +385,13 @@ def main() -> None:
     assert chromium, "chromium is not installed"
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        base, comfyui, wrapper = Path(folder), Path(os.environ["COMFYUI_DIR"]), Path(os.environ["WANVIDEO_WRAPPER_DIR"])
+        base, comfyui, wrapper = Path(folder), Path(os.environ["COMFYUI_DIR"]), os.environ.get("WANVIDEO_WRAPPER_DIR")
         small_models.write_all(base / "models")
         python = os.environ.get("COMFYUI_PYTHON", sys.executable)
-        with ComfyServer(base, comfyui, wrapper=wrapper, python=python) as comfy, Browser(chromium, comfy) as browser:
+        with (
+            ComfyServer(base, comfyui, wrapper=Path(wrapper) if wrapper else None, python=python) as comfy,
+            Browser(chromium, comfy) as browser,
+        ):
             # So large, and with small text drawn, that a picture of a whole graph can be read.
             settings = {
                 "LiteGraph.Canvas.MinFontSizeForLOD": 0,
@@ -243,12 +401,17 @@ def main() -> None:
             page = browser.open(settings=settings, viewport={"width": 3000, "height": 1700})
             if sys.argv[1:] == ["--measure"]:
                 return measure(page)
-            for workflow in (each for each in WORKFLOWS if each.number in sys.argv[1:] or not sys.argv[1:]):
+            wanted = sys.argv[1:]
+            for workflow in (each for each in WORKFLOWS if each.number in wanted or not wanted):
                 saved = build(page, workflow)
                 workflow.path.write_text(json.dumps(saved, indent=1, ensure_ascii=False) + "\n", "utf-8")
                 page.load(saved)
                 thumbnail(page, workflow)
-                print(f"{workflow.name}: {len(saved['nodes'])} nodes, {len(saved['links'])} links")
+                print(f"{workflow.name}: {len(saved['nodes'])} nodes, {len(saved['links'])} links", flush=True)
+            if "5" in wanted or not wanted:
+                [path] = FOLDER.glob("5 *.json")
+                print(f"{path.stem}: {rearrange(page, path)}")
+                keep(pairs(PAIRS["5"]), path)
 
 
 if __name__ == "__main__":

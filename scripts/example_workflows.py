@@ -89,8 +89,14 @@ def filled(prompt: dict[str, dict[str, Any]], object_info: dict[str, Any]) -> di
 DENSE, SPARSE = "dense_scenes.safetensors", "sparse_scenes.safetensors"
 STYLE = "studio_ghibli_wan14b_t2v_v01.safetensors"
 DISTILL = "lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank128_bf16.safetensors"
+WRAPPER_TWINS = {
+    "high": "Wan2_2-T2V-A14B_HIGH_fp8_e4m3fn_scaled_KJ.safetensors",
+    "low": "Wan2_2-T2V-A14B-LOW_fp8_e4m3fn_scaled_KJ.safetensors",
+}
 
 KIJAI = "https://huggingface.co/Kijai/WanVideo_comfy/resolve/main"
+KIJAI_FP8 = "https://huggingface.co/Kijai/WanVideo_comfy_fp8_scaled/resolve/main"
+WAN22 = "https://huggingface.co/Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files/diffusion_models"
 WAN21 = "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
 # file -> folder below models/, and where to get it: ComfyUI's page offers to download what is missing.
 # The style LoRA has no address that needs no account: the workflows' notes name its page.
@@ -107,6 +113,14 @@ DOWNLOADS = {
         "text_encoders",
         f"{WAN21}/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors",
     ),
+    **{file: ("diffusion_models", f"{KIJAI_FP8}/T2V/{file}") for file in WRAPPER_TWINS.values()},
+    **{
+        f"wan2.2_t2v_{noise}_noise_14B_fp8_scaled.safetensors": (
+            "diffusion_models",
+            f"{WAN22}/wan2.2_t2v_{noise}_noise_14B_fp8_scaled.safetensors",
+        )
+        for noise in ("high", "low")
+    },
     "wan_2.1_vae.safetensors": ("vae", f"{WAN21}/vae/wan_2.1_vae.safetensors"),
 }
 
@@ -176,7 +190,7 @@ SAVE_VIDEO = Node(
     "SaveVideo",
     {"filename_prefix": "slider", "format": "auto", "codec": "auto"},
     {"video": "video"},
-    size=(480, 460),
+    size=(420, None),
 )
 
 
@@ -678,7 +692,7 @@ def swept(title: str, decode: list[Node]) -> list[list[Group]]:
                             "DiffLoraSweepGrid",
                             {"arrange": "grid", "cell_size": 384, "fps": 16.0, "baseline": 0.0},
                             {"images": "decode"},
-                            size=(620, None),
+                            size=(500, None),
                         )
                     ],
                 ],
@@ -687,7 +701,7 @@ def swept(title: str, decode: list[Node]) -> list[list[Group]]:
         ],
         [
             Group(
-                "How far can it go?",
+                "How far can it go? Saved with that range",
                 [
                     [
                         Node(
@@ -700,9 +714,17 @@ def swept(title: str, decode: list[Node]) -> list[list[Group]]:
                                 "saturation_limit": 10.0,
                             },
                             {"sweep": "grid:1"},
-                            size=(620, None),
+                            size=(540, None),
                         )
-                    ]
+                    ],
+                    [
+                        Node(
+                            "keep",
+                            "DiffLoraSave",
+                            {"filename_prefix": "slider", "dtype": "float32", "if_exists": "next number"},
+                            {"lora": "rank", "recommended_strength": "response:5"},
+                        )
+                    ],
                 ],
                 PLUM,
             ),
@@ -739,7 +761,8 @@ HOW_TO_SWEEP = """
 2. Press Run. Every strength is rendered, one after the other; **Sweep Grid** shows what is done.
 3. Look: choose strengths below the picture, press **Wipe** or **Difference**, try **Blind**.
 4. **Sweep Response** shows how the pictures follow the strength, and how far the slider can go. For a range that you can
-trust, sweep three prompts or seeds, and wire all three grids into it. Give **recommended** to *Save LoRA*.
+trust, sweep three prompts or seeds, and wire all three grids into it.
+5. **Save LoRA** writes the slider with that range. *Load LoRA (Differential)* and the sliders show it from then on.
 
 If you add a strength, only that one is rendered. After an error, a Cancel or a restart, only what is missing.
 """
@@ -892,7 +915,7 @@ The text is an embedding of zeros, because this small model has never seen a wor
                             "DiffLoraSweepGrid",
                             {"arrange": "row", "cell_size": 192, "fps": 2.0, "baseline": 0.0},
                             {"images": "larger"},
-                            size=(620, None),
+                            size=(500, None),
                         ),
                     ],
                     [
@@ -923,7 +946,7 @@ The text is an embedding of zeros, because this small model has never seen a wor
                                 "saturation_limit": 10.0,
                             },
                             {"sweep": "grid:1"},
-                            size=(620, None),
+                            size=(540, None),
                         )
                     ]
                 ],
@@ -1380,6 +1403,411 @@ What lies outside the mask is *like* the picture without the slider, not the sam
 )
 
 
+NOISES = ("high", "low")
+
+
+def of_both(kind: str, type: str, title: str, values: dict[str, Any], **inputs: str) -> list[Node]:
+    """A node for each of Wan2.2's models; "#" is "high" or "low" in inputs, titles and values."""
+
+    def said(text: Any, noise: str) -> Any:
+        return text.replace("#", noise) if isinstance(text, str) else text
+
+    return [
+        Node(
+            f"{kind}_{noise}",
+            type,
+            {name: said(value, noise) for name, value in values.items()},
+            {name: said(source, noise) for name, source in inputs.items()},
+            said(title, noise),
+        )
+        for noise in NOISES
+    ]
+
+
+TWIN_PAIRS = Group(
+    "1. Each pair becomes a slider",
+    [
+        of_both(
+            "pair",
+            "DiffLoraLoadPair",
+            "Pair for # noise",
+            {"lora_a": "dense_#_noise.safetensors", "lora_b": "sparse_#_noise.safetensors"},
+        ),
+        [
+            *of_both(
+                "subtract",
+                "DiffLoraSubtract",
+                "A − B for # noise",
+                {"weight_a": 1.0, "weight_b": 1.0, "unmatched": "keep"},
+                a="pair_#:0",
+                b="pair_#:1",
+            ),
+            Node("selection", "PrimitiveString", {"value": "attn"}, title="Selection for both"),
+            Node("keep", "PrimitiveInt", {"value": 4}, title="Rank for both"),
+        ],
+        of_both("select", "DiffLoraSelectBlocks", "Blocks for # noise", {}, lora="subtract_#", selection="selection"),
+        of_both("rank", "DiffLoraRerank", "Re-rank for # noise", {"rule": "rank"}, lora="select_#", rank="keep"),
+    ],
+    GREEN,
+)
+TWIN_FILES = Group(
+    "2. Both sliders as files",
+    [
+        of_both(
+            "file",
+            "DiffLoraSave",
+            "Save the slider for # noise",
+            {"filename_prefix": "density_#", "dtype": "bfloat16", "dialect": "native", "if_exists": "overwrite"},
+            lora="rank_#",
+        )
+    ],
+    GREEN,
+)
+TWIN_STRENGTH = Node("strength", "PrimitiveFloat", {"value": 2.0}, title="Strength for both")
+
+TWINS_NOTE = """# A slider on both models of Wan2.2
+
+Wan2.2-T2V-A14B is two models: one makes the first steps, with high noise, the other makes the rest. Each was trained on its own,
+so there are two pairs of LoRAs and two sliders. One selection, one rank and one strength serve both.
+
+1. Choose your four LoRAs on the left: the pair for high noise in the upper node, the pair for low noise in the lower one.
+2. Press Run. Both sliders are saved, `density_high` and `density_low`.
+3. Change **Strength for both** and run again. Both sliders follow, and neither model is loaded again.
+
+**To sweep** the strength, put *Strength Sweep* in the place of **Strength for both**, and *Sweep Grid* behind {decode}.
+
+**Files** (in ComfyUI's `models` folder)
+
+| File | Folder | From |
+|---|---|---|
+{files}
+| your four LoRAs | loras | two trained on each model, alike |
+
+The two models are 14 GB each. Nobody has run this workflow at full size yet.
+"""
+
+TWINS = Workflow(
+    "10 Wan2.2, two models",
+    TWINS_NOTE.format(
+        decode="*VAE Decode*",
+        files="""| wan2.2_t2v_high_noise_14B_fp8_scaled | diffusion_models | huggingface.co/Comfy-Org/Wan_2.2_ComfyUI_Repackaged |
+| wan2.2_t2v_low_noise_14B_fp8_scaled | diffusion_models | the same |
+| umt5_xxl_fp8_e4m3fn_scaled | text_encoders | huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged |
+| wan_2.1_vae | vae | the same |""",
+    ),
+    [
+        [TWIN_PAIRS],
+        [TWIN_FILES],
+        [
+            Group(
+                "3. Both models, a slider on each",
+                [
+                    [
+                        *of_both(
+                            "unet",
+                            "UNETLoader",
+                            "Model for # noise",
+                            {"unet_name": "wan2.2_t2v_#_noise_14B_fp8_scaled.safetensors", "weight_dtype": "default"},
+                        ),
+                        TWIN_STRENGTH,
+                    ],
+                    [
+                        *of_both(
+                            "slider",
+                            "DiffLoraSliderModel",
+                            "Slider for # noise",
+                            {"apply": "auto"},
+                            model="unet_#",
+                            lora="rank_#",
+                            strength="strength",
+                        ),
+                        *of_both("shift", "ModelSamplingSD3", "Shift for # noise", {"shift": 8.0}, model="slider_#"),
+                    ],
+                ],
+                PLUM,
+            ),
+        ],
+        [
+            Group(
+                "Text",
+                [
+                    [
+                        Node(
+                            "clip", "CLIPLoader", {"clip_name": "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "type": "wan"}
+                        ),
+                        Node("positive", "CLIPTextEncode", {"text": PROMPT}, {"clip": "clip"}, "Prompt", (400, 200)),
+                        Node(
+                            "negative",
+                            "CLIPTextEncode",
+                            {"text": NEGATIVE},
+                            {"clip": "clip"},
+                            "Negative prompt",
+                            (400, 200),
+                        ),
+                    ]
+                ],
+                GOLD,
+            ),
+        ],
+        [
+            Group(
+                "4. Sampling: high noise, then low noise",
+                [
+                    [
+                        Node(
+                            "frames",
+                            "EmptyHunyuanLatentVideo",
+                            {"width": 640, "height": 480, "length": 81, "batch_size": 1},
+                        ),
+                        *(
+                            Node(
+                                f"sampler_{noise}",
+                                "KSamplerAdvanced",
+                                {
+                                    "noise_seed": SEED,
+                                    "steps": 20,
+                                    "cfg": 3.5,
+                                    "sampler_name": "euler",
+                                    "scheduler": "simple",
+                                    "add_noise": "enable" if noise == "high" else "disable",
+                                    "start_at_step": 0 if noise == "high" else 10,
+                                    "end_at_step": 10 if noise == "high" else 10000,
+                                    "return_with_leftover_noise": "enable" if noise == "high" else "disable",
+                                },
+                                {
+                                    "model": f"shift_{noise}",
+                                    "positive": "positive",
+                                    "negative": "negative",
+                                    "latent_image": "frames" if noise == "high" else "sampler_high",
+                                },
+                                f"Steps with {noise} noise",
+                            )
+                            for noise in NOISES
+                        ),
+                    ]
+                ],
+                BLUE,
+            ),
+        ],
+        [
+            Group(
+                "Video",
+                [
+                    [
+                        Node("vae", "VAELoader", {"vae_name": "wan_2.1_vae.safetensors"}),
+                        Node("decode", "VAEDecode", {}, {"samples": "sampler_low", "vae": "vae"}),
+                        Node("video", "CreateVideo", {"fps": 16.0}, {"images": "decode"}),
+                    ],
+                    [SAVE_VIDEO],
+                ],
+                GREY,
+            )
+        ],
+    ],
+)
+
+TWINS_WRAPPER = Workflow(
+    "17 Wan2.2, two models, wrapper",
+    TWINS_NOTE.format(
+        decode="*WanVideo Decode*",
+        files="""| Wan2_2-T2V-A14B_HIGH_fp8_e4m3fn_scaled_KJ | diffusion_models | huggingface.co/Kijai/WanVideo_comfy_fp8_scaled, in T2V |
+| Wan2_2-T2V-A14B-LOW_fp8_e4m3fn_scaled_KJ | diffusion_models | the same |
+| umt5-xxl-enc-bf16 | text_encoders | huggingface.co/Kijai/WanVideo_comfy |
+| Wan2_1_VAE_bf16 | vae | the same |""",
+    )
+    + "\n**Keep merge_loras off** on both sliders.\n",
+    [
+        [TWIN_PAIRS],
+        [TWIN_FILES],
+        [
+            Group(
+                "3. Both models, a slider on each",
+                [
+                    [
+                        SWAP,
+                        *(
+                            Node(
+                                f"model_{noise}",
+                                "WanVideoModelLoader",
+                                wrapper_model(model=WRAPPER_TWINS[noise], attention_mode="sdpa"),
+                                {"block_swap_args": "swap"},
+                                f"Model for {noise} noise",
+                            )
+                            for noise in NOISES
+                        ),
+                    ],
+                    [
+                        TWIN_STRENGTH,
+                        *of_both(
+                            "slider",
+                            "DiffLoraSliderWanVideo",
+                            "Slider for # noise",
+                            {"merge_loras": False, "low_mem_load": False},
+                            lora="rank_#",
+                            strength="strength",
+                        ),
+                        *of_both(
+                            "loras",
+                            "WanVideoSetLoRAs",
+                            "Slider on the model for # noise",
+                            {},
+                            model="model_#",
+                            lora="slider_#",
+                        ),
+                    ],
+                ],
+                PLUM,
+            ),
+        ],
+        [wrapper_text(nag=False)],
+        [
+            Group(
+                "4. Sampling: high noise, then low noise",
+                [
+                    [
+                        FRAMES,
+                        *(
+                            Node(
+                                f"sampler_{noise}",
+                                "WanVideoSampler",
+                                {
+                                    "steps": 20,
+                                    "cfg": 3.5,
+                                    "shift": 8.0,
+                                    "seed": SEED,
+                                    "force_offload": True,
+                                    "scheduler": "unipc",
+                                    "riflex_freq_index": 0,
+                                    "start_step": 0 if noise == "high" else 10,
+                                    "end_step": 10 if noise == "high" else -1,
+                                },
+                                {"model": f"loras_{noise}", "image_embeds": "frames", "text_embeds": "text"}
+                                | ({} if noise == "high" else {"samples": "sampler_high"}),
+                                f"Steps with {noise} noise",
+                            )
+                            for noise in NOISES
+                        ),
+                    ]
+                ],
+                BLUE,
+            ),
+        ],
+        [wrapper_video("sampler_low")],
+    ],
+)
+
+
+GREEN_PAIRS = Node(
+    "pairs",
+    "DiffLoraEncodePairs",
+    {"folder_a": "demo/pairs/dense", "folder_b": "demo/pairs/sparse", "size": 96, "tint": "#00c800"},
+    {"vae": "vae"},
+    "Encode Pairs: green, or not",
+)
+GREEN_SLIDER = Node(
+    "green",
+    "DiffLoraTrainSlider",
+    {
+        "name": "difflora_demo_green",
+        "mode": "direct",
+        "selection": "attn",
+        "rank": 4,
+        "steps": 100,
+        "batch": 4,
+        "learning_rate": "1e-3",
+        "noise": "composition",
+        "seed": 1,
+        "reach": 3.0,
+    },
+    {"model": "unet", "pairs": "pairs", "conditioning": "text", "vae": "vae"},
+    "Train Slider: green",
+)
+
+INDEPENDENT_DEMO = Workflow(
+    "14 Independent sliders",
+    """# Two sliders that leave each other alone
+
+Press **Run**. Nothing has to be downloaded, and no GPU is needed: a tiny Wan2.1, two LoRAs and drawn pictures come with this
+pack. One slider is trained first, which takes a minute or two.
+
+1. The first slider, many things or few, is the difference of the two LoRAs.
+2. **Encode Pairs** with a **tint** and **Train Slider** make the second, which turns pictures green.
+3. **Independent Sliders** removes from the second what it shares with the first. The first stays as it is.
+4. Both are on one model: the first at −3 to +3, the second at 2 all the time.
+
+**Then play:** set the second to −2 or 0, or wire *Train Slider* straight into the second slider and compare.
+
+**With your own sliders:** put *Load LoRA (Differential)* in the place of everything before *Independent Sliders*.
+""",
+    [
+        [replace(DEMO_PAIR, title="1. The first slider: many things, or few")],
+        [
+            Group(
+                "2. A tiny Wan2.1",
+                [
+                    [
+                        Node(
+                            "unet",
+                            "UNETLoader",
+                            {"unet_name": "difflora_demo_wan.safetensors", "weight_dtype": "default"},
+                        ),
+                        Node("vae", "VAELoader", {"vae_name": "difflora_demo_vae.safetensors"}),
+                    ],
+                    [
+                        Node("shift", "ModelSamplingSD3", {"shift": 3.0}, {"model": "unet"}),
+                        Node("text", "DiffLoraZeroText", {}),
+                    ],
+                ],
+                BLUE,
+            ),
+        ],
+        [Group("3. The second slider: green", [[GREEN_PAIRS], [GREEN_SLIDER]], GREEN)],
+        [
+            Group(
+                "4. Independent of each other, on one model",
+                [
+                    [
+                        Node(
+                            "independent",
+                            "DiffLoraIndependent",
+                            {"directions": 2},
+                            {"lora_1": "rank", "lora_2": "green"},
+                        ),
+                        SWEEP,
+                    ],
+                    [
+                        Node(
+                            "first",
+                            "DiffLoraSliderModel",
+                            {"apply": "auto"},
+                            {"model": "shift", "lora": "independent", "strength": "sweep"},
+                            "LoRA Slider (model): things",
+                        ),
+                        Node(
+                            "slider",
+                            "DiffLoraSliderModel",
+                            {"apply": "auto", "strength": 2.0},
+                            {"model": "first", "lora": "independent:1"},
+                            "LoRA Slider (model): green",
+                        ),
+                    ],
+                ],
+                PLUM,
+            ),
+        ],
+        [
+            replace(
+                DEMO_PICTURES[0],
+                title="5. Four pictures at every strength",
+                columns=[
+                    [node for node in column if node.name not in ("text", "vae")] for column in DEMO_PICTURES[0].columns
+                ],
+            )
+        ],
+    ],
+)
+
+
 WORKFLOWS = (
     DEMO,
     FAST,
@@ -1390,9 +1818,12 @@ WORKFLOWS = (
     SWEEP_NATIVE,
     TRAIN_DEMO,
     TRAIN_WAN,
+    TWINS,
     MASKS_DEMO,
     CLIP_NATIVE,
     BACKGROUND_NATIVE,
+    INDEPENDENT_DEMO,
     CLIP_WRAPPER,
     BACKGROUND_WRAPPER,
+    TWINS_WRAPPER,
 )

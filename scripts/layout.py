@@ -1,22 +1,25 @@
-"""Where the nodes of a workflow stand: groups in rows, each node with the room it takes when it has run.
+"""Where the nodes of a workflow stand: groups packed onto one screen, each node with the room it takes when it has run.
 
 Everything is in ComfyUI's pixels at zoom 1. A node's position is that of its body; its title is above it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 
-from scripts.example_workflows import Group, Workflow
+from scripts.example_workflows import Group, Node, Workflow
 
-WIDTH = 2900  # of a row, as a rule
+WIDTH, HEIGHT = 2800, 1600  # of the whole, where it fits: at zoom 0.6, that is a screen of 1920 × 1080
 TITLE = 30  # of a node, above its body
-HEAD = 50  # of a group: its own title
-EDGE = 20  # from a group's frame to its nodes
-GAP = 40  # between nodes, one below the other
-ASIDE = 60  # between nodes side by side, for the wires
-BETWEEN = 60  # between groups
+HEAD = 52  # of a group: its own title
+LETTER = 13  # of a group's title, about
+EDGE = 16  # from a group's frame to its nodes
+GAP = 24  # between nodes, one below the other
+ASIDE = 40  # between nodes side by side, for the wires
+BETWEEN = 36  # between groups
 
 
 @dataclass(frozen=True)
@@ -46,41 +49,190 @@ class Layout:
     groups: list[Box]
     note: Box
 
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height of the whole, the note's title included."""
+        boxes = [*self.groups, self.note]
+        return max(box.right for box in boxes), max(box.bottom for box in boxes)
 
-def lay_out(workflow: Workflow, sizes: Mapping[str, tuple[float, float]], note: tuple[float, float]) -> Layout:
-    """Put stacks of groups side by side as long as there is room, then into the next row.
+
+@dataclass(frozen=True)
+class _Shape:
+    """A way to arrange a group's nodes: the frame's size, and the nodes' places in it."""
+
+    width: float
+    height: float
+    nodes: dict[str, Box]
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """Groups that have their places: index -> shape and frame. frames[0] is the note with its title."""
+
+    frames: tuple[Box, ...]
+    placed: dict[int, tuple[_Shape, Box]] = field(default_factory=dict)
+    cost: float = 0.0
+
+    @property
+    def width(self) -> float:
+        return max(frame.right for frame in self.frames)
+
+    @property
+    def height(self) -> float:
+        return max(frame.bottom for frame in self.frames)
+
+
+def lay_out(
+    workflow: Workflow, sizes: Mapping[str, tuple[float, float]], note: tuple[float, float], effort: int = 60
+) -> Layout:
+    """Pack the groups, each in one of several shapes, as low as they go in WIDTH: a beam search.
 
     sizes       name -> width, height of the node's body, in the renderer and at the time where it is largest
-    note        width, height of the note's body; it stands first in the first row
+    note        width, height of the note's body; it stands at the top left, the first group beside it
+    effort      how many packings are kept at each step
     """
+    groups = [group for stack in workflow.stacks for group in stack]
+    shapes = [list(_shapes(group, sizes)) for group in groups]
+    widest = max(WIDTH, *(min(shape.width for shape in ways) + note[0] + BETWEEN for ways in shapes))
+    begun = _Packing((Box(0, 0, note[0], note[1] + TITLE),))
+    by_size = sorted(range(1, len(groups)), key=lambda at: -min(shape.width * shape.height for shape in shapes[at]))
+    best = min(
+        (
+            packing
+            for order in ([0, *range(1, len(groups))], [0, *by_size])
+            for packing in _search(begun, order, shapes, widest, effort, workflow)
+        ),
+        key=lambda packing: packing.cost,
+    )
     nodes: dict[str, Box] = {}
-    frames: list[Box] = []
-    x, y, bottom = note[0] + BETWEEN, 0.0, note[1] + TITLE
-    for stack in workflow.stacks:
-        placed = list(_stacked(stack, sizes))
-        width = max(frame.right for frame, _ in placed)
-        if x and x + width > WIDTH:
-            x, y = 0.0, bottom + BETWEEN
-        for frame, inside in placed:
-            frames.append(frame.moved(x, y))
-            nodes |= {name: box.moved(x, y) for name, box in inside.items()}
-            bottom = max(bottom, frames[-1].bottom)
-        x += width + BETWEEN
+    for shape, frame in best.placed.values():
+        nodes |= {name: box.moved(frame.x, frame.y) for name, box in shape.nodes.items()}
+    frames = [best.placed[at][1] for at in range(len(groups))]
     return Layout(nodes, frames, Box(0, TITLE, *note))
 
 
-def _stacked(stack: list[Group], sizes: Mapping[str, tuple[float, float]]) -> Iterator[tuple[Box, dict[str, Box]]]:
-    """The frames of groups one below the other, and the nodes in each."""
-    y = 0.0
-    for group in stack:
-        inside: dict[str, Box] = {}
-        x = float(EDGE)
-        for column in group.columns:
-            top = y + HEAD + TITLE
-            for node in column:
-                inside[node.name] = Box(x, top, *sizes[node.name])
-                top = inside[node.name].bottom + GAP + TITLE
-            x = max(inside[node.name].right for node in column) + ASIDE
-        frame = Box(0, y, x - ASIDE + EDGE, max(box.bottom for box in inside.values()) + EDGE - y)
-        yield frame, inside
-        y = frame.bottom + BETWEEN
+def _search(
+    begun: _Packing, order: list[int], shapes: list[list[_Shape]], widest: float, effort: int, workflow: Workflow
+) -> list[_Packing]:
+    beam = [begun]
+    for at in order:
+        grown: dict[tuple[object, ...], _Packing] = {}
+        for packing in beam:
+            for shape in shapes[at]:
+                for x, y in _corners(packing, shape, widest, beside_note=not packing.placed):
+                    frame = Box(x, y, shape.width, shape.height)
+                    made = _Packing((*packing.frames, frame), packing.placed | {at: (shape, frame)})
+                    made = _Packing(made.frames, made.placed, _cost(made, workflow))
+                    grown[frame.x, frame.y, frame.width, round(made.cost)] = made
+        beam = sorted(grown.values(), key=lambda each: each.cost)[:effort]
+    return beam
+
+
+def _corners(packing: _Packing, shape: _Shape, widest: float, beside_note: bool) -> Iterator[tuple[float, float]]:
+    """Places where a frame of this shape can stand: right of something, or at the left edge, and as high as it goes there."""
+    frames = packing.frames
+    if beside_note:
+        if frames[0].right + BETWEEN + shape.width <= widest:
+            yield frames[0].right + BETWEEN, 0.0
+        return
+    across = sorted({0.0, *(frame.right + BETWEEN for frame in frames)})
+    down = sorted({0.0, *(frame.bottom + BETWEEN for frame in frames)})
+    for x in across:
+        if x + shape.width > widest:
+            continue
+        beside = [f for f in frames if f.x < x + shape.width + BETWEEN and x < f.right + BETWEEN]
+        for y in down:
+            if not any(f.y < y + shape.height + BETWEEN and y < f.bottom + BETWEEN for f in beside):
+                yield x, y
+
+
+def _cost(packing: _Packing, workflow: Workflow) -> float:
+    """In pixels: the height, what does not fit on the screen, groups before those that come earlier, long wires."""
+    filled = sum((frame.width + BETWEEN) * (frame.height + BETWEEN) for frame in packing.frames)
+    over = max(0.0, packing.height - HEIGHT) * 3 + max(0.0, packing.width - WIDTH) * 3
+    waste = max(0.0, packing.height * packing.width - filled) / WIDTH
+    return packing.height + over + 0.3 * waste + 50 * _out_of_order(packing) + 0.02 * _wires(packing, workflow)
+
+
+def _out_of_order(packing: _Packing) -> int:
+    """How many pairs of groups are read in the wrong order: the later one wholly above, or left of the earlier one."""
+    frames = [packing.placed[at][1] for at in sorted(packing.placed)]
+    return sum(
+        later.bottom <= earlier.y or (later.right <= earlier.x and later.y < earlier.bottom)
+        for at, earlier in enumerate(frames)
+        for later in frames[at + 1 :]
+    )
+
+
+def _wires(packing: _Packing, workflow: Workflow) -> float:
+    """The wires' lengths; one that runs back to the left counts twice."""
+    at = {
+        name: (frame.x + box.x, frame.y + box.y, frame.x + box.right)
+        for shape, frame in packing.placed.values()
+        for name, box in shape.nodes.items()
+    }
+    total = 0.0
+    for node in workflow.nodes():
+        for source in node.inputs.values():
+            begin, end = at.get(source.partition(":")[0]), at.get(node.name)
+            if begin and end:
+                across = end[0] - begin[2]
+                total += max(across, -2 * across) + abs(end[1] - begin[1])
+    return total
+
+
+def _shapes(group: Group, sizes: Mapping[str, tuple[float, float]]) -> Iterator[_Shape]:
+    """The group's own columns; its nodes in the same order in fewer and in more columns; and in columns of about one height."""
+    flat = [node for column in group.columns for node in column]
+    counts = range(1, len(flat) + 1)
+    ways = [group.columns]
+    ways += [way for count in counts for way in (_columns(flat, count, sizes), _balanced(flat, count, sizes))]
+    seen = set()
+    for columns in ways:
+        shape = _shape(columns, sizes, LETTER * len(group.title))
+        if (shape.width, shape.height) not in seen:
+            seen.add((shape.width, shape.height))
+            yield shape
+
+
+def _columns(nodes: list[Node], count: int, sizes: Mapping[str, tuple[float, float]]) -> list[list[Node]]:
+    """Nodes in this many columns, in their order, the highest column as low as can be."""
+    heights = [sizes[node.name][1] + GAP + TITLE for node in nodes]
+    # lowest[k][n]: the height of the first n nodes in k columns, and where the last column begins.
+    lowest: list[list[tuple[float, int]]] = [[(0.0, 0)] + [(math.inf, 0)] * len(nodes)]
+    for _ in range(count):
+        before = lowest[-1]
+        lowest.append(
+            [(math.inf, 0)]
+            + [
+                min((max(before[start][0], sum(heights[start:end])), start) for start in range(end))
+                for end in range(1, len(nodes) + 1)
+            ]
+        )
+    cuts = [len(nodes)]
+    for step in reversed(range(1, count + 1)):
+        cuts.append(lowest[step][cuts[-1]][1])
+    return [nodes[start:end] for start, end in pairwise(reversed(cuts))]
+
+
+def _balanced(nodes: list[Node], count: int, sizes: Mapping[str, tuple[float, float]]) -> list[list[Node]]:
+    """Nodes in this many columns: the highest first, each where there is most room; then in their order."""
+    columns: list[list[int]] = [[] for _ in range(count)]
+    heights = [0.0] * count
+    for at in sorted(range(len(nodes)), key=lambda at: -sizes[nodes[at].name][1]):
+        lowest = heights.index(min(heights))
+        columns[lowest].append(at)
+        heights[lowest] += sizes[nodes[at].name][1] + GAP + TITLE
+    return [[nodes[at] for at in sorted(column)] for column in sorted(columns, key=min)]
+
+
+def _shape(columns: list[list[Node]], sizes: Mapping[str, tuple[float, float]], title: float) -> _Shape:
+    inside: dict[str, Box] = {}
+    x = float(EDGE)
+    for column in columns:
+        top = float(HEAD + TITLE)
+        for node in column:
+            inside[node.name] = Box(x, top, *sizes[node.name])
+            top = inside[node.name].bottom + GAP + TITLE
+        x = max(inside[node.name].right for node in column) + ASIDE
+    return _Shape(max(x - ASIDE + EDGE, title), max(box.bottom for box in inside.values()) + EDGE, inside)

@@ -1,8 +1,8 @@
-"""Take the README's pictures: the demo workflow in ComfyUI's page after a run, and the player of its sweep.
+"""Make the README's pictures: the demo in ComfyUI's page after a run, the player of its sweep, and the slider in motion.
 
-`python -m scripts.readme_pictures` with COMFYUI_DIR set, and chromium installed, writes docs/pictures.
-`python -m scripts.readme_pictures output/sweep.png` after `python bootstrap.py demo --train` writes trained.jpg there: pairs, and
-the slider that was trained on them.
+`python -m scripts.readme_pictures` with COMFYUI_DIR set, and chromium installed, writes docs/pictures. With `slider`, only the
+slider in motion, from the demo's results; with `page`, only the others. `python -m scripts.readme_pictures output/sweep.png` after
+`python bootstrap.py demo --train` writes trained.jpg: pairs, and the slider that was trained on them.
 """
 
 from __future__ import annotations
@@ -15,54 +15,99 @@ import sys
 import tempfile
 from pathlib import Path
 
+import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
+from scripts.build_workflows import SHOW, SWEEP, WITHOUT_BARS
+from scripts.build_workflows import TOP as HEAD
 from scripts.example_workflows import DEMO
 from tests.comfy_page import Browser, ComfyPage
 from tests.comfy_server import ComfyServer
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs/pictures"
-WIDTH, HEIGHT = 1800, 1400
-BARS = (90, 110)  # of the page, at the left and at the top
-
-# Zooms to some nodes; returns the place of the lowest one's end in the page.
-SHOW = """([types, left, top, width]) => {
-  const nodes = app.graph._nodes.filter(node => types.includes(node.type)).sort((a, b) => a.pos[1] - b.pos[1]);
-  // What has grown with the run is moved apart.
-  for (const node of nodes)
-    for (const above of nodes.slice(0, nodes.indexOf(node)))
-      if (Math.abs(above.pos[0] - node.pos[0]) < 100)
-        node.pos = [node.pos[0], Math.max(node.pos[1], above.pos[1] + above.size[1] + 50)];
-  const x = Math.min(...nodes.map(n => n.pos[0])) - 20, y = Math.min(...nodes.map(n => n.pos[1])) - 60;
-  const right = Math.max(...nodes.map(n => n.pos[0] + n.size[0])) + 20;
-  const bottom = Math.max(...nodes.map(n => n.pos[1] + n.size[1])) + 20;
-  const scale = Math.min(1.2, width / (right - x));
-  app.canvas.ds.scale = scale;
-  app.canvas.ds.offset = [left / scale - x, top / scale - y];
-  app.canvas.setDirty(true, true);
-  return top + (bottom - y) * scale;
-}"""
-# A first visitor's banner, and what tells of a finished job.
-HIDDEN = ".p-toast, [class*=banner], [data-testid=queue-overlay], .p-message { display: none !important }"
-
-
-def show(page: ComfyPage, *types: str) -> float:
-    left, top = BARS
-    page.run(SHOW, [types, left, top, WIDTH - left - 20])
-    page.settle()
-    page.page.wait_for_timeout(1500)
-    bottom = float(page.run(SHOW, [types, left, top, WIDTH - left - 20]))
-    page.settle()
-    page.page.wait_for_timeout(1500)
-    return min(bottom, HEIGHT)
+WIDTH, HEIGHT = 1900, 1300
+BARS = (70, 100)  # of the page, at the left and at the top
 
 
 def save(shot: bytes, name: str) -> None:
-    PICTURES.mkdir(exist_ok=True)
     path = PICTURES / name
     Image.open(io.BytesIO(shot)).convert("RGB").save(path, quality=85)
     print(path)
+
+
+def of_page(page: ComfyPage) -> None:
+    """The whole graph after a run, and the player with −3 beside +3."""
+    page.load(json.loads(DEMO.path.read_text("utf-8")))
+    page.page.add_style_tag(content=WITHOUT_BARS)
+    page.queue(timeout=3600)
+    left, top = BARS
+    width, height = page.run(SHOW, [left, top, WIDTH - left - 20, HEIGHT - top - 20])
+    page.settle()
+    page.page.wait_for_timeout(3000)
+    save(page.page.screenshot(clip={"x": left, "y": top, "width": width, "height": height}), "page.jpg")
+
+    [grid] = page.node_ids("DiffLoraSweepGrid")
+    page.run("id => { app.canvas.ds.scale = 1.2; app.canvas.centerOnNode(app.graph.getNodeById(id)); }", int(grid))
+    page.settle()
+    player = page.page.locator(".difflora-player")
+    player.get_by_role("button", name="Wipe").click()
+    for side, at in (("Left", 0), ("Right", 6)):
+        player.get_by_role("slider", name=side).fill(str(at))
+    page.page.wait_for_timeout(1500)
+    save(player.screenshot(), "player.jpg")
+
+
+# The slider in motion: the demo's sweep from −3 to +3 and back, four scenes side by side, the strength below them.
+CELL, BETWEEN, TRACK = 192, 4, 54
+STRENGTHS = range(-3, 4)
+FONT = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+
+
+def of_slider() -> None:
+    """Every strength that was rendered, and none in between."""
+    with Image.open(SWEEP) as sweep:
+        frames = [frame([cell(sweep, at, row) for row in range(4)], strength) for at, strength in enumerate(STRENGTHS)]
+    there_and_back = [*frames, *frames[-2:0:-1]]
+    times = [900 if strength in (-3, 0, 3) else 350 for strength in STRENGTHS]
+    path = PICTURES / "slider.webp"
+    there_and_back[0].save(
+        path,
+        append_images=there_and_back[1:],
+        duration=[*times, *times[-2:0:-1]],
+        save_all=True,
+        loop=0,
+        quality=85,
+        method=6,
+    )
+    print(path, f"{path.stat().st_size / 1e6:.2f} MB")
+
+
+def cell(sweep: Image.Image, column: int, row: int) -> Image.Image:
+    left, top = 4 + (CELL + BETWEEN) * column, HEAD + 2 + (CELL + BETWEEN) * row
+    return sweep.crop((left, top, left + CELL, top + CELL))
+
+
+def frame(scenes: list[Image.Image], strength: int) -> Image.Image:
+    """Scenes side by side, and below them a slider at this strength."""
+    width = len(scenes) * (CELL + BETWEEN) - BETWEEN
+    made = Image.new("RGB", (width, CELL + TRACK), "#1e1e1e")
+    for at, scene in enumerate(scenes):
+        made.paste(scene, (at * (CELL + BETWEEN), 0))
+    draw, font = ImageDraw.Draw(made), ImageFont.truetype(FONT, 17)
+    left, right, y = 70, width - 90, CELL + TRACK // 2
+    x = left + (right - left) * (strength - STRENGTHS[0]) / (STRENGTHS[-1] - STRENGTHS[0])
+    middle = (left + right) / 2
+    draw.rounded_rectangle((left, y - 3, right, y + 3), 3, fill="#555555")
+    draw.rectangle((min(x, middle), y - 3, max(x, middle), y + 3), fill="#5b9bf0")
+    for mark in STRENGTHS:
+        at = left + (right - left) * (mark - STRENGTHS[0]) / (STRENGTHS[-1] - STRENGTHS[0])
+        draw.line((at, y + 6, at, y + 11), fill="#999999", width=2)
+    draw.ellipse((x - 10, y - 10, x + 10, y + 10), fill="#5b9bf0", outline="#ffffff", width=2)
+    draw.text((left - 20, y), "−3", "#dddddd", font, anchor="rm")
+    text = f"{strength:+d}".replace("-", "−") if strength else "0"
+    draw.text((width - 14, y), text, "#ffffff", font, anchor="rm")
+    return made
 
 
 def trained(sweep: Image.Image) -> Image.Image:
@@ -88,42 +133,28 @@ def trained(sweep: Image.Image) -> Image.Image:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        path = PICTURES / "trained.jpg"
-        trained(Image.open(sys.argv[1]).convert("RGB")).save(path, quality=85)
-        print(path)
+    wanted = sys.argv[1:] or ["page", "slider"]
+    PICTURES.mkdir(exist_ok=True)
+    for file in (name for name in wanted if name.endswith(".png")):
+        with Image.open(file) as sweep:
+            trained(sweep.convert("RGB")).save(PICTURES / "trained.jpg", quality=85)
+    if "slider" in wanted:
+        of_slider()
+    if "page" not in wanted:
         return
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     assert chromium, "chromium is not installed"
+    settings = {
+        "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+        "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.05,
+        "Comfy.Minimap.Visible": False,
+        "Comfy.Graph.CanvasMenu": False,
+    }
     with tempfile.TemporaryDirectory() as folder:
         comfyui, python = Path(os.environ["COMFYUI_DIR"]), os.environ.get("COMFYUI_PYTHON", sys.executable)
         server = ComfyServer(Path(folder), comfyui, python=python, helper_nodes=False)
         with server as comfy, Browser(chromium, comfy) as browser:
-            settings = {
-                "LiteGraph.Canvas.MinFontSizeForLOD": 0,
-                "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.05,
-                "Comfy.Minimap.Visible": False,
-                "Comfy.Graph.CanvasMenu": False,
-            }
-            page = browser.open(settings=settings, viewport={"width": WIDTH, "height": HEIGHT})
-            page.load(json.loads(DEMO.path.read_text("utf-8")))
-            page.page.add_style_tag(content=HIDDEN)
-            page.queue(timeout=3600)
-            page.page.wait_for_timeout(6000)  # what tells of the finished job goes away
-            close = page.page.get_by_role("button", name="Close")
-            if close.count():
-                close.first.click()
-            bottom = show(
-                page, "DiffLoraLoad", "DiffLoraSubtract", "DiffLoraSelectBlocks", "DiffLoraRerank", "DiffLoraSave"
-            )
-            # Without the banner above, and without the folder that Save LoRA names at the bottom.
-            clip = {"x": 0, "y": 78, "width": WIDTH, "height": bottom - 78 - 140}
-            save(page.page.screenshot(clip=clip), "page.jpg")
-            show(page, "DiffLoraSweepGrid")
-            player = page.page.locator(".difflora").filter(has=page.page.get_by_role("button", name="Wipe")).first
-            player.get_by_role("button", name="Wipe").click()
-            page.page.wait_for_timeout(1000)
-            save(player.screenshot(), "player.jpg")
+            of_page(browser.open(settings=settings, viewport={"width": WIDTH, "height": HEIGHT}))
 
 
 if __name__ == "__main__":

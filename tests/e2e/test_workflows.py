@@ -10,6 +10,8 @@ import av
 import pytest
 
 import difflora
+from difflora.saving.save import STRENGTH_KEY
+from difflora.saving.wan22 import NOISES, noise_said
 from scripts.example_workflows import (
     BACKGROUND_NATIVE,
     BACKGROUND_WRAPPER,
@@ -23,13 +25,15 @@ from scripts.example_workflows import (
     STYLE,
     SWEEP_NATIVE,
     SWEEP_WRAPPER,
+    TWINS,
+    TWINS_WRAPPER,
     WORKFLOWS,
     filled,
 )
 from tests import small_models, wrapper_signatures
 from tests.comfy_server import PACK_NAME
 
-WITH_WRAPPER = (FAST, FULL, SWEEP_WRAPPER, CLIP_WRAPPER, BACKGROUND_WRAPPER)
+WITH_WRAPPER = (FAST, FULL, SWEEP_WRAPPER, CLIP_WRAPPER, BACKGROUND_WRAPPER, TWINS_WRAPPER)
 WITH_MAP = (CLIP_NATIVE, BACKGROUND_NATIVE, CLIP_WRAPPER, BACKGROUND_WRAPPER)
 ids = {"ids": lambda workflow: workflow.name.split(" ")[0]}
 each = pytest.mark.parametrize("workflow", WORKFLOWS, **ids)
@@ -89,6 +93,7 @@ class TestFiles:
     def test_every_public_model_says_where_it_can_be_had(self, workflow):
         # The user's, and one whose page asks for an account.
         own = {"dense_scenes.safetensors", "sparse_scenes.safetensors", STYLE}
+        own |= {f"{side}_{noise}_noise.safetensors" for side in ("dense", "sparse") for noise in NOISES}
         for node in saved(workflow)["nodes"]:
             values = node.get("widgets_values") or []
             files = {value for value in values if isinstance(value, str) and value.endswith(".safetensors")} - own
@@ -200,10 +205,17 @@ def runnable(workflow, comfy):
         pair = {"dense": small_models.DENSE, "sparse": small_models.SPARSE}
     swapped = {
         "DiffLoraLoad": lambda name: {"lora_name": pair[name]},
+        # The other way round for low noise: a pair at the wrong model would be heard.
+        "DiffLoraLoadPair": lambda name: dict(
+            zip(("lora_a", "lora_b"), list(pair.values())[:: -1 if "low" in name else 1], strict=True)
+        ),
         "WanVideoLoraSelect": lambda name: {"lora": small_models.WRAPPER_DENSE},
         "LoraLoaderModelOnly": lambda name: {"lora_name": small_models.DENSE},
-        "WanVideoModelLoader": lambda name: {"model": small_models.WAN_WRAPPER, "attention_mode": "sdpa"},
-        "UNETLoader": lambda name: {"unet_name": small_models.WAN},
+        "WanVideoModelLoader": lambda name: {
+            "model": LOW_WRAPPER if "low" in name else small_models.WAN_WRAPPER,
+            "attention_mode": "sdpa",
+        },
+        "UNETLoader": lambda name: {"unet_name": LOW if "low" in name else small_models.WAN},
         "VAELoader": lambda name: {"vae_name": small_models.VAE},
         "WanVideoEmptyEmbeds": lambda name: {"width": 64, "height": 64, "num_frames": 5},
         "EmptyHunyuanLatentVideo": lambda name: {"width": 64, "height": 64, "length": 5},
@@ -228,11 +240,14 @@ def runnable(workflow, comfy):
         node["inputs"].pop("compile_args", None)  # Compiling 30 blocks takes a CPU longer than everything else here.
     if wrapper:
         prompt["words"] = {"class_type": "TestConditioning", "inputs": {"seed": 1, "length": 64}}
-    if "sampler" in prompt and "sweep" not in prompt:
-        prompt["hash"] = {"class_type": "TestHash", "inputs": {"value": ["sampler", 0]}}
+    last = "sampler" if "sampler" in prompt else "sampler_low"
+    if last in prompt and "sweep" not in prompt:
+        prompt["hash"] = {"class_type": "TestHash", "inputs": {"value": [last, 0]}}
     return filled(prompt, comfy.object_info())
 
 
+# The second model of Wan2.2, written by the tests that need it.
+LOW, LOW_WRAPPER = "small_wan_low_noise.safetensors", "small_wan_low_noise_wrapper.safetensors"
 TEXTS = ("positive", "negative")
 LEFT_OUT = ("LoadWanVideoT5TextEncoder", "CLIPLoader", "DiffLoraEmptyText", "WanVideoTorchCompileSettings")
 
@@ -264,11 +279,13 @@ def test_a_workflow_runs_to_its_video_and_hears_the_slider(workflow, comfy, requ
 
 
 @pytest.mark.parametrize("workflow", [SWEEP_WRAPPER, SWEEP_NATIVE], **ids)
-def test_a_sweep_runs_to_its_grid_and_its_response(workflow, comfy, request):
+def test_a_sweep_runs_to_its_grid_its_response_and_a_slider_saved_with_its_range(workflow, comfy, request):
     if workflow in WITH_WRAPPER:
         request.getfixturevalue("wrapper")
     prompt = runnable(workflow, comfy)
     prompt["sweep"]["inputs"]["count"] = 3
+    prompt["response"]["inputs"] |= {"colour_limit": 200, "brightness_limit": 100, "saturation_limit": 100}
+    before = set(comfy.models("loras").glob("slider_*"))
     comfy.forget()  # Another test's model would be taken from the cache, and none be loaded.
     result = comfy.run(prompt, timeout=900)
     shown = result.output("grid")["difflora"][0]
@@ -276,6 +293,8 @@ def test_a_sweep_runs_to_its_grid_and_its_response(workflow, comfy, request):
     assert sum(name.endswith(".sampler") for name in result.executed) == 3
     assert result.executed.count("model" if workflow in WITH_WRAPPER else "unet") == 1
     assert comfy.view(**result.output("response")["images"][0])[:4] == b"\x89PNG"
+    [path] = set(comfy.models("loras").glob("slider_*")) - before
+    assert difflora.load(path).metadata[STRENGTH_KEY] == "-3 to 3"
     with av.open(io.BytesIO(comfy.view(**result.output("save")["images"][0]))) as file:
         stream = file.streams.video[0]
         assert stream.width > 3 * 64 or stream.height > 3 * 64
@@ -289,3 +308,59 @@ def test_exploring_a_pair_saves_a_slider_of_rank_4(comfy):
     lora = difflora.load(path)
     assert all("attn" in name for name in lora.names) and lora.rank_text == "4"
     assert comfy.view(**result.output("analyze")["images"][0])[:4] == b"\x89PNG"
+
+
+def twins(workflow, comfy, request):
+    """A workflow for both models of Wan2.2 on two small ones, four steps, the first half of them with high noise."""
+    folder = comfy.models("diffusion_models")
+    if workflow in WITH_WRAPPER:
+        request.getfixturevalue("wrapper")
+        small_models.write_wan_for_wrapper(folder / LOW_WRAPPER, seed=9)
+        steps = {"high": {"end_step": 2}, "low": {"start_step": 2}}
+    else:
+        small_models.write_wan(folder / LOW, seed=9)
+        steps = {"high": {"end_at_step": 2}, "low": {"start_at_step": 2}}
+    prompt = runnable(workflow, comfy)
+    for noise in NOISES:
+        prompt[f"sampler_{noise}"]["inputs"] |= {"steps": 4} | steps[noise]
+    return prompt
+
+
+@pytest.mark.parametrize("workflow", [TWINS, TWINS_WRAPPER], **ids)
+def test_both_models_of_wan22_hear_their_own_slider_and_a_sweep_drives_both(workflow, comfy, request):
+    prompt = twins(workflow, comfy, request)
+    model = "model" if workflow in WITH_WRAPPER else "unet"
+    seen = []
+    for strength, high, low in ((2.0, True, True), (2.0, True, False), (2.0, False, True), (-2.0, True, True)):
+        prompt["strength"]["inputs"]["value"] = strength
+        prompt["slider_high"]["inputs"]["on"], prompt["slider_low"]["inputs"]["on"] = high, low
+        result = comfy.run(prompt, timeout=900)
+        seen.append(digest(result))
+        if len(seen) > 1:
+            once = {f"{kind}_{noise}" for kind in (model, "rank", "file") for noise in NOISES}
+            assert not once & set(result.executed)
+    assert len(set(seen)) == len(seen)
+
+    for noise in NOISES:
+        path = comfy.models("loras") / f"density_{noise}.safetensors"
+        assert noise_said(path.stem) == noise
+        lora = difflora.load(path)
+        assert lora.rank_text == "4" and all("attn" in name for name in lora.names)
+
+    # A sweep in place of the strength, as the note says.
+    prompt["strength"] = {
+        "class_type": "DiffLoraStrengthSweep",
+        "inputs": {"start": -2.0, "stop": 2.0, "count": 3, "include_zero": True, "strengths": ""},
+    }
+    grid = {"arrange": "grid", "cell_size": 64, "fps": 16.0, "baseline": 0.0, "text": ""}
+    prompt["grid"] = {"class_type": "DiffLoraSweepGrid", "inputs": {"images": ["decode", 0]} | grid}
+    prompt["video"]["inputs"]["images"] = ["grid", 0]
+    del prompt["hash"]
+    comfy.forget()  # Another test's model would be taken from the cache, and none be loaded.
+    result = comfy.run(prompt, timeout=900)
+    [shown] = result.output("grid")["difflora"]
+    assert [clip["label"] for clip in shown["player"]["clips"]] == ["−2", "0", "+2"]
+    for noise in NOISES:
+        assert result.executed.count(f"{model}_{noise}") == 1
+        assert sum(name.endswith(f".sampler_{noise}") for name in result.executed) == 3
+        assert sum(name.endswith(f".slider_{noise}") for name in result.executed) == 3

@@ -1392,7 +1392,7 @@ What lies outside the mask is *like* the picture without the slider, not the sam
                             "SaveImage",
                             {"filename_prefix": "difflora_masks"},
                             {"images": "larger"},
-                            size=(620, 900),
+                            size=(460, 680),
                         )
                     ],
                 ],

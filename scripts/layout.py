@@ -16,6 +16,8 @@ WIDTH, HEIGHT = 2800, 1600  # of the whole, where it fits: at zoom 0.6, that is 
 TITLE = 30  # of a node, above its body
 HEAD = 52  # of a group: its own title
 LETTER = 13  # of a group's title, about
+# In pixels of height, what it costs that a group is read before one that comes earlier: as much as there is room for.
+DISORDER = (150, 50)
 EDGE = 16  # from a group's frame to its nodes
 GAP = 24  # between nodes, one below the other
 ASIDE = 40  # between nodes side by side, for the wires
@@ -83,7 +85,7 @@ class _Packing:
 
 
 def lay_out(
-    workflow: Workflow, sizes: Mapping[str, tuple[float, float]], note: tuple[float, float], effort: int = 60
+    workflow: Workflow, sizes: Mapping[str, tuple[float, float]], note: tuple[float, float], effort: int = 200
 ) -> Layout:
     """Pack the groups, each in one of several shapes, as low as they go in WIDTH: a beam search.
 
@@ -96,14 +98,15 @@ def lay_out(
     widest = max(WIDTH, *(min(shape.width for shape in ways) + note[0] + BETWEEN for ways in shapes))
     begun = _Packing((Box(0, 0, note[0], note[1] + TITLE),))
     by_size = sorted(range(1, len(groups)), key=lambda at: -min(shape.width * shape.height for shape in shapes[at]))
-    best = min(
-        (
+    for disorder in DISORDER:
+        found = [
             packing
             for order in ([0, *range(1, len(groups))], [0, *by_size])
-            for packing in _search(begun, order, shapes, widest, effort, workflow)
-        ),
-        key=lambda packing: packing.cost,
-    )
+            for packing in _search(begun, order, shapes, widest, effort, disorder, workflow)
+        ]
+        best = min(found, key=lambda packing: packing.cost)
+        if best.height <= 1.05 * HEIGHT:
+            break
     nodes: dict[str, Box] = {}
     for shape, frame in best.placed.values():
         nodes |= {name: box.moved(frame.x, frame.y) for name, box in shape.nodes.items()}
@@ -112,7 +115,13 @@ def lay_out(
 
 
 def _search(
-    begun: _Packing, order: list[int], shapes: list[list[_Shape]], widest: float, effort: int, workflow: Workflow
+    begun: _Packing,
+    order: list[int],
+    shapes: list[list[_Shape]],
+    widest: float,
+    effort: int,
+    disorder: float,
+    workflow: Workflow,
 ) -> list[_Packing]:
     beam = [begun]
     for at in order:
@@ -122,7 +131,7 @@ def _search(
                 for x, y in _corners(packing, shape, widest, beside_note=not packing.placed):
                     frame = Box(x, y, shape.width, shape.height)
                     made = _Packing((*packing.frames, frame), packing.placed | {at: (shape, frame)})
-                    made = _Packing(made.frames, made.placed, _cost(made, workflow))
+                    made = _Packing(made.frames, made.placed, _cost(made, disorder, workflow))
                     grown[frame.x, frame.y, frame.width, round(made.cost)] = made
         beam = sorted(grown.values(), key=lambda each: each.cost)[:effort]
     return beam
@@ -146,12 +155,12 @@ def _corners(packing: _Packing, shape: _Shape, widest: float, beside_note: bool)
                 yield x, y
 
 
-def _cost(packing: _Packing, workflow: Workflow) -> float:
+def _cost(packing: _Packing, disorder: float, workflow: Workflow) -> float:
     """In pixels: the height, what does not fit on the screen, groups before those that come earlier, long wires."""
     filled = sum((frame.width + BETWEEN) * (frame.height + BETWEEN) for frame in packing.frames)
     over = max(0.0, packing.height - HEIGHT) * 3 + max(0.0, packing.width - WIDTH) * 3
     waste = max(0.0, packing.height * packing.width - filled) / WIDTH
-    return packing.height + over + 0.3 * waste + 50 * _out_of_order(packing) + 0.02 * _wires(packing, workflow)
+    return packing.height + over + 0.3 * waste + disorder * _out_of_order(packing) + 0.02 * _wires(packing, workflow)
 
 
 def _out_of_order(packing: _Packing) -> int:

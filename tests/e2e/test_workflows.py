@@ -89,6 +89,18 @@ class TestFiles:
             assert sum(_inside(box, frame) for frame in frames) == 1
             assert not any(_overlap(box, other) for other in boxes[at + 1 :])
 
+    @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem.split(" ")[0])
+    def test_it_is_not_much_larger_than_a_screen_and_opens_so_that_it_can_be_read(self, path):
+        graph = json.loads(path.read_text("utf-8"))
+        boxes = [group["bounding"] for group in graph["groups"]]
+        width, height = (max(box[side] + box[side + 2] for box in boxes) for side in (0, 1))
+        assert width <= 2900 and height <= 1900, f"{width:.0f} × {height:.0f}"
+        view = graph["extra"]["ds"]
+        assert view["scale"] >= 0.6
+        [note] = [node for node in graph["nodes"] if node["type"] == "MarkdownNote"]
+        seen = [(note["pos"][i] + view["offset"][i]) * view["scale"] for i in (0, 1)]
+        assert 0 < seen[0] < 200 and 0 < seen[1] < 200, "the note is at the top left"
+
     @each
     def test_every_public_model_says_where_it_can_be_had(self, workflow):
         # The user's, and one whose page asks for an account.

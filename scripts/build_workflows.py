@@ -105,6 +105,7 @@ PLACE = """({ nodes, groups, note }) => {
 NOTE_WIDTH = 540
 SIZES = Path(__file__).with_name("node_sizes.json")  # type -> its height after a run, where the larger renderer has it
 FRAMES = ("EmptyHunyuanLatentVideo", "WanVideoEmptyEmbeds")
+GRID_OF_40 = 650  # height of Select Blocks for Wan 14B
 MORE_WITH_MAP = 80  # height of what a slider says about its map
 PLAYER_BARS = 440  # height of a Sweep Grid after a run, without the picture in its player
 
@@ -116,6 +117,8 @@ def room(workflow: Workflow, node: Node, measured: tuple[float, float]) -> tuple
     if node.type == "DiffLoraSweepGrid":  # its player is as high as the pictures are for its width
         frames = next(each.values for each in workflow.nodes() if each.type in FRAMES)
         after = PLAYER_BARS + width * frames["height"] / frames["width"]
+    if node.type == "DiffLoraSelectBlocks" and "selection" in node.inputs:  # empty before, and 40 blocks after a run
+        after = GRID_OF_40
     if "map" in node.inputs:
         after += MORE_WITH_MAP
     return math.ceil(width - 0.01), math.ceil(max(height, after))
@@ -346,12 +349,16 @@ def pairs(numbers: tuple[int, ...]) -> Image.Image:
 
 
 def run_for(server: ComfyServer, workflow: Workflow, node: str, files: Mapping[str, str]) -> Image.Image:
-    """Run a workflow as it is, with other files in its Load LoRA nodes; returns what a node of it shows."""
+    """Run a workflow as it is, with other files in its Load LoRA nodes; returns what a node of it shows, one picture below the other."""
     prompt = workflow.prompt()
     for name, file in files.items():
         prompt[name]["inputs"]["lora_name"] = file
-    shown = server.run(filled(prompt, server.object_info()), timeout=3600).output(node)["images"][0]
-    return Image.open(io.BytesIO(server.view(**shown))).convert("RGB")
+    told = server.run(filled(prompt, server.object_info()), timeout=3600).output(node)["images"]
+    shown = [Image.open(io.BytesIO(server.view(**each))).convert("RGB") for each in told]
+    made = Image.new("RGB", (shown[0].width, sum(image.height for image in shown)))
+    for at, image in enumerate(shown):
+        made.paste(image, (0, at * shown[0].height))
+    return made
 
 
 def thumbnail(page: ComfyPage, workflow: Workflow) -> None:

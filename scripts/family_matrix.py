@@ -49,6 +49,7 @@ those of SDXL are. Native names are what *Save LoRA* writes unless it is told ot
 The page is written by `python -m scripts.family_matrix`; `tests/e2e/test_model_families.py` runs the cells of the models that
 its ComfyUI has, and fails if this page says something else.
 """
+PICTURE = "![The grid of Select Blocks: 5 double blocks and 20 single blocks, some chosen](pictures/blocks-flux2.jpg)"
 
 Cells = dict[str, Any]
 
@@ -98,7 +99,10 @@ def text(runs: dict[str, dict[str, Cells]]) -> str:
         stacks.append(f"| {family.name} | {', '.join(deep)} |")
     return "\n".join(
         [HEAD, "It was run", "", *said, "", *lines, TAIL, "## Stacks of blocks", ""]
-        + ["A selection names a block by its stack: `double_blocks 0-5`, `layers 0-9`, `blocks 0-9`.", "", *stacks, ""]
+        + [
+            "A selection names a block by its stack: `double_blocks 0-5`, `layers 0-9`, `blocks 0-9`. *Select Blocks* draws each stack"
+        ]
+        + ["by itself: `double_blocks 0-3, single_blocks 10-19=0.5` on FLUX.2 Klein.", "", PICTURE, "", *stacks, ""]
     )
 
 

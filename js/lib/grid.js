@@ -52,7 +52,7 @@ export const layoutOf = (names) => {
   // In the model's order; modules of no family come last, in the order of their names.
   const all = [...rests].map(([rest, order]) => {
     const dot = rest.indexOf(".");
-    return dot < 0 ? { rest, order, group: "", label: rest } : { rest, order, group: rest.slice(0, dot), label: shortened(rest.slice(dot + 1)) };
+    return dot < 0 ? { rest, order, group: "", label: shortened(rest) } : { rest, order, group: rest.slice(0, dot), label: shortened(rest.slice(dot + 1)) };
   }).sort((a, b) => compare(a.order, b.order));
   const columns = [...new Set(all.map(({ group }) => group))].flatMap((group) =>
     all.filter((column) => column.group === group).sort((a, b) => rank(a.label) - rank(b.label))
@@ -80,7 +80,7 @@ const rank = (label) => (PROJECTIONS.includes(label) ? PROJECTIONS.indexOf(label
 /** Wan's name for a projection of diffusers; "+" for those of the text. @param {string} label */
 const shortened = (label) =>
   label.replace(/^net\.([0-9])(\.proj)?$/, "$1").replace(/^add_([qkv])_proj$/, "+$1").replace("to_add_out", "+o")
-    .replace(/^to_out(\.0)?$/, "o").replace(/^to_/, "");
+    .replace(/^to_out(\.0)?$/, "o").replace(/^to_/, "").replace(/^linear(?=[0-9])/, "lin");
 
 /** A row in a few characters: "7", "d7" for double_blocks, "i4.1t0" for input_blocks.4.1.transformer_blocks. @param {string} stack @param {number} block */
 export const rowLabel = (stack, block) => {

@@ -27,7 +27,8 @@ const LABEL = 34;
 const groupName = (group, columns) => {
   if (columns > 2 && group === "self_attn") return say("selfAttention");
   if (columns > 2 && group === "cross_attn") return say("crossAttention");
-  return group.replace("_attn", "");
+  // Attention between two streams: audio_to_video_attn is a→v.
+  return group.replace("_attn", "").replace(/^([a-z])[a-z]*_to_([a-z])[a-z]*$/, "$1→$2");
 };
 
 /** @param {Host} host */

@@ -25,6 +25,11 @@ test("a Wan LoRA has a row for each block and a column for each projection, in t
   assert.deepEqual(layout.outside, ["head.head"]);
 });
 
+test("numbers that tell columns apart are not cut off", () => {
+  const { columns } = layoutOf(["single_blocks.0.linear1", "single_blocks.0.linear2"]);
+  assert.deepEqual(columns.map(({ label }) => label), ["lin1", "lin2"]);
+});
+
 test("every name is in exactly one cell, absent ones are holes", () => {
   const names = T2V.filter((_, index) => index % 7).concat("vace_blocks.3.ffn.0", "patch_embedding", "blocks.03.odd");
   const layout = layoutOf(names);

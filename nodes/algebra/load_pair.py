@@ -18,10 +18,11 @@ from ...difflora.sentence import Sentence
 from ...difflora.training.partners import half_of, is_more, partners
 from ...difflora.training.words import trained_words
 from ..common.fingerprints import files_fingerprint
-from ..common.inputs import ignore_unknown_input, listed_file, lora_files
+from ..common.inputs import listed_file, lora_files
 from ..common.messages import merged, report, ui
 from ..common.search import found_by
 from ..common.types import LoraDelta
+from ..common.widgets import ignore_unknown_input
 
 OFFERED = 6  # files that are offered as the other side
 

@@ -14,11 +14,12 @@ from ...difflora.lora.file import FileLora
 from ...difflora.rank.analysis import training_warnings
 from ...difflora.sentence import Sentence
 from ..common.fingerprints import files_fingerprint
-from ..common.inputs import ignore_unknown_input, listed_file, lora_files, one_of
+from ..common.inputs import listed_file, lora_files, one_of
 from ..common.messages import lora_modules, merged, report, ui
 from ..common.search import found_by
 from ..common.strength import strength_range
 from ..common.types import LoraDelta
+from ..common.widgets import ignore_unknown_input
 
 
 class LoadLora(io.ComfyNode):

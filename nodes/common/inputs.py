@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import folder_paths
-from comfy_api.v0_0_2 import io
 
 from ...difflora.errors import FileError, InputError
 from ...difflora.sentence import printable
@@ -52,13 +51,3 @@ def lora_files(lora_name: object) -> list[Path]:
     """The files that opening a LoRA reads: itself, and PEFT's configuration beside it."""
     path = listed_file("loras", lora_name)
     return [file for file in (path, path.with_name("adapter_config.json")) if file.is_file()]
-
-
-def ignore_unknown_input() -> io.Input:
-    """The switch of the nodes that open LoRA files."""
-    return io.Boolean.Input(
-        "ignore_unknown",
-        default=False,
-        optional=True,
-        tooltip="Go on although some keys are not understood. They are left out, and named on the node.",
-    )

@@ -19,11 +19,12 @@ from ...difflora.lora.rack import MOST, Row, multiplied, rows_of
 from ...difflora.sentence import Sentence, printable, with_minus
 from ...difflora.training.partners import Half, half_of
 from ..common.fingerprints import files_fingerprint, fingerprint
-from ..common.inputs import found, ignore_unknown_input, listed_file, lora_files, one_of
+from ..common.inputs import found, listed_file, lora_files, one_of
 from ..common.messages import report, ui
 from ..common.search import found_by
 from ..common.strength import strength_range
 from ..common.types import WrapperLora
+from ..common.widgets import ignore_unknown_input
 from .model_weights import Targets
 from .native import APPLY, NOT_SAVED, apply_input, lost_behind, put_on
 from .opened import OpenedLoras

@@ -239,6 +239,7 @@ class TrainSlider(io.ComfyNode):
                         size = to_reach(best, reach)
                     screen.say("rendering strength −3, 0 and +3")
                     picture = run.pictures(size)
+                    screen.end(trainer, _strip(picture))
         except comfy.model_management.OOM_EXCEPTION as error:
             raise TrainingError(
                 f"Out of memory; this training {memory.told()}. Lower batch or rank, encode the pairs smaller, select fewer "
@@ -277,6 +278,11 @@ class _Screen:
             if done > self.first:
                 text += f", {_clock((total - done) * (now - self.began) / (done - self.first))} left"
             self.say(text)
+
+    def end(self, trainer: SliderTrainer, picture: Image.Image) -> None:
+        """The last preview stays on the node, in front of its output: make it the finished slider's."""
+        self.bar.update_absolute(trainer.done, max(trainer.done, trainer.settings.steps), ("JPEG", picture, 768))
+        self.say(f"done, {trainer.done} steps")
 
 
 class _Run:

@@ -52,8 +52,8 @@ def of_page(page: ComfyPage) -> None:
     page.settle()
     player = page.page.locator(".difflora-player")
     player.get_by_role("button", name="Wipe").click()
-    for side, at in (("Left", 0), ("Right", 6)):
-        player.get_by_role("slider", name=side).fill(str(at))
+    for side, at in (("clip", 0), ("clipCompared", 6)):
+        player.locator(f".range.{side}").fill(str(at))
     page.page.wait_for_timeout(1500)
     save(player.screenshot(), "player.jpg")
 

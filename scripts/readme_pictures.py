@@ -27,7 +27,7 @@ from tests.comfy_server import ComfyServer
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs/pictures"
 WIDTH, HEIGHT = 1900, 1300
-BARS = (70, 100)  # of the page, at the left and at the top
+BARS = (70, 165)  # of the page, at the left and at the top
 
 
 def save(shot: bytes, name: str) -> None:
@@ -52,7 +52,7 @@ def of_page(page: ComfyPage) -> None:
     page.settle()
     player = page.page.locator(".difflora-player")
     player.get_by_role("button", name="Wipe").click()
-    for side, at in (("clip", 0), ("clipCompared", 6)):
+    for side, at in (("clipShown", 0), ("clipCompared", 6)):
         player.locator(f".range.{side}").fill(str(at))
     page.page.wait_for_timeout(1500)
     save(player.screenshot(), "player.jpg")

@@ -98,12 +98,16 @@ class Browser:
 
     def wake(self, page: ComfyPage) -> None:
         """Let this page draw, and the one that did sleep."""
-        if self._awake is page:
-            return
+        if self._awake is not page:
+            self.sleep()
+            page.page.evaluate("() => window.testSleep(false)")
+            self._awake = page
+
+    def sleep(self) -> None:
+        """Let no page draw until one is woken."""
         if self._awake and not self._awake.page.is_closed():
             self._awake.page.evaluate("() => window.testSleep?.(true)")
-        page.page.evaluate("() => window.testSleep(false)")
-        self._awake = page
+        self._awake = None
 
 
 class ComfyPage:
@@ -123,6 +127,10 @@ class ComfyPage:
 
     def close(self) -> None:
         self.page.context.close()
+
+    def sleep(self) -> None:
+        """Draw nothing until clear() or settle()."""
+        self._browser.sleep()
 
     def _logged(self, message: ConsoleMessage) -> None:
         if message.type != "error":

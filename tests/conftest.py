@@ -206,6 +206,7 @@ def page(shared_page: object) -> object:
     """ComfyUI's page (a ComfyPage) with an empty graph. The test fails if the page logs an error meanwhile."""
     shared_page.clear()
     yield shared_page
+    shared_page.sleep()
     assert not shared_page.errors, "the page has logged errors:\n" + "\n".join(shared_page.errors)
 
 

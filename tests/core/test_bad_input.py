@@ -936,12 +936,18 @@ def test_names_in_a_message_are_printable_and_short(tmp_path: Path) -> None:
         {f"{HOSTILE}.lora_up.weight": up, f"{HOSTILE}.lora_down.weight": down.T.contiguous()},
         {f"{HOSTILE}.diff": up, f"{HOSTILE}.hada_w1_a": down},
         {HOSTILE: up},
-        {f"{prefix}{HOSTILE}.diff": up.clone() for prefix in ("diffusion_model.", "transformer.")},
+        {f"diffusion_model.{HOSTILE}.diff": up, f"transformer.{HOSTILE}.diff": up + 1},
     ):
         save_file(stored, tmp_path / "a.safetensors")
         with pytest.raises(DiffLoraError) as caught:
             difflora.load(tmp_path / "a.safetensors")
         assert str(caught.value).isprintable() and len(str(caught.value)) <= 1000
+    # The same change under two names is read once, with a warning.
+    save_file(
+        {f"diffusion_model.{HOSTILE}.diff": up, f"transformer.{HOSTILE}.diff": up.clone()}, tmp_path / "a.safetensors"
+    )
+    warnings = [str(warning) for warning in difflora.load(tmp_path / "a.safetensors").warnings]
+    assert warnings and all(warning.isprintable() and len(warning) <= 1000 for warning in warnings)
 
 
 def test_a_long_message_keeps_its_beginning_and_its_end() -> None:

@@ -238,7 +238,7 @@ class TestSweeps:
     def test_without_a_baseline_there_is_an_error(self, store):
         with pytest.raises(UnsupportedError, match="baseline 0 is not among"):
             measure_sweeps([self.sweep(store, [1.0, 2.0])])
-        with pytest.raises(UnsupportedError, match="but one strength"):
+        with pytest.raises(UnsupportedError, match="only one strength"):
             measure_sweeps([self.sweep(store, [0.0])])
 
     def test_moments_are_spread_and_have_a_frame_behind_them(self):

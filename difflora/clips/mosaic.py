@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,8 +132,16 @@ def grid_images(
     width, height = cells.size
     # numpy asks the system for large pages: most of the time would go into filling small ones.
     images = np.empty((max(len(clip) for clip in clips), height, width, 3), np.float32)
-    for image, frame in zip(images, grid_frames(cells, clips, labels, font), strict=True):
-        np.divide(frame, np.float32(255), out=image)  # in one pass, which torch makes slower
+    page = _page(cells, labels, font)
+
+    def draw(number: int) -> None:
+        frame = page.copy()
+        _paste(frame, cells, clips, number)
+        np.divide(frame, np.float32(255), out=images[number])  # in one pass, which torch makes slower
+
+    # Most of the time goes into new memory, for which the system's work is shared, too.
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(draw, range(len(images))))
     return torch.from_numpy(images)
 
 

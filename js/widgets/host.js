@@ -62,8 +62,8 @@ export const heightsAreNoStep = () => new Set([...views.values()].map(({ node })
 /** The size functions of hidden widgets, from before they were hidden. @type {WeakMap<object, any>} */
 const sizes = new WeakMap();
 
-/** Nodes that were loaded, and have the size that they were saved with: there, hidden widgets had no room. @type {WeakSet<Node>} */
-const loaded = new WeakSet();
+/** Heights that nodes were saved with, in which hidden widgets had no room; LiteGraph has just given them some. @type {WeakMap<Node, number>} */
+const loaded = new WeakMap();
 
 /** The canvas leaves room for hidden widgets too; -4 cancels the gap that it adds to each. @param {any} widget @param {boolean} hidden */
 const takeNoRoom = (widget, hidden) => {
@@ -91,10 +91,11 @@ export const hideWidgets = (node, names) => {
     widget.hidden = hidden;
     takeNoRoom(widget, hidden);
   }
-  const asSaved = loaded.delete(node);
+  const saved = loaded.get(node);
+  loaded.delete(node);
   if (!changed || isVue()) return;
   const now = node.computeSize()[1];
-  node.setSize([node.size[0], Math.max(node.size[1] + (asSaved ? 0 : now - before), now)]);
+  node.setSize([node.size[0], Math.max(saved ?? node.size[1] + now - before, now)]);
   heightIsNoStep(node);
   app.graph?.setDirtyCanvas(true, true);
 };
@@ -174,8 +175,8 @@ export const attach = (node, name, width, make, least = 60) => {
     grown.disconnect();
     for (const part of parts) part.remove?.();
   });
-  afterwards(node, "onConfigure", () => {
-    loaded.add(node);
+  afterwards(node, "onConfigure", (saved) => {
+    if (saved?.size) loaded.set(node, saved.size[1]);
     asSaved = true;
     later([outer]);
   });

@@ -94,7 +94,7 @@ def text(runs: dict[str, dict[str, Cells]]) -> str:
         if not rows:
             lines.append(f"{start} {' | '.join(['not run'] * len(SPELLINGS))} | |")
     stacks = ["| family | stack and number of blocks |", "|---|---|"]
-    for family in FAMILIES:
+    for family in (family for family in FAMILIES if family.depths):
         deep = (f"`{stack}` {' or '.join(map(str, depth))}" for stack, depth in family.depths.items())
         stacks.append(f"| {family.name} | {', '.join(deep)} |")
     return "\n".join(
@@ -103,6 +103,10 @@ def text(runs: dict[str, dict[str, Cells]]) -> str:
             "A selection names a block by its stack: `double_blocks 0-5`, `layers 0-9`, `blocks 0-9`. *Select Blocks* draws each stack"
         ]
         + ["by itself: `double_blocks 0-3, single_blocks 10-19=0.5` on FLUX.2 Klein.", "", PICTURE, "", *stacks, ""]
+        + [
+            "SDXL and SD 1.5 have `input_blocks`, `middle_block` and `output_blocks`; only some of them hold layers that a LoRA changes.",
+            "",
+        ]
     )
 
 

@@ -1,5 +1,7 @@
 """The set-up script recognises half-finished work, and says in one line what keeps it from working."""
 
+import ast
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -213,3 +215,34 @@ def test_everything_that_pip_prints_is_read(bootstrap, tmp_path):
 def test_failure_of_pip_in_one_line(bootstrap, output, meaning, capsys):
     explained = bootstrap.explained(f"Collecting torch\n{output}\n")
     assert meaning in explained and "\n" not in explained
+
+
+def test_the_fast_lane_has_what_the_code_and_its_tests_import(bootstrap):
+    """On a fresh machine nothing else is installed; everywhere else more is, and hides what is missing."""
+    from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+
+    def plain(name):
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    lines = (line.strip() for line in bootstrap.FAST.read_text("utf-8").splitlines())
+    todo, there = [line for line in lines if line and not line.startswith(("#", "-"))], set()
+    while todo:
+        name = plain(re.split(r"[\s<>=!~;\[(]", todo.pop())[0])
+        if name not in there:
+            there.add(name)
+            with contextlib.suppress(PackageNotFoundError):
+                todo += [needed for needed in requires(name) or () if "extra ==" not in needed]
+    distributions = packages_distributions()
+    root = Path(__file__).parents[2]
+    missing = set()
+    for folder in ("difflora", "nodes", "tests/core", "tests/nodes", "tests/readers"):
+        for file in (root / folder).rglob("*.py"):
+            for found in ast.walk(ast.parse(file.read_text("utf-8"))):
+                modules = [alias.name for alias in found.names] if isinstance(found, ast.Import) else []
+                if isinstance(found, ast.ImportFrom) and not found.level:
+                    modules = [found.module]
+                for module in modules:
+                    names = {plain(name) for name in distributions.get(module.partition(".")[0], ())}
+                    if names and not names & there:
+                        missing.add(f"{file.relative_to(root)}: {module}")
+    assert not missing

@@ -194,6 +194,21 @@ SAVE_VIDEO = Node(
 )
 
 
+def native_video(samples: str) -> Group:
+    return Group(
+        "Video",
+        [
+            [
+                Node("vae", "VAELoader", {"vae_name": "wan_2.1_vae.safetensors"}),
+                Node("decode", "VAEDecode", {}, {"samples": samples, "vae": "vae"}),
+                Node("video", "CreateVideo", {"fps": 16.0}, {"images": "decode"}),
+            ],
+            [SAVE_VIDEO],
+        ],
+        GREY,
+    )
+
+
 def wrapper_video(samples: str) -> Group:
     return Group(
         "Video",
@@ -601,20 +616,7 @@ At CFG 1 the negative prompt does nothing. To use it, set CFG to 5, steps to 30 
                 BLUE,
             )
         ],
-        [
-            Group(
-                "Video",
-                [
-                    [
-                        Node("vae", "VAELoader", {"vae_name": "wan_2.1_vae.safetensors"}),
-                        Node("decode", "VAEDecode", {}, {"samples": "sampler", "vae": "vae"}),
-                        Node("video", "CreateVideo", {"fps": 16.0}, {"images": "decode"}),
-                    ],
-                    [SAVE_VIDEO],
-                ],
-                GREY,
-            )
-        ],
+        [native_video("sampler")],
     ],
 )
 
@@ -1589,20 +1591,7 @@ TWINS = Workflow(
                 BLUE,
             ),
         ],
-        [
-            Group(
-                "Video",
-                [
-                    [
-                        Node("vae", "VAELoader", {"vae_name": "wan_2.1_vae.safetensors"}),
-                        Node("decode", "VAEDecode", {}, {"samples": "sampler_low", "vae": "vae"}),
-                        Node("video", "CreateVideo", {"fps": 16.0}, {"images": "decode"}),
-                    ],
-                    [SAVE_VIDEO],
-                ],
-                GREY,
-            )
-        ],
+        [native_video("sampler_low")],
     ],
 )
 

@@ -120,9 +120,7 @@ def grid_frames(
     """
     page = _page(cells, labels, font)
     for number in range(max(len(clip) for clip in clips)):
-        frame = page.copy()
-        _paste(frame, cells, clips, number)
-        yield frame
+        yield _frame(page, cells, clips, number)
 
 
 def grid_images(
@@ -135,8 +133,7 @@ def grid_images(
     page = _page(cells, labels, font)
 
     def draw(number: int) -> None:
-        frame = page.copy()
-        _paste(frame, cells, clips, number)
+        frame = _frame(page, cells, clips, number)
         np.divide(frame, np.float32(255), out=images[number])  # in one pass, which torch makes slower
 
     # Most of the time goes into new memory, for which the system's work is shared, too.
@@ -152,6 +149,12 @@ def sheet_frames(cells: Cells, clips: Sequence[Sequence[Frame]]) -> Iterator[Fra
         frame = np.zeros((height, width, 3), np.uint8)
         _paste(frame, cells, clips, number)
         yield frame
+
+
+def _frame(page: Frame, cells: Cells, clips: Sequence[Sequence[Frame]], number: int) -> Frame:
+    frame: Frame = page.copy()
+    _paste(frame, cells, clips, number)
+    return frame
 
 
 def _paste(frame: Frame, cells: Cells, clips: Sequence[Sequence[Frame]], number: int) -> None:

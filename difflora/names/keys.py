@@ -156,9 +156,8 @@ class Piece:
     their_rows: Rows | None
 
 
-class _Name(
-    NamedTuple
-):  # not a dataclass: there is one for each module of a file, and it is made in a fifth of the time
+# Not a dataclass: there is one for each module of a file, and this is made in a fifth of the time.
+class _Name(NamedTuple):
     """The name in a key: as written, what it can mean, and how it is spelled."""
 
     name: str

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 LARGE = (
     "torch", "torch._dynamo", "torchvision", "transformers", "transformers.modeling_utils", "torchsde", "kornia", "spandrel",
     "scipy.integrate", "scipy.stats", "alembic.context", "sqlalchemy.orm", "pydantic_settings", "aiohttp.web", "av",
+    "matplotlib.figure", "matplotlib.backends.backend_agg",  # this pack's own, for plots
 )  # fmt: skip
 
 AVAILABLE = "forkserver" in multiprocessing.get_all_start_methods()

@@ -16,8 +16,8 @@ from tests.e2e.test_chain import chain, message
 
 SECOND = 1.0  # from Cancel to the end of the prompt, on a machine that does nothing else
 LARGE = {"dim": 2048, "ffn": 6144, "blocks": 8, "rank": 128}  # what keeps each node busy for seconds
-TUNED_BLOCKS = 1  # of a whole model: a dense matrix takes as long as a pair of blocks
-CLIP = {"frames": 160, "width": 640, "height": 480}
+TUNED = {"dim": 1280, "blocks": 1, "ffn": 3840}  # of a whole model: a dense matrix takes as long as a pair of blocks
+CLIP = {"frames": 80, "width": 640, "height": 480}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def large(comfy):
     small_models.write_wan(model, LARGE["dim"], LARGE["blocks"], LARGE["ffn"], dtype=torch.float8_e4m3fn)
     base, tuned = model.with_stem("large_base"), model.with_stem("large_tuned")
     for seed, path in enumerate((base, tuned)):
-        small_models.write_wan(path, LARGE["dim"], TUNED_BLOCKS, LARGE["ffn"], seed=seed, dtype=torch.float8_e4m3fn)
+        small_models.write_wan(path, **TUNED, seed=seed, dtype=torch.float8_e4m3fn)
     yield comfy
     shutil.rmtree(folder)
     for path in (model, base, tuned):
@@ -99,7 +99,7 @@ def long_prompt(node):
         },
         "sweep": {
             "class_type": "DiffLoraStrengthSweep",
-            "inputs": {"start": -3.0, "stop": 3.0, "count": 5, "include_zero": True, "strengths": ""},
+            "inputs": {"start": -3.0, "stop": 3.0, "count": 3, "include_zero": True, "strengths": ""},
         },
         "swept": {"class_type": "TestClip", "inputs": {"strength": ["sweep", 0], **CLIP}},
         "grid": {

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.nodes.test_wan_nodes import _pack_module
+from tests.pack_modules import pack_module
 
-branches = _pack_module("nodes.slider.branches")
-deltas = _pack_module("difflora.lora.deltas")
+branches = pack_module("nodes.slider.branches")
+deltas = pack_module("difflora.lora.deltas")
 
 
 def low_rank(seed, rows=24, columns=16, dtype=torch.float32):

@@ -4,9 +4,9 @@ import pytest
 from PIL import ImageFont
 
 from tests.conftest import absent
-from tests.nodes.test_paths import _pack_module
+from tests.pack_modules import pack_module
 
-fonts = _pack_module("nodes.common.fonts")
+fonts = pack_module("nodes.common.fonts")
 
 
 def has(font, character):

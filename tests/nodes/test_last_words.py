@@ -4,9 +4,9 @@ import copy
 
 import pytest
 
-from tests.nodes.test_paths import _pack_module
+from tests.pack_modules import pack_module
 
-LastWords = _pack_module("nodes.common.last_words").LastWords
+LastWords = pack_module("nodes.common.last_words").LastWords
 
 
 def graph():

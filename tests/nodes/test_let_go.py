@@ -5,9 +5,9 @@ from weakref import ref
 import pytest
 import torch
 
-from tests.nodes.test_wan_nodes import _pack_module
+from tests.pack_modules import pack_module
 
-module = _pack_module("nodes.sweep.let_go")
+module = pack_module("nodes.sweep.let_go")
 pytestmark = pytest.mark.skipif(not hasattr(torch._C, "_storage_Use_Count"), reason="this torch does not count users")
 
 

@@ -1,6 +1,5 @@
 """Names from outside: what may be read or written through them. Runs without ComfyUI."""
 
-import importlib
 import os
 import sys
 import types
@@ -10,21 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.pack_modules import pack_module
 
-
-def _pack_module(name: str):
-    """Import a module of the pack by its dotted name, without running `nodes/__init__.py`, which needs ComfyUI."""
-    for package, folder in (("pack", ROOT), ("pack.nodes", ROOT / "nodes")):
-        if package not in sys.modules:
-            module = types.ModuleType(package)
-            module.__path__ = [str(folder)]
-            sys.modules[package] = module
-    return importlib.import_module(f"pack.{name}")
-
-
-paths = _pack_module("nodes.common.paths")
-errors = _pack_module("difflora.errors")
+paths = pack_module("nodes.common.paths")
+errors = pack_module("difflora.errors")
 
 
 @pytest.fixture
@@ -173,7 +161,7 @@ def test_a_network_path_is_no_file_of_a_list_where_comfyui_raises_for_one(monkey
     fake.get_full_path = get_full_path
     monkeypatch.setitem(sys.modules, "folder_paths", fake)
     monkeypatch.delitem(sys.modules, "pack.nodes.common.inputs", raising=False)
-    inputs = _pack_module("nodes.common.inputs")
+    inputs = pack_module("nodes.common.inputs")
     assert inputs.found("loras", r"\\server\share\a.safetensors") is None
     with pytest.raises(errors.DiffLoraError, match="not in the loras folder"):
         inputs.listed_file("loras", r"\\server\share\a.safetensors")

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from tests.nodes.test_wan_nodes import _pack_module
+from tests.pack_modules import pack_module
 
 
 def words(monkeypatch, *names):
@@ -17,7 +17,7 @@ def words(monkeypatch, *names):
     monkeypatch.setitem(sys.modules, "comfy_api", types.ModuleType("comfy_api"))
     monkeypatch.setitem(sys.modules, "comfy_api.v0_0_2", api)
     monkeypatch.delitem(sys.modules, "pack.nodes.common.search", raising=False)
-    module = _pack_module("nodes.common.search")
+    module = pack_module("nodes.common.search")
     monkeypatch.delitem(sys.modules, "pack.nodes.common.search")
     return schema, module.found_by("subtract", "merge lora")
 

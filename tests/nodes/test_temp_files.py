@@ -15,7 +15,7 @@ import torch
 import difflora
 from difflora.saving.save import lossless_dtype
 from tests.lora_files import FFN, Q, factors, write
-from tests.nodes.test_wan_nodes import _pack_module
+from tests.pack_modules import pack_module
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def comfyui(tmp_path, monkeypatch):
 
 class TestWatchedFiles:
     def test_a_prompt_with_thousands_of_names_over_a_slow_disk_holds_nobody_up(self, comfyui):
-        files = _pack_module("nodes.sweep.files").WatchedFiles()
+        files = pack_module("nodes.sweep.files").WatchedFiles()
         comfyui.delay = 0.001
         prompt = {
             str(number): {
@@ -83,7 +83,7 @@ class TestWatchedFiles:
         assert min(seconds) < 0.05
 
     def test_each_name_once_only_models_and_not_too_many(self, comfyui):
-        module = _pack_module("nodes.sweep.files")
+        module = pack_module("nodes.sweep.files")
         files = module.WatchedFiles()
         texts = [f"model {number % 7}.safetensors" for number in range(100)]
         texts += ["a sentence. And one more", "picture.png", "x" * 500 + ".safetensors", "v1.5", "a\n.pt", "b\0.pt"]
@@ -100,12 +100,12 @@ class TestWatchedFiles:
         "prompt", [None, [], "text", {"1": None}, {"1": {"inputs": 5}}, {"1": {"inputs": [[[["a.pt"]]]]}}]
     )
     def test_what_is_no_prompt_does_no_harm(self, comfyui, prompt):
-        files = _pack_module("nodes.sweep.files").WatchedFiles()
+        files = pack_module("nodes.sweep.files").WatchedFiles()
         files.look_soon(prompt)
         files.wait()
 
     def test_a_file_is_seen_to_change_and_no_state_says_where_it_is(self, comfyui, tmp_path):
-        files = _pack_module("nodes.sweep.files").WatchedFiles()
+        files = pack_module("nodes.sweep.files").WatchedFiles()
         path = tmp_path / "models/a.pt"
         path.write_bytes(b"1")
         files.look_soon({"1": {"inputs": {"name": "a.pt"}}})
@@ -118,7 +118,7 @@ class TestWatchedFiles:
 
 class TestPreviews:
     def test_the_longest_unused_go_and_what_is_shown_stays(self, comfyui):
-        previews = _pack_module("nodes.sweep.previews").Previews(budget=2500)
+        previews = pack_module("nodes.sweep.previews").Previews(budget=2500)
         paths = [previews.path(f"clip-{number}.mp4") for number in range(5)]
         for age, path in enumerate(reversed(paths)):
             path.write_bytes(bytes(1000))
@@ -131,7 +131,7 @@ class TestPreviews:
         assert previews.losses == 1 and previews.losses == 1
 
     def test_all_that_one_player_shows_stays_whatever_the_budget(self, comfyui):
-        previews = _pack_module("nodes.sweep.previews").Previews(budget=0)
+        previews = pack_module("nodes.sweep.previews").Previews(budget=0)
         paths = [previews.path(f"clip-{number}.mp4") for number in range(3)]
         for path in paths:
             path.write_bytes(bytes(1000))
@@ -141,12 +141,12 @@ class TestPreviews:
 
 class TestWrapperFiles:
     def test_files_nobody_holds_go_and_held_ones_stay(self, comfyui, tmp_path):
-        difflora = _pack_module("difflora")
+        difflora = pack_module("difflora")
 
         for seed, name in enumerate("ab"):
             write(tmp_path / f"{name}.safetensors", {Q: factors(seed=seed)})
         a, b = (difflora.load(tmp_path / f"{name}.safetensors") for name in "ab")
-        files = _pack_module("nodes.slider.temp_files").TempFiles(budget=0)
+        files = pack_module("nodes.slider.temp_files").TempFiles(budget=0)
 
         def progress():
             return lambda done, total: None

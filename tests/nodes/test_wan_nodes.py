@@ -2,31 +2,16 @@
 
 import copy
 import gc
-import importlib
-import sys
-import types
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.pack_modules import pack_module
 
-
-def _pack_module(name: str):
-    """Import a module of the pack by its dotted name, without running `nodes/__init__.py`, which needs ComfyUI."""
-    for package, folder in (("pack", ROOT), ("pack.nodes", ROOT / "nodes")):
-        if package not in sys.modules:
-            module = types.ModuleType(package)
-            module.__path__ = [str(folder)]
-            sys.modules[package] = module
-    return importlib.import_module(f"pack.{name}")
-
-
-followers = _pack_module("nodes.slider.followers")
-wires = _pack_module("nodes.slider.wrapper_wires")
-whole_blocks = _pack_module("nodes.slider.whole_blocks")
-errors = _pack_module("difflora.errors")
+followers = pack_module("nodes.slider.followers")
+wires = pack_module("nodes.slider.wrapper_wires")
+whole_blocks = pack_module("nodes.slider.whole_blocks")
+errors = pack_module("difflora.errors")
 
 IN_BLOCK = [f"{attention}.{p}" for attention in ("self_attn", "cross_attn") for p in "qkvo"] + ["ffn.0", "ffn.2"]
 MODULES = [

@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch._dynamo.testing
 
-from tests.nodes.test_wan_nodes import _pack_module
+from tests.pack_modules import pack_module
 
-wrapper_map = _pack_module("nodes.slider.wrapper_map")
-errors = _pack_module("difflora.errors")
-curve = _pack_module("difflora.steering.curve")
-slider_map = _pack_module("difflora.steering.slider_map")
+wrapper_map = pack_module("nodes.slider.wrapper_map")
+errors = pack_module("difflora.errors")
+curve = pack_module("difflora.steering.curve")
+slider_map = pack_module("difflora.steering.slider_map")
 
 FRAMES, HEIGHT, WIDTH = 3, 2, 4
 

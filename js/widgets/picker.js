@@ -3,16 +3,13 @@
 import { matching } from "../lib/rack.js";
 import { say } from "../lib/words.js";
 import { el } from "./dom.js";
+import { openPopup } from "./popup.js";
 
 /** The most files in the list at once: a search finds the others. */
 const SHOWN = 200;
 
-/** @type {(() => void) | null} */
-let closeOpen = null;
-
 /** @param {{ clientX: number, clientY: number }} at @param {Promise<string[]>} files @param {(name: string) => void} choose @param {HTMLElement} [back] gets the focus afterwards */
 export const openPicker = async (at, files, choose, back) => {
-  closeOpen?.();
   /** @type {string[]} */
   let all = [];
   let current = 0;
@@ -24,15 +21,6 @@ export const openPicker = async (at, files, choose, back) => {
   const note = el("div", { class: "note" });
   const panel = el("div", { class: "difflora difflora-picker", role: "dialog", "aria-label": say("addLora") }, search, list, note);
 
-  const close = () => {
-    closeOpen = null;
-    panel.remove();
-    window.removeEventListener("pointerdown", outside, true);
-    back?.focus({ preventScroll: true });
-  };
-  const outside = (/** @type {PointerEvent} */ event) => {
-    if (!panel.contains(/** @type {Element} */ (event.target))) close();
-  };
   /** @param {string} name */
   const take = (name) => {
     close();
@@ -64,12 +52,7 @@ export const openPicker = async (at, files, choose, back) => {
     event.preventDefault();
   });
   for (const type of ["keyup", "wheel", "contextmenu"]) panel.addEventListener(type, (event) => event.stopPropagation());
-  document.body.append(panel);
-  const { width, height } = panel.getBoundingClientRect();
-  panel.style.left = `${Math.max(4, Math.min(at.clientX, innerWidth - width - 4))}px`;
-  panel.style.top = `${Math.max(4, Math.min(at.clientY, innerHeight - height - 4))}px`;
-  window.addEventListener("pointerdown", outside, true);
-  closeOpen = close;
+  const close = openPopup(panel, at, back);
   search.focus();
   all = await files;
   fill();

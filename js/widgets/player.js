@@ -6,7 +6,8 @@
 import { FORMATS, GAINS, MODES, SPEEDS, columnsFor, fileName, firstPair, frameAt, keyed, letter, shuffled, strengthOf, timeOf } from "../lib/player.js";
 import { retellError, say } from "../lib/words.js";
 import { el, used } from "./dom.js";
-import { below, openMenu } from "./menu.js";
+import { openMenu } from "./menu.js";
+import { below } from "./popup.js";
 
 /** @typedef {import("../lib/player.js").Player} Player */
 

@@ -4,8 +4,8 @@ import { MOST, fileFor, readRack, writeRack } from "../lib/rack.js";
 import { signed } from "../lib/strength.js";
 import { retellError, say } from "../lib/words.js";
 import { el } from "./dom.js";
-import { below } from "./menu.js";
 import { openPicker, pathParts } from "./picker.js";
+import { below } from "./popup.js";
 import { strengthTrack } from "./strength_track.js";
 
 /** @typedef {import("../lib/rack.js").Row} Row */

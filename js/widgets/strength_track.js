@@ -3,7 +3,8 @@
 import { LIMIT, SAFE, STRETCHED, keyed, positionOf, reachOf, signed, turned, typed, valueAt, zoneOf } from "../lib/strength.js";
 import { say } from "../lib/words.js";
 import { el, used } from "./dom.js";
-import { below, openMenu } from "./menu.js";
+import { openMenu } from "./menu.js";
+import { below } from "./popup.js";
 
 /** @typedef {import("./menu.js").Item} Item */
 

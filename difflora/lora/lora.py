@@ -16,6 +16,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from torch import Tensor
+
 from ..errors import DiffLoraError, PairError
 from ..names import families
 from ..names.families import Family
@@ -26,6 +28,7 @@ from ..storage.reader import FileIdentity, file_sha256
 from . import cache
 from .deltas import Delta, Spec, add, sum_shape, zero
 from .selection import Selection, leaving_out
+from .workspace import Workspace
 
 Recipe = dict[str, Any]
 LARGEST_FACTOR = 1e30  # beyond it, float32 cannot hold the change of the weights
@@ -105,6 +108,15 @@ class Lora(Mapping[str, Delta], ABC):
     def before_cut(self) -> Lora:
         """The same at its full rank."""
         return self
+
+    @property
+    def before_projection(self) -> Lora:
+        """The LoRA that this is a projection of; itself if it is none."""
+        return self
+
+    def projected_out(self, modules: Sequence[str], workspace: Workspace) -> Tensor | None:
+        """Bases (n, out, j) float64 of what is projected out of modules of one shape; their columns are orthonormal or zero."""
+        return None
 
     def weight_of(self, module: str) -> float:
         """What a selection multiplies a module by; 0 where it writes zeros."""

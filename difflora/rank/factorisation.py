@@ -17,7 +17,6 @@ squared.
 from __future__ import annotations
 
 import itertools
-import math
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -34,6 +33,7 @@ from ..errors import TensorError
 from ..lora import cache
 from ..lora.deltas import Dense, Kronecker, LowRank, Spec, Term
 from ..lora.lora import Lora, batches
+from ..lora.workspace import Workspace
 from ..progress import Progress
 from .krylov import Approximation, approximate, approximate_product, while_ticking
 from .rules import RankRule
@@ -52,6 +52,32 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
+class Stack:
+    """The factors of modules of one shape, side by side as stored: ``up · diag(scales) · down``, all float64.
+
+    up (n, out, k), down (n, k, in), scales (n, k)
+    gram_up, gram_down  (n, k, k): upᵀ up and down downᵀ, without the scales; None if nobody wants them
+    basis               (n, out, j): columns, orthonormal or zero, whose span a projection takes out of `up`; None without one
+    inside              (n, j, k): basisᵀ up. The large factor stays as it is: products of this with small matrices are
+                        subtracted from what is made of it
+    """
+
+    up: Tensor
+    down: Tensor
+    scales: Tensor
+    gram_up: Tensor | None = None
+    gram_down: Tensor | None = None
+    basis: Tensor | None = None
+    inside: Tensor | None = None
+
+    def projected_up(self, i: int) -> Tensor:
+        """One module's `up` without the span of `basis`."""
+        if self.basis is None or self.inside is None:
+            return self.up[i]
+        return torch.addmm(self.up[i], self.basis[i], self.inside[i], alpha=-1)
+
+
+@dataclass(frozen=True)
 class Factored:
     """One module's spectrum, and the columns that mix its stored factors into singular vectors.
 
@@ -60,6 +86,7 @@ class Factored:
     mix_down         (kept, k): down = mix_down @ stacked down
     products         (terms, terms): inner products of the stacked terms, ⟨ΔW_s, ΔW_t⟩
     by_qr            whether the slow path was taken
+    gone             squared norm of what a projection has removed
     """
 
     singular_values: Tensor
@@ -67,6 +94,7 @@ class Factored:
     mix_down: Tensor
     products: Tensor
     by_qr: bool
+    gone: float = 0.0
 
     @property
     def energy(self) -> float:
@@ -74,17 +102,24 @@ class Factored:
         return float(self.singular_values.square().sum())
 
 
-def factor(up: Tensor, down: Tensor, scales: Tensor, ranks: Sequence[int]) -> list[Factored]:
-    """Factor a batch of modules of one shape: ``up · diag(scales) · down``.
+def factor(stack: Stack, ranks: Sequence[int]) -> list[Factored]:
+    """Factor a batch of modules of one shape.
 
-    up (batch, out, k), down (batch, k, in), scales (batch, k), all float64; ranks: how the k columns divide into terms.
-    A NaN or Inf in a factor, or a square too large for float64, gives a NaN spectrum.
+    ranks: how the k columns divide into terms. A NaN or Inf in a factor, or a square too large for float64, gives a NaN
+    spectrum.
     """
+    up, down, scales = stack.up, stack.down, stack.scales
     most = min(up.shape[1], up.shape[2], down.shape[2])
-    gram_up, gram_down = _gram(up).mul_(scales[:, :, None]).mul_(scales[:, None, :]), _gram(down.mT)
-    products = _block_sums(gram_up * gram_down, ranks)
+    assert stack.gram_up is not None and stack.gram_down is not None
+    gram_up, gram_down = stack.gram_up * scales[:, :, None] * scales[:, None, :], stack.gram_down
     largest = torch.linalg.vector_norm(gram_up, dim=(1, 2)) * torch.linalg.vector_norm(gram_down, dim=(1, 2))
     bound = 4 * EPSILON * largest
+    gone = [0.0] * len(up)
+    if stack.inside is not None:  # ‖Q Qᵀ U V‖², and the Gram matrix of U − Q Qᵀ U
+        inside = stack.inside * scales[:, None, :]
+        gone = ((inside @ gram_down) * inside).sum(dim=(1, 2)).tolist()
+        gram_up -= inside.mT @ inside
+    products = _block_sums(gram_up * gram_down, ranks)
     usable = torch.isfinite(largest)
     if not usable.all():  # LAPACK would refuse
         gram_up, gram_down = (torch.where(usable[:, None, None], gram, 0.0) for gram in (gram_up, gram_down))
@@ -105,7 +140,9 @@ def factor(up: Tensor, down: Tensor, scales: Tensor, ranks: Sequence[int]) -> li
     values[~usable] = torch.nan
     found = zip(values.unbind(), mix_up.unbind(), mix_down.unbind(), products.unbind(), strict=True)
     return [
-        Factored(*parts, by_qr=False) if fast else _factor_by_qr(up[i], down[i], scales[i], products[i])
+        Factored(*parts, by_qr=False, gone=gone[i])
+        if fast
+        else _factor_by_qr(stack.projected_up(i), down[i], scales[i], products[i], gone[i])
         for i, (parts, fast) in enumerate(zip(found, exact_enough.tolist(), strict=True))
     ]
 
@@ -120,18 +157,20 @@ def _decomposed(decompose: Callable[[Tensor], Any], matrix: Tensor) -> Any:
 
 
 def _gram(factor: Tensor) -> Tensor:
-    """factorᵀ factor, (batch, k, k), from the panels on and below the diagonal; the others are their mirror images.
+    """factorᵀ factor, (k, k), from the panels on and below the diagonal; the others are their mirror images.
 
     The panels are as wide as the tiles of matrix libraries, 24 or twice that in float64. At k = 32 this
     takes 0.6 of the time of one product of 32 × 32, most of which is spent on the eight columns that do not fill a tile.
     """
     k = factor.shape[-1]
     width = 24 if k < 64 else 48
-    gram = factor.new_empty(len(factor), k, k)
+    if k <= width:
+        return factor.mT @ factor
+    gram = factor.new_empty(k, k)
     for start in range(0, k, width):
         panel = slice(start, start + width)
-        gram[:, start:, panel] = factor[..., start:].mT @ factor[..., panel]
-        gram[:, panel, start + width :] = gram[:, start + width :, panel].mT
+        gram[start:, panel] = factor[:, start:].mT @ factor[:, panel]
+        gram[panel, start + width :] = gram[start + width :, panel].mT
     return gram
 
 
@@ -145,7 +184,7 @@ def _root(gram: Tensor) -> Tensor:
     return root
 
 
-def _factor_by_qr(up: Tensor, down: Tensor, scales: Tensor, products: Tensor) -> Factored:
+def _factor_by_qr(up: Tensor, down: Tensor, scales: Tensor, products: Tensor, gone: float) -> Factored:
     most = min(up.shape[0], up.shape[1], down.shape[1])
     root_up, root_down = torch.linalg.qr(up, mode="r").R * scales, torch.linalg.qr(down.mT, mode="r").R
     left, values, right = _decomposed(_thin_svd, root_up @ root_down.mT)
@@ -155,7 +194,7 @@ def _factor_by_qr(up: Tensor, down: Tensor, scales: Tensor, products: Tensor) ->
     inverse = torch.where(values > 0, values, torch.inf).rsqrt()
     mix_down = inverse[:, None] * (left[:, :most].mT @ root_up)
     mix_up = scales[:, None] * (root_down.mT @ right[:most].mT) * inverse
-    return Factored(values, mix_up, mix_down, products, True)
+    return Factored(values, mix_up, mix_down, products, True, gone)
 
 
 def _thin_svd(matrix: Tensor) -> Any:
@@ -265,13 +304,14 @@ class Factorisation:
     def mixed(self, modules: Sequence[str], specs: Mapping[str, Spec]) -> Iterator[tuple[str, LowRank]]:
         """The modules at their new ranks, factored on the way if necessary: one pass through the files."""
 
-        def work(group: Sequence[str], workspace: _Workspace) -> tuple[list[Factored] | None, list[LowRank]]:
-            up, down, scales = self._stack(group, workspace)
+        def work(group: Sequence[str], workspace: Workspace) -> tuple[list[Factored] | None, list[LowRank]]:
             known = [
                 one for name in group if (one := self._known.get(name)) and one.mix_up.shape[1] >= specs[name].rank
             ]
-            factored = None if len(known) == len(group) else factor(up, down, scales, self.lora.specs[group[0]].ranks)
-            return factored, _mix(up, down, factored or known, [specs[name] for name in group])
+            is_known = len(known) == len(group)
+            stack = self._stack(group, workspace, grams=not is_known)
+            factored = None if is_known else factor(stack, self.lora.specs[group[0]].ranks)
+            return factored, _mix(stack, factored or known, [specs[name] for name in group])
 
         with closing(in_parallel(work, self._groups(modules))) as results:
             for group, (factored, deltas) in results:
@@ -285,21 +325,13 @@ class Factorisation:
         for _, run in itertools.groupby(modules, key=lambda name: (specs[name].shape, specs[name].ranks)):
             yield from batches(specs, list(run))
 
-    def _factor(self, group: Sequence[str], workspace: _Workspace) -> list[Factored]:
-        return factor(*self._stack(group, workspace), self.lora.specs[group[0]].ranks)
+    def _factor(self, group: Sequence[str], workspace: Workspace) -> list[Factored]:
+        return factor(self._stack(group, workspace), self.lora.specs[group[0]].ranks)
 
-    def _stack(self, group: Sequence[str], workspace: _Workspace) -> tuple[Tensor, Tensor, Tensor]:
-        """Read modules of one shape and stack their factors as stored: up (n, out, k), down (n, k, in), scales (n, k)."""
-        spec = self.lora.specs[group[0]]
-        deltas = cache.read(self.lora, group, self.lora.read)
-        terms = [deltas.pop(name).terms for name in group]  # type: ignore[union-attr]
-        up = workspace.take(0, (len(group), spec.out_features, spec.rank))
-        down = workspace.take(1, (len(group), spec.rank, spec.in_features))
-        # Side by side first, in the dtype of the file: rows of a few numbers are slow to convert.
-        up.flatten(0, 1).copy_(torch.cat([torch.cat([addable(term.up) for term in module], dim=1) for module in terms]))
-        down.flatten(0, 1).copy_(torch.cat([addable(term.down) for module in terms for term in module]))
-        scales = [[term.scale for term in module for _ in range(term.rank)] for module in terms]
-        return up, down, torch.tensor(scales, dtype=torch.float64)
+    def _stack(self, group: Sequence[str], workspace: Workspace, grams: bool = True) -> Stack:
+        lora = self.lora
+        basis = lora.projected_out(group, workspace)
+        return stacked(lora.before_projection, group, workspace, grams, basis)
 
     def _keep(self, group: Sequence[str], factored: Sequence[Factored]) -> None:
         kept = max(1, MIX_BUDGET // (16 * self._columns))
@@ -318,26 +350,47 @@ class Factorisation:
             )
 
 
-def addable(factor: Tensor) -> Tensor:
+def stacked(
+    lora: Lora, group: Sequence[str], workspace: Workspace, grams: bool = True, basis: Tensor | None = None
+) -> Stack:
+    """Read modules of one shape and stack their factors, with what `Stack` says of them."""
+    spec = lora.specs[group[0]]
+    deltas = cache.read(lora, group, lora.read)
+    up = workspace.take(0, (len(group), spec.out_features, spec.rank))
+    down = workspace.take(1, (len(group), spec.rank, spec.in_features))
+    scales, grams_up, grams_down, insides = [], [], [], []
+    # One module after the other: what was just converted is in the fast part of the processor's cache.
+    for i, name in enumerate(group):
+        terms = deltas.pop(name).terms  # type: ignore[union-attr]
+        # Side by side first, in the dtype of the file: rows of a few numbers are slow to convert.
+        up[i].copy_(torch.cat([_addable(term.up) for term in terms], dim=1) if len(terms) > 1 else terms[0].up)
+        if grams:
+            grams_up.append(_gram(up[i]))
+        if basis is not None:
+            insides.append(basis[i].mT @ up[i])
+        for rows, term in zip(torch.split(down[i], [term.rank for term in terms]), terms, strict=True):
+            rows.copy_(term.down)
+        if grams:
+            grams_down.append(_gram(down[i].mT))
+        scales.append([term.scale for term in terms for _ in range(term.rank)])
+    return Stack(
+        up,
+        down,
+        torch.tensor(scales, dtype=torch.float64),
+        torch.stack(grams_up) if grams else None,
+        torch.stack(grams_down) if grams else None,
+        basis,
+        torch.stack(insides) if basis is not None else None,
+    )
+
+
+def _addable(factor: Tensor) -> Tensor:
     """A dtype that torch can promote; it promotes none of the one-byte dtypes."""
     return factor.float() if factor.dtype.itemsize == 1 else factor
 
 
-class _Workspace:
-    """Memory for the stacked factors, reused for every batch: new pages cost more than the arithmetic."""
-
-    def __init__(self) -> None:
-        self._buffers = [torch.empty(0, dtype=torch.float64)] * 2
-
-    def take(self, which: int, shape: tuple[int, ...]) -> Tensor:
-        size = math.prod(shape)
-        if self._buffers[which].numel() < size:
-            self._buffers[which] = torch.empty(size, dtype=torch.float64)
-        return self._buffers[which][:size].view(shape)
-
-
 def in_parallel(
-    work: Callable[[Sequence[str], _Workspace], Result], groups: Iterator[list[str]]
+    work: Callable[[Sequence[str], Workspace], Result], groups: Iterator[list[str]]
 ) -> Generator[tuple[list[str], Result], None, None]:
     """Run ``work`` on every group, several at once; results in order.
 
@@ -347,9 +400,9 @@ def in_parallel(
     """
     threads = torch.get_num_threads()
     workers = min(threads, MAX_WORKERS)
-    workspaces: SimpleQueue[_Workspace] = SimpleQueue()
+    workspaces: SimpleQueue[Workspace] = SimpleQueue()
     for _ in range(workers):
-        workspaces.put(_Workspace())
+        workspaces.put(Workspace())
 
     def run(group: list[str]) -> Result:
         workspace = workspaces.get()
@@ -374,15 +427,19 @@ def in_parallel(
         torch.set_num_threads(threads)
 
 
-def _mix(up: Tensor, down: Tensor, factored: Sequence[Factored], specs: Sequence[Spec]) -> list[LowRank]:
+def _mix(stack: Stack, factored: Sequence[Factored], specs: Sequence[Spec]) -> list[LowRank]:
     """Modules of one shape at their new ranks, which may differ."""
     rank = max(spec.rank for spec in specs)
     # Both as a few long rows: matrix libraries take three times as long for a few long columns.
-    downs = (torch.stack([one.mix_down[:rank] for one in factored]) @ down).float()
+    downs = (torch.stack([one.mix_down[:rank] for one in factored]) @ stack.down).float()
     # A singular vector's sign is arbitrary: the largest entry of each row of `down` is positive.
     least, largest = torch.aminmax(downs, dim=2, keepdim=True)
     sign = torch.where(-least > largest, -1.0, 1.0)
-    ups = (torch.stack([one.mix_up[:, :rank].mT for one in factored]).mul_(sign) @ up.mT).float()
+    mix = torch.stack([one.mix_up[:, :rank].mT for one in factored]).mul_(sign)
+    ups = mix @ stack.up.mT
+    if stack.basis is not None and stack.inside is not None:
+        ups.baddbmm_(mix @ stack.inside.mT, stack.basis.mT, alpha=-1)
+    ups = ups.float()
     downs.mul_(sign)
     return [LowRank((Term(ups[i, : spec.rank].mT, downs[i, : spec.rank]),), spec.shape) for i, spec in enumerate(specs)]
 

@@ -19,16 +19,18 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..errors import DiffLoraError, PairError, RankError
 from ..lora import cache
 from ..lora.algebra import same_content
 from ..lora.deltas import Delta, Dense, LowRank, Vector, multiplied_out
 from ..lora.lora import Lora, Recipe, StoredLora, batches, label
+from ..lora.workspace import Workspace
 from ..progress import Progress, part_of
 from ..sentence import Sentence
 from ..storage.reader import FileIdentity
-from .factorisation import addable, factor, factorisation_of, in_parallel
+from .factorisation import factor, factorisation_of, in_parallel, stacked
 from .rules import NOISE, FixedRank
 
 MOST_AGAINST = 4  # LoRAs whose directions can be removed at once
@@ -83,8 +85,7 @@ class PurifiedLora(Lora):
                 f"{label(of)} and {' and '.join(label(other) for other in against)} change no module in common."
             )
         self._bases: dict[str, Tensor] = {}
-        self._gone: dict[str, float] = {}  # squared norms
-        self._left: dict[str, float] = {}  # of modules stored in full
+        self._removed: dict[str, Removed] = {}  # of modules stored in full
 
     @property
     def parents(self) -> tuple[Lora, ...]:
@@ -111,14 +112,31 @@ class PurifiedLora(Lora):
         }
 
     def read(self, modules: Sequence[str]) -> dict[str, Delta]:
+        return self._read(modules, Workspace())
+
+    def _read(self, modules: Sequence[str], workspace: Workspace) -> dict[str, Delta]:
         deltas = cache.read(self.of, modules, self.of.read)
         touched = set(self.touched)
-        self._find_bases([name for name in modules if name in touched and name not in self._bases])
+        self._find_bases([name for name in modules if name in touched], workspace)
         return {name: self._purified(name, delta) if name in touched else delta for name, delta in deltas.items()}
+
+    @property
+    def before_projection(self) -> Lora:
+        return self.of
+
+    def projected_out(self, modules: Sequence[str], workspace: Workspace) -> Tensor | None:
+        touched = set(self.touched)
+        self._find_bases([name for name in modules if name in touched], workspace)
+        none = torch.zeros(self.specs[modules[0]].out_features, 0, dtype=torch.float64)
+        bases = [self._bases.get(name, none) for name in modules]
+        most = max(basis.shape[1] for basis in bases)
+        return torch.stack(
+            [pad(basis, (0, most - basis.shape[1])) if basis.shape[1] < most else basis for basis in bases]
+        )
 
     def stream(self, modules: Sequence[str], tick: Callable[[], None] = lambda: None) -> Iterator[tuple[str, Delta]]:
         # In workers of one thread each, so that the bits do not depend on the number of cores.
-        with closing(in_parallel(lambda group, _: self.read(group), batches(self.specs, modules))) as results:
+        with closing(in_parallel(self._read, batches(self.specs, modules))) as results:
             for group, deltas in results:
                 tick()
                 for name in group:
@@ -128,30 +146,25 @@ class PurifiedLora(Lora):
         if isinstance(delta, Vector):
             return delta
         basis = self._bases[name]
-        parts = [_without(basis, term.up) for term in delta.terms]
-        terms = tuple(replace(term, up=left) for term, (left, _) in zip(delta.terms, parts, strict=True))
+        terms = tuple(replace(term, up=_without(basis, term.up)) for term in delta.terms)
         if not isinstance(delta, Dense):
-            # ‖Qᵀ U V‖², from the Qᵀ U that were subtracted.
-            gone = sum(
-                (term.scale * gone).float() @ term.down.float() for term, (_, gone) in zip(terms, parts, strict=True)
-            )
-            self._gone[name] = float(torch.as_tensor(gone).double().square().sum())
             return LowRank(terms, delta.shape)
-        fulls = tuple((_without(basis, multiplied_out(full))[0], scale) for full, scale in delta.fulls)
+        fulls = tuple((_without(basis, multiplied_out(full)), scale) for full, scale in delta.fulls)
         purified = Dense(fulls, terms, delta.shape)
-        self._left[name] = _energy(purified)
-        self._gone[name] = max(0.0, _energy(delta) - self._left[name])
+        before, left = _energy(delta), _energy(purified)
+        self._removed[name] = Removed(before, max(0.0, before - left))
         return purified
 
-    def _find_bases(self, modules: Sequence[str]) -> None:
+    def _find_bases(self, modules: Sequence[str], workspace: Workspace) -> None:
         """Orthonormal bases (out, at most j · len(against)) float64 of what is removed, for modules that lack one."""
+        modules = [name for name in modules if name not in self._bases]
         found: dict[str, list[Tensor]] = {name: [] for name in modules}
         for other in self.against:
             mine = [name for name in modules if name in other and not other.specs[name].is_vector]
-            for name, directions in _left_directions(other, mine, self.directions):
+            for name, directions in _left_directions(other, mine, self.directions, workspace):
                 found[name].append(directions)
         for name, parts in found.items():
-            self._bases[name] = _orthonormal(torch.cat(parts, dim=1))
+            self._bases[name] = parts[0] if len(parts) == 1 else _orthonormal(torch.cat(parts, dim=1))
 
     def measure(self, progress: Progress | None = None) -> None:
         """Compute what is removed from each module, with progress, which may cancel. Spectra are kept for a re-rank.
@@ -159,9 +172,9 @@ class PurifiedLora(Lora):
         raises  PairError if nothing is left
         """
         total = len(self.touched)
-        spectra = [name for name in self.touched if not self.specs[name].dense]
-        factorisation_of(self).run(spectra, progress and (lambda done, _: progress(done, total)))
-        for done, name in enumerate((name for name in self.touched if name not in self._gone), len(spectra) + 1):
+        factored = [name for name in self.touched if not self.specs[name].dense]
+        factorisation_of(self).run(factored, progress and (lambda done, _: progress(done, total)))
+        for done, name in enumerate((name for name in self.touched if self.specs[name].dense), len(factored) + 1):
             self.read([name])
             if progress:
                 progress(done, total)
@@ -174,9 +187,15 @@ class PurifiedLora(Lora):
     @property
     def removed(self) -> Mapping[str, Removed]:
         """What was removed from each module that both sides have. Reads what has not been read yet."""
-        factorisation = factorisation_of(self)
-        left = {n: self._left[n] if n in self._left else factorisation[n].energy for n in self.touched}
-        return {name: Removed(left[name] + self._gone[name], self._gone[name]) for name in self.touched}
+        return {name: self._removed_from(name) for name in self.touched}
+
+    def _removed_from(self, name: str) -> Removed:
+        if self.specs[name].dense:
+            if name not in self._removed:
+                self.read([name])
+            return self._removed[name]
+        factored = factorisation_of(self)[name]
+        return Removed(factored.energy + factored.gone, factored.gone)
 
     @property
     def share(self) -> float:
@@ -261,19 +280,10 @@ def _listed(loras: Sequence[Lora]) -> str:
     return " and ".join(label(lora) for lora in loras)
 
 
-def _stacked(lora: Lora, modules: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-    """The factors of modules of one shape as `factor` takes them, float64."""
-    deltas = lora.read(modules)
-    terms = [delta.terms for name in modules if isinstance(delta := deltas[name], LowRank)]
-    # Side by side in the dtype of the file, then converted: one large tensor is made instead of three.
-    up = torch.stack([torch.cat([addable(term.up) for term in module], dim=1) for module in terms]).double()
-    down = torch.stack([torch.cat([addable(term.down) for term in module]) for module in terms]).double()
-    scales = [[term.scale for term in module for _ in range(term.rank)] for module in terms]
-    return up, down, torch.tensor(scales, dtype=torch.float64)
-
-
-def _left_directions(lora: Lora, modules: Sequence[str], most: int) -> Iterator[tuple[str, Tensor]]:
-    """The strongest left singular vectors of modules, (out, at most `most`) float64; none where nothing changes."""
+def _left_directions(
+    lora: Lora, modules: Sequence[str], most: int, workspace: Workspace
+) -> Iterator[tuple[str, Tensor]]:
+    """Orthonormal bases of the strongest output directions of modules, (out, at most `most`) float64."""
     specs = lora.specs
     for name in modules:
         if specs[name].dense:
@@ -284,35 +294,41 @@ def _left_directions(lora: Lora, modules: Sequence[str], most: int) -> Iterator[
     )
     for (_, ranks), run in itertools.groupby(small, key=lambda name: (specs[name].shape, specs[name].ranks)):
         group = list(run)
-        up, down, scales = _stacked(lora, group)
-        for name, one, stacked in zip(group, factor(up, down, scales, ranks), up, strict=True):
-            if not math.isfinite(float(one.singular_values[0])):
+        stack = stacked(lora, group, workspace)
+        factored = factor(stack, ranks)
+        values = torch.stack([one.singular_values[:most] for one in factored])
+        if not values.isfinite().all():
+            for name in group:
                 lora.check_finite(name)
-            kept = int((one.singular_values[:most] > NOISE * one.singular_values[0]).sum())
-            # The columns are singular vectors times the roots of their values.
-            yield name, stacked @ one.mix_up[:, :kept] * one.singular_values[:kept].rsqrt()
+        # The columns are singular vectors times the roots of their values.
+        directions = stack.up @ (torch.stack([one.mix_up[:, :most] for one in factored]) * values.rsqrt()[:, None])
+        kept = (values > NOISE * values[:, :1]).sum(dim=1).tolist()
+        exact = _are_orthonormal(directions).tolist()
+        for i, name in enumerate(group):
+            yield name, directions[i] if exact[i] else _orthonormal(directions[i, :, : kept[i]])
 
 
 def _orthonormal(directions: Tensor) -> Tensor:
     """A basis of the span of unit columns, without directions that others span already: (out, rank) float64."""
-    products = directions.mT @ directions
-    if torch.allclose(products, torch.eye(len(products), dtype=products.dtype), rtol=0, atol=ORTHONORMAL):
+    if _are_orthonormal(directions):
         return directions
     left, values, _ = torch.linalg.svd(directions, full_matrices=False)
     spanned: Tensor = left[:, values > NOISE * values.amax()] if values.numel() else left
     return spanned
 
 
-def _without(basis: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """`up` (out, k) without its part in the span of `basis` (out, j), float32, and that part's coordinates (j, k).
+def _are_orthonormal(columns: Tensor) -> Tensor:
+    """Whether the columns of each matrix are; not if one is NaN."""
+    products = columns.mT @ columns - torch.eye(columns.shape[-1], dtype=columns.dtype)
+    return (products.abs() <= ORTHONORMAL).all(-1).all(-1)
 
-    Computed in float64 where it is small.
-    """
+
+def _without(basis: Tensor, up: Tensor) -> Tensor:
+    """`up` (out, k) without its part in the span of `basis` (out, j), float32. Computed in float64 where it is small."""
     exact = up.shape[1] <= up.shape[0]
     left = up.to(torch.float64 if exact else torch.float32, copy=True)
     basis = basis.to(left.dtype)
-    inside = basis.mT @ left
-    return left.addmm_(basis, inside, alpha=-1).float(), inside
+    return left.addmm_(basis, basis.mT @ left, alpha=-1).float()
 
 
 def _energy(delta: Delta) -> float:
@@ -328,7 +344,7 @@ def _row_likeness(one: Lora, other: Lora, modules: Sequence[str]) -> float:
     chosen = [name for name in modules if name in other][:: max(1, len(modules) // LOOKED_AT)]
     cosines = []
     for name in chosen:
-        rows = [torch.linalg.qr(_stacked(lora, [name])[1][0].mT).Q for lora in (one, other)]
+        rows = [torch.linalg.qr(stacked(lora, [name], Workspace()).down[0].mT).Q for lora in (one, other)]
         values = torch.linalg.svdvals(rows[0].mT @ rows[1])
         cosines.append(float(values.mean()))
     return sum(cosines) / len(cosines) if cosines else 0.0

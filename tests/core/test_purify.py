@@ -94,6 +94,35 @@ def test_a_purified_difference_can_be_cut_and_what_is_left_does_not_touch_the_di
         assert np.abs(strongest.T @ full(small, name)).max() < 1e-5 * np.abs(full(small, name)).max()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("noise", [1.0, 1e-2, 1e-4])
+def test_a_re_ranked_difference_of_two_that_are_nearly_alike_is_as_exact_as_without_purifying(tmp_path, noise, dtype):
+    up, down, _ = factors(24, 16, 4, None, 1)
+    more, rows, _ = factors(24, 16, 4, None, 2)
+    a = difflora.load(write(tmp_path / "a.safetensors", {Q: (up.to(dtype), down.to(dtype), None)}))
+    near = (up + noise * more).to(dtype), (down + noise * rows).to(dtype), None
+    b = difflora.load(write(tmp_path / "b.safetensors", {Q: near}))
+    other = lora(tmp_path / "o.safetensors", 9, modules={Q: SHAPES[Q]})
+    small = difflora.rerank(purify(difflora.subtract(a, b), [other]), FixedRank(3))
+    values = np.linalg.svd(without(full(a, Q) - full(b, Q), [full(other, Q)], 2))[1]
+    found = small.spectrum(Q).numpy()
+    assert np.abs(found - values[: len(found)]).max() < 1e-6 * values[0]
+
+
+@pytest.mark.parametrize("left", [1e-2, 1e-5])
+def test_little_that_is_left_is_exact_too(tmp_path, left):
+    up, down, _ = factors(24, 16, 2, None, 1)
+    more, rows, _ = factors(24, 16, 2, None, 2)
+    other = difflora.load(write(tmp_path / "o.safetensors", {Q: (up, down, None)}))
+    both = torch.cat([up, left * more], dim=1), torch.cat([down, rows]), None
+    pure = purify(difflora.load(write(tmp_path / "s.safetensors", {Q: both})), [other])
+    expected = without(full(pure.of, Q), [full(other, Q)], 2)
+    assert off(full(difflora.rerank(pure, FixedRank(2)), Q), expected) < 1e-6
+    gone = np.square(full(pure.of, Q)).sum() - np.square(expected).sum()
+    assert pure.removed[Q].gone == pytest.approx(gone, rel=1e-6)
+    assert pure.removed[Q].before - pure.removed[Q].gone == pytest.approx(np.square(expected).sum(), rel=1e-5)
+
+
 def test_modules_of_one_side_only_stay_and_are_not_counted(tmp_path):
     slider = lora(tmp_path / "s.safetensors", 0)
     other = lora(tmp_path / "o.safetensors", 9, modules={Q: SHAPES[Q]})

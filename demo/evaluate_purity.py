@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,21 @@ from evaluate_training import Way, demo_pairs, encode_pair, train
 from PIL import Image, ImageDraw, ImageFont
 from scenes import MOST, draw, random_scene, thing_pixels
 from torch import Tensor
-from train import HERE, add_comfyui_arguments, denoise, import_comfyui
+from train import CHANNELS, HERE, LATENT_SIZE, add_comfyui_arguments, denoise, import_comfyui
 
 import difflora
 from difflora.clips.response import measure_frames
 from difflora.lora.lora import CombinedLora
-from difflora.rank.calibrate import calibrate_norm, factor_for_change, mean_norm
+from difflora.rank.calibrate import (
+    NOISE,
+    SAMPLES,
+    SHARE,
+    calibrate_norm,
+    factor_for_change,
+    factor_for_prediction,
+    prediction_change,
+    way_to,
+)
 from difflora.training.latents import SliderPairs
 from difflora.training.pairs import tinted
 
@@ -226,31 +237,107 @@ EIGHT = {
     "noise 0.5 to 1": Way(pairs=126, noise="0.5-1"),
     "two LoRAs": Way("pair", 126),
 }
+OTHERS = {
+    "60 pairs": Way(pairs=60),
+    "20 pairs, 60 steps": Way(pairs=20, steps=60),
+    "200 steps": Way(pairs=126, steps=200),
+    "rate 2e-3": Way(pairs=126, rate=2e-3),
+    "rank 1": Way(pairs=126, rank=1),
+    "noise 0.85 to 1": Way(pairs=126, noise="0.85-1"),
+    "all layers": Way(pairs=126, layers="all"),
+    "two LoRAs, 50 steps": Way("pair", 126, steps=50),
+}
 CHANGE = {"things": 2.0, "edges": 2.0}
 """What ±1 is to change: things, and percent of the pixels that are edges."""
+SHOWN = {"things": "things", "edges": "edge density", "tint": "tint", "a": "a*"}
 
 
-def unit_part(lab: Lab, number: int) -> dict[str, Any]:
-    """One of the eight: its effect at ±1 on other seeds, by what its size was set, and its norms of every kind."""
-    name, way = list(EIGHT.items())[number]
-    lora, size = lab.slider("clean", number, way)
+@dataclass(frozen=True)
+class Eight:
+    """Sliders for one property, trained in different ways, and what their effect is measured by.
+
+    seed  of the first one's training
+    """
+
+    kind: str
+    seed: int
+    ways: dict[str, Way]
+    measures: tuple[str, str]
+
+
+# By what they are scaled was chosen on the first eight alone.
+SETS = {
+    "unit": Eight("clean", 0, EIGHT, ("things", "edges")),
+    "others": Eight("clean", 20, OTHERS, ("things", "edges")),
+    "tints": Eight("tint", 40, EIGHT, ("tint", "a")),
+}
+
+
+def unit_part(lab: Lab, number: int, of: str) -> dict[str, Any]:
+    """One of the eight: its effect at ±1, by what its size was set; of the first eight also by response and all norms."""
+    eight = SETS[of]
+    name, way = list(eight.ways.items())[number]
+    lora, size = lab.slider(eight.kind, eight.seed + number, way)
     raw = lora.scaled(1 / 6)  # as if every training had the size that fits its pairs
     first, second = range(lab.options.calibration_seeds), range(1000, 1000 + lab.options.seeds)
-    curve = lab.sweep(raw, (-8, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4, 8), first)
-    sizes = {"as trained": raw, "by the loss (Train Slider)": lora.scaled(size)}
-    sizes["by norm (Calibrate)"] = calibrate_norm(raw, 0.25)
-    for measured, change in CHANGE.items():
-        factor = factor_for_change([row["strength"] for row in curve], [row[measured] for row in curve], change)
-        sizes[f"by response, {measured} (Calibrate)"] = raw.scaled(factor)
+    by_norm, by_prediction = calibrate_norm(raw, 0.25), factor_for_prediction(meter(lab, raw), SHARE)
+    sizes = {
+        "as trained": raw,
+        "by the loss (*Train Slider*)": lora.scaled(size),
+        "by norm (*Calibrate LoRA*)": by_norm,
+        "by prediction (*Calibrate LoRA*)": raw.scaled(by_prediction),
+    }
+    if of == "unit":
+        curve = lab.sweep(raw, (-8, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4, 8), first)
+        for measured, change in CHANGE.items():
+            factor = factor_for_change([row["strength"] for row in curve], [row[measured] for row in curve], change)
+            sizes[f"by response, {SHOWN[measured]}"] = raw.scaled(factor)
     effects = {}
     for by, one in sizes.items():
         rows = lab.sweep(one, (-1, 1), second)
-        effects[by] = {measured: rise(rows, measured, 1) / 2 for measured in CHANGE}
-    return {"name": name, "norm": mean_norm(raw), "size": size, "effects": effects, "norms": norms(lab, raw)}
+        effects[by] = {measured: rise(rows, measured, 1) / 2 for measured in eight.measures}
+    factors = [1.0, 6 * size, by_norm.factor, by_prediction]
+    return {
+        "name": name,
+        "factors": dict(zip(effects, factors, strict=False)),
+        "effects": effects,
+        "norms": norms(lab, raw) if of == "unit" else {},
+    }
+
+
+def noises(count: int) -> Tensor:
+    """As *Calibrate LoRA* makes them, of seeds 0, 1, …"""
+    made = [torch.Generator().manual_seed(seed) for seed in range(count)]
+    return torch.cat([torch.randn(1, CHANNELS, LATENT_SIZE, LATENT_SIZE, generator=one) for one in made])
+
+
+@torch.no_grad()
+def predicted(lab: Lab, changes: Changes, strength: float, noisy: Tensor, sigma: float) -> Tensor:
+    weights = lab.demo.weights
+    changed = {f"{name}.weight": weights[f"{name}.weight"] + strength * change for name, change in changes.items()}
+    lab.demo.wan.load_state_dict({**weights, **changed})
+    return denoise(lab.demo.wan, noisy, torch.full((len(noisy),), sigma))
+
+
+def on_the_way(lab: Lab, noise: float, samples: int) -> Tensor:
+    """Where the model is on its own way from noise to a picture."""
+    x, way = noises(samples), way_to(noise)
+    for now, then in itertools.pairwise(way):
+        x = x + (then - now) * predicted(lab, {}, 0.0, x, now)
+    return x
+
+
+def meter(lab: Lab, lora: difflora.Lora, noise: float = NOISE, samples: int = SAMPLES) -> Callable[[float], float]:
+    """The change of the prediction at ± a strength, as *Calibrate LoRA* measures it by prediction."""
+    changes, start = dense_changes(lora), on_the_way(lab, noise, samples)
+    plain = predicted(lab, {}, 0.0, start, noise)
+    return lambda strength: prediction_change(
+        plain, *(predicted(lab, changes, sign * strength, start, noise) for sign in (1, -1))
+    )
 
 
 def norms(lab: Lab, lora: difflora.Lora) -> dict[str, float]:
-    """Sizes of a slider that need no rendering: of its weights, and of what the model makes of them on 16 noised pictures."""
+    """Sizes of a slider that need no rendering: of its weights, and of what the model makes of them."""
     changes, weights, wan = dense_changes(lora), lab.demo.weights, lab.demo.wan
 
     def mean(kind: Callable[[Tensor], Tensor], part: str = "") -> float:
@@ -261,54 +348,61 @@ def norms(lab: Lab, lora: difflora.Lora) -> dict[str, float]:
     shares = [float(frobenius(change) / frobenius(weights[f"{name}.weight"])) for name, change in changes.items()]
     pairs = demo_pairs(lab.demo, 16)
     pictures = torch.stack([*pairs.a[:8], *pairs.b[:8]])
-    noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(4242))
+    noise = noises(len(pictures))
 
-    def predicted(sigma: float, strength: float) -> Tensor:
-        changed = {f"{name}.weight": weights[f"{name}.weight"] + strength * change for name, change in changes.items()}
-        wan.load_state_dict({**weights, **changed})
-        return denoise(wan, pictures * (1 - sigma) + noise * sigma, torch.full((len(pictures),), sigma))
+    def moved(noisy: Tensor, sigma: float) -> float:
+        return prediction_change(*(predicted(lab, changes, strength, noisy, sigma) for strength in (0.0, 1.0, -1.0)))
 
-    moved: dict[str, float] = {}
+    outputs: dict[str, float] = {}
 
     def look(module: torch.nn.Module, given: tuple[Tensor, ...], name: str) -> None:
         plain, change = (given[0] @ matrix.T for matrix in (weights[f"{name}.weight"], changes[name]))
         if plain.any():  # the demo's text is all zeros
-            moved[name] = float(change.norm() / plain.norm())
+            outputs[name] = float(change.norm() / plain.norm())
 
-    with torch.no_grad():
-        hooks = [wan.get_submodule(name).register_forward_pre_hook(partial(look, name=name)) for name in changes]
-        predicted(0.95, 0.0)
-        for hook in hooks:
-            hook.remove()
-        prediction = {
-            sigma: float((predicted(sigma, 1.0) - predicted(sigma, -1.0)).square().mean().sqrt() / 2)
-            for sigma in (1.0, 0.9, 0.75)
-        }
+    hooks = [wan.get_submodule(name).register_forward_pre_hook(partial(look, name=name)) for name in changes]
+    predicted(lab, {}, 0.0, pictures * 0.05 + noise * 0.95, 0.95)
+    for hook in hooks:
+        hook.remove()
     return {
         "mean Frobenius norm (*Calibrate LoRA*)": mean(frobenius),
         "mean spectral norm": mean(spectral),
         "mean nuclear norm": mean(nuclear),
-        "mean Frobenius norm over that of the weight": float(np.mean(shares)),
-        "mean Frobenius norm, self-attention": mean(frobenius, "self_attn"),
-        "mean Frobenius norm, cross-attention": mean(frobenius, "cross_attn"),
-        "mean Frobenius norm, `cross_attn.o` alone": mean(frobenius, "cross_attn.o"),
-        "change of the layers' outputs, over the outputs": float(np.mean(list(moved.values()))),
-        **{f"change of the model's prediction at noise {sigma:g}": value for sigma, value in prediction.items()},
+        "mean Frobenius norm divided by that of the weight": float(np.mean(shares)),
+        "mean Frobenius norm, self-attention only": mean(frobenius, "self_attn"),
+        "mean Frobenius norm, cross-attention only": mean(frobenius, "cross_attn"),
+        "mean Frobenius norm, `cross_attn.o` only": mean(frobenius, "cross_attn.o"),
+        "change of the layers' outputs, relative to the outputs, noise 0.95": float(np.mean(list(outputs.values()))),
+        **{
+            f"change of the prediction on pictures with noise, noise {sigma:g}": moved(
+                pictures * (1 - sigma) + noise * sigma, sigma
+            )
+            for sigma in (0.9, 0.75)
+        },
+        **{
+            f"change of the prediction on the model's own way, noise {sigma:g}": moved(
+                on_the_way(lab, sigma, len(noise)), sigma
+            )
+            for sigma in (1.0, 0.9, 0.85, 0.75, 0.6)
+        },
     }
 
 
 def unit_table(parts: list[dict[str, Any]]) -> list[str]:
+    effects = [part["effects"] for part in parts]
+    measures = list(effects[0]["as trained"])
     lines = [
-        f"| size | effect at ±1, things: {', '.join(part['name'] for part in parts)} | spread, things | spread, edge density |",
-        "|---|---|---:|---:|",
+        f"| size | {' | '.join(part['name'] for part in parts)} | "
+        f"{' | '.join(f'spread, {SHOWN[measured]}' for measured in measures)} |",
+        "|---" + "|---:" * (len(parts) + len(measures)) + "|",
     ]
-    for by in parts[0]["effects"]:
-        values = {measured: np.array([part["effects"][by][measured] for part in parts]) for measured in CHANGE}
-        spread = {measured: float(value.std() / value.mean()) for measured, value in values.items()}
-        lines.append(
-            f"| {by} | {', '.join(f'{value:.1f}' for value in values['things'])} | {spread['things']:.2f} | {spread['edges']:.2f} |"
-        )
-    lines += ["", "| size by | spread, things | spread, edge density |", "|---|---:|---:|"]
+    for by in effects[0]:
+        values = {measured: np.array([effect[by][measured] for effect in effects]) for measured in measures}
+        cells = [f"{value:.1f}" for value in values[measures[0]]]
+        cells += [f"{float(value.std() / abs(value.mean())):.2f}" for value in values.values()]
+        lines.append(f"| {by} | {' | '.join(cells)} |")
+    if parts[0]["norms"]:
+        lines += ["", "| size | spread, things | spread, edge density |", "|---|---:|---:|"]
     for norm in parts[0]["norms"]:
         lines.append(f"| {norm} | " + " | ".join(f"{norm_spread(parts, norm, of):.2f}" for of in CHANGE) + " |")
     return lines
@@ -324,14 +418,8 @@ def norm_spread(parts: list[dict[str, Any]], norm: str, measured: str) -> float:
     def effects(unit: float) -> np.ndarray:
         found = []
         for part, size in zip(parts, sizes, strict=True):
-            by = {name.split(" (")[0]: effect[measured] for name, effect in part["effects"].items()}
-            # What ±1 of the slider as trained was multiplied by.
-            seen = {
-                0.0: 0.0,
-                1.0: by["as trained"],
-                6 * part["size"]: by["by the loss"],
-                0.25 / part["norm"]: by["by norm"],
-            }
+            # By what ±1 of the slider as trained was multiplied.
+            seen = {0.0: 0.0} | {factor: part["effects"][by][measured] for by, factor in part["factors"].items()}
             at = sorted(seen)
             slope = (seen[at[-1]] - seen[at[-2]]) / (at[-1] - at[-2])
             factor = unit / size
@@ -396,7 +484,9 @@ def together_table(parts: list[dict[str, list[dict[str, float]]]]) -> list[str]:
 
 PARTS: dict[str, tuple[Callable[[Lab, int], Any], Callable[[list[Any]], list[str]], str]] = {
     "tint": (tint_part, tint_table, "A tint taken out"),
-    "unit": (unit_part, unit_table, "±1 as a unit"),
+    "unit": (partial(unit_part, of="unit"), unit_table, "±1 as a unit"),
+    "others": (partial(unit_part, of="others"), unit_table, "±1 as a unit, eight others"),
+    "tints": (partial(unit_part, of="tints"), unit_table, "±1 as a unit, eight tints"),
     "together": (together_part, together_table, "Two sliders together"),
 }
 
@@ -410,7 +500,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=126)
     parser.add_argument("--training-seeds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=16, help="pictures for each strength")
-    parser.add_argument("--calibration-seeds", type=int, default=16, help="those that ±1 is set on by response")
+    parser.add_argument("--calibration-seeds", type=int, default=32, help="those that ±1 is set on by response")
     parser.add_argument("--steps", type=int, default=6, help="sampling steps")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -424,9 +514,11 @@ def main() -> None:
     text: list[str] = []
     for table in options.tables:
         part_of, lines_of, title = PARTS[table]
-        key = common | ({"calibration seeds": options.calibration_seeds} if table == "unit" else {})
+        key: dict[str, Any] = common
+        if table in SETS:
+            key = common | {"calibration seeds": options.calibration_seeds, "prediction": [SHARE, NOISE, SAMPLES]}
         found = []
-        for number in range(len(EIGHT) if table == "unit" else options.training_seeds):
+        for number in range(len(SETS[table].ways) if table in SETS else options.training_seeds):
             name = hashlib.sha256(json.dumps([table, number, key]).encode()).hexdigest()[:12]
             part = parts / f"{table}_{name}.json"
             if not part.is_file():

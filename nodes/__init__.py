@@ -2,10 +2,10 @@
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
-from .algebra import analyze, calibrate, extract, load_pair, load_subtract, purify, save, select_rerank
+from .algebra import analyze, extract, load_pair, load_subtract, purify, save, select_rerank
 from .common.routes import answer_last_words, answer_lora, answer_pair, answer_rack
 from .demo import offer_demo_models
-from .slider import block_toggle, empty_text, make_map, mapped_wanvideo, native, rack, wanvideo
+from .slider import block_toggle, calibrate, empty_text, make_map, mapped_wanvideo, native, rack, wanvideo
 from .sweep import compare, response, sweep
 from .sweep.export import answer_export
 from .sweep.news import answer_news

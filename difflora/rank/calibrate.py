@@ -1,6 +1,7 @@
 """Gives a slider's strength a unit: scales it so that ±1 means the same for every slider.
 
-By norm, no pictures are needed: the mean Frobenius norm of the modules becomes a given number. By response, ±1 changes the
+By norm, only the factors are needed: the mean Frobenius norm of the modules becomes a given number. By prediction, ±1 changes
+what a model predicts by a given share; whoever has the model passes a function that measures it. By response, ±1 changes the
 slider's target by a given amount, or ±3 is as far as it can go without harm; the measured curve is passed as plain numbers.
 """
 
@@ -10,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from torch import Tensor
 
 from ..errors import PairError
 from ..lora.lora import CombinedLora, Lora, Recipe, label
@@ -19,6 +21,10 @@ from .factorisation import factorisation_of
 
 REACH = 3.0  # the strength at which the recommended range should end
 SMALLEST, LARGEST = 1e-6, 1e6  # factors beyond these are a mistake in the unit
+CLOSE_ENOUGH = 0.01  # of the change that a prediction is to have
+MOST_TRIES = 8
+# By prediction, if nothing else is said: the change at ±1, the noise level at which it is measured, and from how many noises.
+SHARE, NOISE, SAMPLES = 0.05, 0.75, 4
 
 
 class CalibratedLora(CombinedLora):
@@ -74,6 +80,56 @@ def calibrate_norm(lora: Lora, norm: float, progress: Progress | None = None) ->
     if now == 0:
         raise PairError(f"{label(lora)} changes no weight matrix, so it has no norm to scale.")
     return calibrate(lora, norm / now, f"a mean norm of {norm:g} a module")
+
+
+def way_to(noise: float, steps: int = 4) -> list[float]:
+    """Noise levels from 1, noise alone, to `noise`: a model's own Euler steps to where its prediction is compared."""
+    return [1 + (noise - 1) * step / steps for step in range(steps)] + [noise] if noise < 1 else [1.0]
+
+
+def prediction_change(plain: Tensor, plus: Tensor, minus: Tensor) -> float:
+    """How much a slider changes a model's prediction: half the difference between + and −, as a share of the plain prediction.
+
+    Root mean squares over all values of tensors of one shape, in float64.
+
+    plain        without the slider
+    plus, minus  with it at equal strengths of either sign
+    """
+    size = plain.double().square().mean().sqrt()
+    return float((plus.double() - minus.double()).square().mean().sqrt() / 2 / size)
+
+
+def factor_for_prediction(measured: Callable[[float], float], share: float) -> float:
+    """The strength at which a slider changes a model's prediction by `share`.
+
+    The change is nearly proportional to the strength while both are small, so two measurements are enough for most sliders.
+
+    measured  called with a strength above zero: the change at ± that strength, as of `prediction_change`
+    raises    PairError if the slider changes nothing, never that much, or makes something that is no number
+    """
+    if not (math.isfinite(share) and share > 0):
+        raise PairError(f"The change is {share}; it must be a number above zero, in the unit that is measured.")
+    factor = 1.0
+    found: list[tuple[float, float]] = []
+    while len(found) < MOST_TRIES:
+        change = measured(factor)
+        found.append((factor, change))
+        if not math.isfinite(change):
+            # Too strong to compute, where nothing tells how much too strong.
+            factor /= 8
+        elif change == 0:
+            raise PairError("The slider does not change what the model predicts, so there is nothing to scale.")
+        elif abs(change / share - 1) <= CLOSE_ENOUGH:
+            return factor
+        else:
+            factor *= share / change
+        if not SMALLEST <= factor <= LARGEST:
+            break
+    most = max((change for _, change in found if math.isfinite(change)), default=math.nan)
+    raise PairError(
+        f"Multiplied by {min(one for one, _ in found):.3g} to {max(one for one, _ in found):.3g}, the slider changes what the "
+        f"model predicts by up to {most:.3%}, but nowhere by {share:.3%}. Choose another change."
+    )
 
 
 def factor_for_change(strengths: Sequence[float], values: Sequence[float], change: float) -> float:

@@ -22,7 +22,7 @@ from .factorisation import factorisation_of
 REACH = 3.0  # the strength at which the recommended range should end
 SMALLEST, LARGEST = 1e-6, 1e6  # factors beyond these are a mistake in the unit
 CLOSE_ENOUGH = 0.01  # of the change that a prediction is to have
-MOST_TRIES = 8
+MOST_TRIES = 10
 # By prediction, if nothing else is said: the change at ±1, the noise level at which it is measured, and from how many noises.
 SHARE, NOISE, SAMPLES = 0.05, 0.75, 4
 
@@ -109,25 +109,30 @@ def factor_for_prediction(measured: Callable[[float], float], share: float) -> f
     """
     if not (math.isfinite(share) and share > 0):
         raise PairError(f"The change is {share}; it must be a number above zero, in the unit that is measured.")
-    factor = 1.0
-    found: list[tuple[float, float]] = []
-    while len(found) < MOST_TRIES:
-        change = measured(factor)
-        found.append((factor, change))
-        if not math.isfinite(change):
-            # Too strong to compute, where nothing tells how much too strong.
-            factor /= 8
-        elif change == 0:
+    factor, power = 1.0, 1.0
+    low, high = 0.0, math.inf  # factors with too small and too large a change
+    found: dict[float, float] = {}
+    last: tuple[float, float] | None = None
+    while len(found) < MOST_TRIES and SMALLEST <= factor <= LARGEST:
+        change = found[factor] = measured(factor)
+        if change == 0:
             raise PairError("The slider does not change what the model predicts, so there is nothing to scale.")
-        elif abs(change / share - 1) <= CLOSE_ENOUGH:
+        if abs(change / share - 1) <= CLOSE_ENOUGH:
             return factor
+        low, high = (factor, high) if change < share else (low, factor)
+        if math.isfinite(change):
+            if last is not None and change != last[1]:
+                # Where the change levels off, it grows with a power of the strength below 1.
+                power = min(max(math.log(change / last[1]) / math.log(factor / last[0]), 0.5), 2.0)
+            last = factor, change
+            factor *= (share / change) ** (1 / power)
         else:
-            factor *= share / change
-        if not SMALLEST <= factor <= LARGEST:
-            break
-    most = max((change for _, change in found if math.isfinite(change)), default=math.nan)
+            factor /= 8  # nothing tells how much too strong it was
+        if not low < factor < high:
+            factor = math.sqrt(low * high)
+    most = max((change for change in found.values() if math.isfinite(change)), default=math.nan)
     raise PairError(
-        f"Multiplied by {min(one for one, _ in found):.3g} to {max(one for one, _ in found):.3g}, the slider changes what the "
+        f"Multiplied by {min(found):.3g} to {max(found):.3g}, the slider changes what the "
         f"model predicts by up to {most:.3%}, but nowhere by {share:.3%}. Choose another change."
     )
 

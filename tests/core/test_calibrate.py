@@ -18,8 +18,11 @@ from difflora.rank.calibrate import (
     calibrate,
     calibrate_norm,
     factor_for_change,
+    factor_for_prediction,
     factor_for_range,
     mean_norm,
+    prediction_change,
+    way_to,
 )
 from difflora.saving.recipes import SavedRecipe, find_in, from_recipe, told
 from difflora.storage.reader import read_header
@@ -110,12 +113,78 @@ def test_the_safe_range_ends_at_three():
         factor_for_range(0.0, 3.0)
 
 
+def linear_model(lora, seed=5):
+    """Predictions of a linear layer with a LoRA at a strength, and the change of them that linear algebra gives."""
+    name = lora.matrices[0]
+    change = lora[name].dense(torch.float64)
+    random = torch.Generator().manual_seed(seed)
+    weight = torch.randn(change.shape, generator=random, dtype=torch.float64)
+    x = torch.randn(7, change.shape[1], generator=random, dtype=torch.float64)
+    exact = np.linalg.norm(x.numpy() @ change.numpy().T) / np.linalg.norm(x.numpy() @ weight.numpy().T)
+    return (lambda strength: (x @ (weight + strength * change).T).float()), exact
+
+
+def test_the_change_of_a_linear_models_prediction_is_the_one_that_linear_algebra_gives(slider):
+    predict, exact = linear_model(slider)
+    assert prediction_change(predict(0.0), predict(1.0), predict(-1.0)) == pytest.approx(exact, rel=1e-5)
+    assert prediction_change(predict(0.0), predict(-3.0), predict(3.0)) == pytest.approx(3 * exact, rel=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.05, 0.7])
+def test_a_linear_model_is_measured_twice_and_the_calibrated_slider_changes_it_by_the_unit(slider, share):
+    predict, exact = linear_model(slider)
+    asked = []
+
+    def measured(strength):
+        asked.append(strength)
+        return prediction_change(predict(0.0), predict(strength), predict(-strength))
+
+    factor = factor_for_prediction(measured, share)
+    assert factor == pytest.approx(share / exact, rel=1e-4)
+    assert asked == [1.0, factor]
+    predict, now = linear_model(calibrate(slider, factor, "unit"))
+    assert now == pytest.approx(share, rel=1e-4)
+
+
+@given(st.floats(0.01, 2), st.floats(0.01, 0.6), st.floats(0.4, 1.3))
+def test_where_the_change_levels_off_the_factor_is_still_found(size, share, power):
+    def measured(strength):
+        return math.tanh(size * strength**power)
+
+    assert measured(factor_for_prediction(measured, share)) == pytest.approx(share, rel=0.0101)
+
+
+def test_a_slider_too_strong_to_be_computed_is_tried_weaker():
+    factor = factor_for_prediction(lambda strength: math.nan if strength > 0.1 else 2 * strength, 0.05)
+    assert factor == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize(
+    ("measured", "message"),
+    [
+        (lambda strength: 0.0, "does not change what the model predicts"),
+        (lambda strength: 0.02, "by up to 2.000%, but nowhere by 5.000%"),
+        (lambda strength: math.nan, "nowhere by 5.000%"),
+    ],
+)
+def test_a_prediction_that_cannot_be_brought_to_the_unit(measured, message):
+    with pytest.raises(PairError, match=message):
+        factor_for_prediction(measured, 0.05)
+
+
+def test_the_way_to_a_noise_level_begins_with_noise_alone():
+    assert way_to(0.75) == [1, 0.9375, 0.875, 0.8125, 0.75]
+    assert way_to(1.0) == [1]
+
+
 @pytest.mark.parametrize("number", [0.0, -1.0, math.nan, math.inf])
 def test_units_that_are_none(slider, number):
     with pytest.raises(PairError, match="above zero"):
         calibrate_norm(slider, number)
     with pytest.raises(PairError, match="above zero"):
         factor_for_change([-1, 0, 1], [0, 1, 2], number)
+    with pytest.raises(PairError, match="above zero"):
+        factor_for_prediction(abs, number)
 
 
 @pytest.mark.parametrize("factor", [0.0, 1e-9, 1e9, math.nan])

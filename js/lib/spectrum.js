@@ -1,5 +1,6 @@
 // @ts-check
 /** Rank rules on lists of singular values, the same as `difflora/rank/rules.py`, for the picture on the Re-rank node. */
+import { idleFor } from "./choices.js";
 
 /**
  * What the Re-rank node is set to: a rule, and the numbers of all of them.
@@ -130,11 +131,8 @@ export const outcome = (spectrum, rule) => {
 const COUNTS = { rank: ["rank"], energy: ["energy", "max_rank"], ratio: ["ratio", "max_rank"], knee: ["max_rank"], budget: ["rank", "max_rank"] };
 const SETTINGS = ["rank", "energy", "ratio", "max_rank"];
 
-/** The widgets that a rule does not use. @param {unknown} rule @returns {string[]} */
-export const idle = (rule) => {
-  const counts = Object.hasOwn(COUNTS, String(rule)) ? COUNTS[String(rule)] : SETTINGS;
-  return SETTINGS.filter((name) => !counts.includes(name));
-};
+/** The widgets that a rule does not use. */
+export const idle = idleFor(COUNTS);
 
 /** Whether a run would cut at other ranks than the last one. @param {Record<string, unknown> | undefined} ran @param {Record<string, unknown>} now */
 export const isOtherCut = (ran, now) =>

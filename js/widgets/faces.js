@@ -2,6 +2,7 @@
 /** Which widget is on which node, and what it reads and writes there. */
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { idleForUnit } from "../lib/choices.js";
 import { fedBySweep, filesBefore, isLinked, makersOf, sourcesOf, widgetOf } from "../lib/graph.js";
 import { modulesBefore } from "../lib/modules.js";
 import { viewPath } from "../lib/player.js";
@@ -172,12 +173,21 @@ const rangeFor = (node) => {
   return range ? { range, measured: false } : null;
 };
 
-/** Only those of Re-rank's widgets are seen that count for its rule. @param {Node} node */
+/**
+ * Show only those widgets of a node that count for what one of them says. To be called when its view is attached.
+ * @param {Node} node @param {string} chooser @param {(chosen: unknown) => string[]} idleOf
+ */
+const showThoseThatCount = (node, chooser, idleOf) => {
+  const show = () => hideWidgets(node, isLinked(node, chooser) ? [] : idleOf(widgetOf(node, chooser)?.value).filter((name) => !isLinked(node, name)));
+  const soon = () => setTimeout(show); // a node that is being loaded has its values and wires a moment later
+  afterwards(widgetOf(node, chooser), "callback", show);
+  afterwards(node, "onConfigure", soon);
+  afterwards(node, "onConnectionsChange", soon);
+  soon();
+};
+
+/** @param {Node} node */
 const withSpectrum = (node) => {
-  const showThoseThatCount = () => {
-    const unseen = isLinked(node, "rule") ? [] : idle(widgetOf(node, "rule")?.value).filter((name) => !isLinked(node, name));
-    hideWidgets(node, unseen);
-  };
   attach(node, "difflora_spectrum", 340, (changed) => {
     const [rule, rank, energy, ratio, most] = ["rule", "rank", "energy", "ratio", "max_rank"].map((name) => field(node, name, changed));
     return spectrumChart({
@@ -194,15 +204,17 @@ const withSpectrum = (node) => {
       isOld: () => isOtherCut(messageOf(node)?.ran, { rule: rule.read(), rank: rank.read(), energy: energy.read(), ratio: ratio.read(), max_rank: most.read() }),
     });
   });
-  const soon = () => setTimeout(showThoseThatCount); // a node that is being loaded has its values and wires a moment later
-  afterwards(widgetOf(node, "rule"), "callback", showThoseThatCount);
-  afterwards(node, "onConfigure", soon);
-  afterwards(node, "onConnectionsChange", soon);
-  soon();
+  showThoseThatCount(node, "rule", idle);
 };
 
 /** @param {Node} node */
 const withReport = (node) => attach(node, "difflora_report", 300, () => reportView({ report: () => reportOf(node) }));
+
+/** @param {Node} node */
+const withUnit = (node) => {
+  withReport(node);
+  showThoseThatCount(node, "by", idleForUnit);
+};
 
 /** @param {Node} node */
 const withResponse = (node) =>
@@ -295,7 +307,7 @@ export const FACES = {
   DiffLoraExtract: withReport,
   DiffLoraPurify: withReport,
   DiffLoraIndependent: withReport,
-  DiffLoraCalibrate: withReport,
+  DiffLoraCalibrate: withUnit,
   DiffLoraSliderResponse: withResponse,
   DiffLoraLoadCheckpoints: withReport,
   DiffLoraCompareCheckpoints: withReport,

@@ -158,7 +158,7 @@ class CalibrateLora(io.ComfyNode):
             within(1, 64, samples=samples)
             meter = _meter(lora, model, conditioning, latent, noise, int(samples))
             made = _by_prediction(lora, meter, percent, noise)
-            told.append(Sentence("before, strength 1 changed it by {0} %", f"{100 * meter.change_at(1.0):.3g}"))
+            told.append(Sentence("before, strength 1 changed it by {0}", f"{100 * meter.change_at(1.0):.3g}%"))
             warnings = meter.targets.warnings
         else:
             made = _by_response(lora, by, change, response)
@@ -195,7 +195,7 @@ def _meter(
 
 def _by_prediction(lora: Lora, meter: PredictionMeter, percent: float, noise: float) -> CalibratedLora:
     factor = factor_for_prediction(meter.change_at, percent / 100)
-    return calibrate(lora, factor, f"a change of the prediction by {percent:g} % at noise {noise:g}")
+    return calibrate(lora, factor, f"a change of the prediction by {percent:g}% at noise {noise:g}")
 
 
 def _by_response(lora: Lora, by: str, change: float, verdict: Verdict | None) -> CalibratedLora:

@@ -9,11 +9,13 @@ import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import torch
+from comfy.model_management import throw_exception_if_processing_interrupted
 from torch import Tensor
 
 from ...difflora import Lora
 from ...difflora.errors import UnsupportedError
 from ...difflora.rank.calibrate import prediction_change, way_to
+from ..common.progress import interruptible
 from .model_weights import Targets
 from .native import applied
 
@@ -29,20 +31,22 @@ class PredictionMeter:
     latent        (batch, channels, …): only its size counts
     noise         noise level, above 0; 1 is noise alone
     samples       starts, from seeds 0, 1, …
-    tick          called before each pass through the model; raises to cancel
+    tick          called before each pass through the model
     raises        UnsupportedError if the model is no flow-matching model, PairError if the LoRA does not fit it
     """
 
     def __init__(
         self, model: Any, lora: Lora, conditioning: Any, latent: Tensor, noise: float, samples: int, tick: Callable[[], None]
     ):  # fmt: skip
-        if not isinstance(getattr(model.model, "model_sampling", None), comfy.model_sampling.CONST):
+        if not isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST):
             raise UnsupportedError(
-                f"model: {type(model.model).__name__} is no flow-matching model. By prediction works on such models only: Wan, "
-                "Flux, SD3 and their like. Choose norm or change."
+                f"model: {type(model.model).__name__} is no flow-matching model. A slider is calibrated by prediction on such "
+                "models only: Wan, Flux, SD3 and their like. Choose norm or change."
             )
         if getattr(latent, "is_nested", False):
-            raise UnsupportedError("latent: it holds several latents, of picture and sound. Choose norm or change.")
+            raise UnsupportedError(
+                "latent: it holds latents of several kinds, such as picture and sound. Choose norm or change."
+            )
         self.targets = Targets(model, lora)
         self._model, self._lora, self._conditioning = model, lora, conditioning
         self._noise, self._tick = noise, tick
@@ -67,11 +71,12 @@ class PredictionMeter:
         guider = comfy.samplers.CFGGuider(patcher)
         guider.inner_set_conds({"positive": self._conditioning})
         empty = torch.zeros_like(latents[0])
-        guider.sample(empty, empty, look, torch.tensor([*way, 0.0]), disable_pbar=True, seed=0)
+        with interruptible(patcher.model, throw_exception_if_processing_interrupted):
+            guider.sample(empty, empty, look, torch.tensor([*way, 0.0]), disable_pbar=True, seed=0)
         return look.ends, torch.cat(look.velocities)
 
 
-class _Look(comfy.samplers.Sampler):  # type: ignore[misc]  # ComfyUI has no types
+class _Look(comfy.samplers.Sampler):
     """In a sampler's place: notes predictions of noise − picture, and goes no further than they are wanted."""
 
     def __init__(self, latents: Sequence[Tensor], way: Sequence[float], tick: Callable[[], None]):

@@ -24,12 +24,12 @@ from ...difflora.training.latents import ENOUGH, SliderPairs
 from ..common.fingerprints import files_fingerprint
 from ..common.inputs import within
 from ..common.messages import report, ui
-from ..common.progress import progress_bar
+from ..common.progress import interruptible, progress_bar
 from ..common.search import found_by
 from ..common.types import SliderPairsWire
 from .pairs import CATEGORY
 from .pairs import frames as named
-from .wire import digest_of, interruptible
+from .wire import digest_of
 
 STEP = 16  # pixels: eight for the VAE, and patches of two
 MOST_FRAMES = 257

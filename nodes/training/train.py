@@ -35,9 +35,10 @@ from ..common import plots
 from ..common.inputs import one_of, within
 from ..common.messages import lora_modules, report, ui
 from ..common.paths import inside
+from ..common.progress import interruptible
 from ..common.search import found_by
 from ..common.types import LoraDelta, SliderPairsWire
-from .wire import TrainingWire, chosen_layers, fingerprint, interruptible, memory_needed, opened
+from .wire import TrainingWire, chosen_layers, fingerprint, memory_needed, opened
 
 FOLDER = "differential-lora/training"
 SAVE_EVERY = 25  # steps

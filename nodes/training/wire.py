@@ -262,21 +262,6 @@ def checkpointed(blocks: Iterable[nn.Module], tick: Callable[[], None]) -> Itera
                 block.forward = own
 
 
-@contextlib.contextmanager
-def interruptible(model: nn.Module, tick: Callable[[], None]) -> Iterator[None]:
-    """Call `tick` before each layer of a model, such as a VAE; it may raise to cancel."""
-
-    def look(*_: Any) -> None:
-        tick()
-
-    handles = [module.register_forward_pre_hook(look) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def fingerprint(model: nn.Module, conditioning: Any) -> str:
     """SHA-256 of a model as it is loaded, with its patches in it and sliders beside its weights, and of a conditioning."""
     beside = [

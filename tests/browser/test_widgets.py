@@ -317,6 +317,20 @@ SEEN = """id => LiteGraph.vueNodesMode
 
 
 @both_renderers
+def test_calibrate_asks_for_what_its_unit_needs(drawn):
+    calibrate = Face(drawn, "DiffLoraCalibrate")
+    needs = {"norm": ["norm"], "change": ["change"], "safe range": [], "prediction": ["percent", "noise", "samples"]}
+    heights = {}
+    for by in (*needs, "norm"):
+        calibrate.set("by", by)
+        assert drawn.run(SEEN, calibrate.id) == ["by", *needs[by]]
+        height = drawn.boxes()[calibrate.id][3]
+        assert heights.setdefault(by, height) == height, "back and forth, the node is as high as before"
+    assert heights["safe range"] < heights["norm"] < heights["prediction"], "no gap is left"
+    assert calibrate.sent("percent") == 5 and calibrate.sent("change") == 1
+
+
+@both_renderers
 def test_rerank_asks_for_what_its_rule_needs_and_keeps_the_rest(drawn):
     rerank = Face(drawn, "DiffLoraRerank")
     rerank.set("energy", 0.77)

@@ -7,6 +7,7 @@ import { test } from "node:test";
 import { STEPS, heatStep, indexAt, inverted, layoutOf, MODELS, line, namesOf, presets, rectangle, short, strongest } from "../../js/lib/grid.js";
 import { readMessage } from "../../js/lib/messages.js";
 import { Selection } from "../../js/lib/selection.js";
+import { idleForUnit } from "../../js/lib/choices.js";
 import { RULES, average, idle, isOtherCut, kept, outcome } from "../../js/lib/spectrum.js";
 import { fileStem, keyed, positionOf, rangeText, reachOf, remembered, rounded, signed, turned, typed, valueAt, zoneOf } from "../../js/lib/strength.js";
 
@@ -188,11 +189,15 @@ test("numbers are short", () => {
 });
 
 test("only widgets that count for the rule are asked for, and only those make a run old", () => {
-  assert.deepEqual(idle("rank"), ["energy", "ratio", "max_rank"]);
+  assert.deepEqual(idle("rank"), ["energy", "max_rank", "ratio"]);
   assert.deepEqual(idle("energy"), ["rank", "ratio"]);
   assert.deepEqual(idle("knee"), ["rank", "energy", "ratio"]);
   assert.deepEqual(Object.keys(RULES).filter((name) => idle(name).length === 0), [], "each rule says what it needs");
   assert.deepEqual([idle("a rule of tomorrow"), idle("constructor")], [[], []]);
+  assert.deepEqual(idleForUnit("norm"), ["change", "percent", "noise", "samples"]);
+  assert.deepEqual(idleForUnit("safe range"), ["norm", "change", "percent", "noise", "samples"]);
+  assert.deepEqual(idleForUnit("prediction"), ["norm", "change"]);
+  assert.deepEqual(idleForUnit("a unit of tomorrow"), []);
   const ran = { rule: "energy", rank: 4, energy: 0.9, ratio: 10, max_rank: 64 };
   assert.equal(isOtherCut(ran, { ...ran }), false);
   assert.equal(isOtherCut(ran, { ...ran, rank: 9, ratio: 3 }), false);

@@ -4,6 +4,7 @@ import ast
 import math
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from difflora.rank.calibrate import CalibratedLora, way_to
 from difflora.saving.recipes import SavedRecipe, find_in, from_recipe
 from difflora.storage.reader import read_header
 from tests import small_models
-from tests.comfy_server import NodeFailed
+from tests.comfy_server import Interrupted, NodeFailed
+from tests.e2e.test_cancel import SECOND, machine_slowness
 from tests.e2e.test_purify import files, lines, saved
 from tests.e2e.test_server import hashed, sampling
 from tests.e2e.test_sweep import node
@@ -64,6 +66,10 @@ def predictions(comfy, lora_name, noise, strengths):
         ),
         "save there": node("TestSaveTensor", value=["there", 0], name="there"),
     }  # fmt: skip
+    begins = {"noise": ["none", 0], "latent_image": ["there", 0]}
+    if noise == 1:
+        begins = {"noise": ["random", 0], "latent_image": ["empty", 0]}
+        del prompt["there"], prompt["save there"]
     for strength in strengths:
         prompt |= {
             f"model {strength}": node(
@@ -71,8 +77,7 @@ def predictions(comfy, lora_name, noise, strengths):
             ),
             f"guider {strength}": node("BasicGuider", model=[f"model {strength}", 0], conditioning=["text", 0]),
             f"end {strength}": node(
-                "SamplerCustomAdvanced", noise=["none", 0], guider=[f"guider {strength}", 0], sampler=["euler", 0],
-                sigmas=["last", 0], latent_image=["there", 0],
+                "SamplerCustomAdvanced", guider=[f"guider {strength}", 0], sampler=["euler", 0], sigmas=["last", 0], **begins
             ),
             f"save {strength}": node("TestSaveTensor", value=[f"end {strength}", 0], name=f"end {strength}"),
         }  # fmt: skip
@@ -82,7 +87,10 @@ def predictions(comfy, lora_name, noise, strengths):
     def latent(name):
         return ((load_file(comfy.base / f"output/{name}.safetensors")["value"] - mean) / deviation).double()
 
-    noisy = latent("there") * (1 - noise)  # ComfyUI divides what a sampler leaves unfinished
+    if noise == 1:
+        noisy = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)).double()
+    else:
+        noisy = latent("there") * (1 - noise)  # ComfyUI divides what a sampler leaves unfinished
     return [(noisy - latent(f"end {strength}")) / noise for strength in strengths]
 
 
@@ -140,6 +148,23 @@ def test_noise_alone_takes_no_way_and_more_samples_are_averaged(comfy):
     exact = change(*predictions(comfy, small_models.DENSE, 1.0, [0.0, 1.0, -1.0]))
     assert changes[0] == pytest.approx(100 * exact, rel=0.01)
     assert len(set(changes)) == 3 and max(changes) < 1.5 * min(changes)
+
+
+def test_cancel_ends_it_within_a_second_and_leaves_the_model_as_it_was(comfy):
+    comfy.forget()
+    before = hashed(comfy.run(sampling()))["sha256"]
+    prompt = calibrating(samples=64) | {"empty": sampling()["empty"], "keep": node("TestKeep", value=["unit", 0])}
+    slowness = machine_slowness()
+    prompt_id = comfy.queue(prompt)
+    comfy.wait_for_node(prompt_id, "unit")
+    time.sleep(0.5 * slowness)
+    began = time.monotonic()
+    comfy.interrupt()
+    with pytest.raises(Interrupted):
+        comfy.wait(prompt_id)
+    assert time.monotonic() - began < SECOND * slowness
+    comfy.run(sampling(seed=2))
+    assert hashed(comfy.run(sampling()))["sha256"] == before
 
 
 @pytest.mark.parametrize("missing", ["model", "conditioning", "latent"])

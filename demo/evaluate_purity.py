@@ -476,7 +476,10 @@ def together_table(parts: list[dict[str, list[dict[str, float]]]]) -> list[str]:
             for part in parts
         ]  # fmt: skip
         own, cross, share, colour, back, other = np.mean(numbers, axis=0)
-        lines.append(f"| {name} | {own:.1f} | {cross:+.1f} | {share:.0%} | {colour:.0f} | {back:+.0f} | {other:.0%} |")
+        single = ", ".join(f"{100 * part[2]:.0f}" for part in numbers)
+        lines.append(
+            f"| {name} | {own:.1f} | {cross:+.1f} | {share:.0%} ({single}) | {colour:.0f} | {back:+.0f} | {other:.0%} |"
+        )
     return lines
 
 

@@ -92,6 +92,20 @@ class TestVideo:
         [same] = write_video(tmp_path / "a.mp4", [board], 16, scaled=(64, 64))
         assert (same == board).all()
 
+    @pytest.mark.parametrize("size", [(64, 48), (63, 47)])
+    def test_frames_that_nobody_may_write_to_are_encoded_alike_and_none_is_changed(self, tmp_path, size):
+        frames = [np.clip(soft(*size) // 2 + 12 * number, 0, 255).astype(np.uint8) for number in range(3)]
+        kept = [frame.copy() for frame in frames]
+        for frame in kept:
+            frame.flags.writeable = False
+        found = [
+            write_video(tmp_path / f"{which[0].flags.writeable}.mp4", which, 16, scaled=(32, 24))
+            for which in (frames, kept)
+        ]
+        assert (np.stack(found[0]) == np.stack(found[1])).all()
+        assert (tmp_path / "True.mp4").read_bytes() == (tmp_path / "False.mp4").read_bytes()
+        assert all((one == other).all() for one, other in zip(frames, kept, strict=True))
+
     def test_metadata_is_json_as_comfyui_writes_it(self, tmp_path):
         write_video(tmp_path / "a.mp4", [soft()], 16, {"workflow": {"nodes": ["é"]}})
         with av.open(str(tmp_path / "a.mp4")) as file:

@@ -103,7 +103,9 @@ class TestVideo:
             for which in (frames, kept)
         ]
         assert (np.stack(found[0]) == np.stack(found[1])).all()
-        assert (tmp_path / "True.mp4").read_bytes() == (tmp_path / "False.mp4").read_bytes()
+        for path in tmp_path.glob("*.mp4"):
+            back = list(read_video(path, size=size))
+            assert np.abs(np.stack(back).astype(int) - np.stack(frames)).mean() < 5  # a step is 12
         assert all((one == other).all() for one, other in zip(frames, kept, strict=True))
 
     def test_metadata_is_json_as_comfyui_writes_it(self, tmp_path):

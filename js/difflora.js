@@ -6,6 +6,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { labelNode, translateDefs } from "./lib/node_texts.js";
+import { savedView } from "./lib/opening.js";
 import { setWords } from "./lib/words.js";
 import { translateWorkflow } from "./lib/workflow_texts.js";
 import { el } from "./widgets/dom.js";
@@ -17,6 +18,9 @@ import { askLastWords, forgetFacts, forgetFailures, keepSaid, rememberFailure } 
 let nodeTexts = {};
 /** Notes and titles of the pack's workflows in the user's language. @type {Record<string, string>} */
 let workflowTexts = {};
+
+/** What is being loaded, and where the page was looking before. @type {{ extra: unknown, scale: number, offset: number[] }} */
+let loading = { extra: null, scale: 1, offset: [0, 0] };
 
 /** Words in the user's language, from `locales/`. English is built in, so nothing is missing if this fails. */
 const loadWords = async () => {
@@ -57,6 +61,8 @@ app.registerExtension({
   },
   beforeConfigureGraph(/** @type {any} */ workflow) {
     translateWorkflow(workflow, workflowTexts);
+    const { scale, offset } = app.canvas.ds;
+    loading = { extra: workflow?.extra, scale, offset: [...offset] };
   },
   nodeCreated(/** @type {any} */ node) {
     labelNode(node, nodeTexts);
@@ -67,6 +73,12 @@ app.registerExtension({
     later();
   },
   afterConfigureGraph() {
+    const view = savedView(loading.extra, loading, app.canvas.ds);
+    if (view) {
+      app.canvas.ds.scale = view.scale;
+      app.canvas.ds.offset = view.offset;
+      app.canvas.setDirty(true, true);
+    }
     later();
     // Two frames: by then Vue has redrawn what it redraws.
     requestAnimationFrame(() => requestAnimationFrame(replaceStale));

@@ -2,7 +2,7 @@
 
 `python -m scripts.build_workflows` with COMFYUI_DIR set, for the wrapper's workflows WANVIDEO_WRAPPER_DIR too, and chromium
 installed; with numbers, only those workflows. `--measure` records how high nodes are after a run (in the workflows as they are), which the layout
-leaves room for.
+leaves room for: of several versions of ComfyUI, run it with each, and the largest stays.
 """
 
 from __future__ import annotations
@@ -105,8 +105,9 @@ PLACE = """({ nodes, groups, note }) => {
 NOTE_WIDTH = 540
 SIZES = Path(__file__).with_name("node_sizes.json")  # type -> its height after a run, where the larger renderer has it
 FRAMES = ("EmptyHunyuanLatentVideo", "WanVideoEmptyEmbeds")
-GRID_OF_40 = 650  # height of Select Blocks for Wan 14B
+GRID_OF_40 = 680  # height of Select Blocks for Wan 14B
 MORE_WITH_MAP = 80  # height of what a slider says about its map
+VIDEO_BARS = 215  # height of a Save Video after a run, without its picture
 PLAYER_BARS = 440  # height of a Sweep Grid after a run, without the picture in its player
 
 
@@ -117,11 +118,19 @@ def room(workflow: Workflow, node: Node, measured: tuple[float, float]) -> tuple
     if node.type == "DiffLoraSweepGrid":  # its player is as high as the pictures are for its width
         frames = next(each.values for each in workflow.nodes() if each.type in FRAMES)
         after = PLAYER_BARS + width * frames["height"] / frames["width"]
-    if node.type == "DiffLoraSelectBlocks" and "selection" in node.inputs:  # empty before, and 40 blocks after a run
+    if node.type == "DiffLoraSelectBlocks" and not _is_small(workflow):  # also where it is empty before a run
         after = GRID_OF_40
+    if node.type == "SaveVideo":
+        frames = next(each.values for each in workflow.nodes() if each.type in FRAMES)
+        after = VIDEO_BARS + width * frames["height"] / frames["width"]
     if "map" in node.inputs:
         after += MORE_WITH_MAP
     return math.ceil(width - 0.01), math.ceil(max(height, after))
+
+
+def _is_small(workflow: Workflow) -> bool:
+    """On the demo's models."""
+    return any(str(value).startswith("difflora_demo") for node in workflow.nodes() for value in node.values.values())
 
 
 WIDTHS = "() => app.graph._nodes.reduce((sum, node) => sum + node.size[0], 0)"
@@ -185,7 +194,7 @@ def build(page: ComfyPage, workflow: Workflow) -> dict[str, Any]:
     # As text: the page's `undefined` is to be left out, as it is when the page saves, and not to become null.
     saved = json.loads(page.run("async () => JSON.stringify((await app.graphToPrompt()).workflow)"))
     saved["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, workflow.name))
-    saved["extra"] = {"ds": opened(layout.size)}
+    saved["extra"] = {"ds": opened(layout.size), "difflora_example": True}
     return with_downloads(saved)
 
 
@@ -232,7 +241,7 @@ def rearrange(page: ComfyPage, path: Path) -> tuple[float, float]:
     note["pos"], note["size"] = [layout.note.x, layout.note.y], [layout.note.width, layout.note.height]
     for frame, box in zip(saved["groups"], layout.groups, strict=True):
         frame["bounding"] = [box.x, box.y, box.width, box.height]
-    saved["extra"] = {"ds": opened(layout.size)}
+    saved["extra"] = {"ds": opened(layout.size), "difflora_example": True}
     path.write_text(json.dumps(saved, indent=1, ensure_ascii=False) + "\n", "utf-8")
     return layout.size
 
@@ -263,7 +272,9 @@ def measure(page: ComfyPage) -> None:
             if types[id] not in ("MarkdownNote", "DiffLoraSweepGrid"):
                 found[types[id]] = max(found.get(types[id], 0), math.ceil(height / 10) * 10)
         print(workflow.name, flush=True)
-    known = json.loads(SIZES.read_text("utf-8"))  # what cannot be run here, too
+    # What cannot be run here stays, and so does what another version of ComfyUI makes larger.
+    known = json.loads(SIZES.read_text("utf-8"))
+    found = {type: max(height, known.get(type, 0)) for type, height in found.items()}
     SIZES.write_text(json.dumps(dict(sorted((known | found).items())), indent=1) + "\n", "utf-8")
 
 

@@ -190,7 +190,7 @@ SAVE_VIDEO = Node(
     "SaveVideo",
     {"filename_prefix": "slider", "format": "auto", "codec": "auto"},
     {"video": "video"},
-    size=(420, None),
+    size=(340, None),
 )
 
 
@@ -290,7 +290,8 @@ FILES_FOR_WRAPPER = """
 | Wan2_1-T2V-14B_fp8_e5m2 | diffusion_models | huggingface.co/Kijai/WanVideo_comfy |
 | umt5-xxl-enc-bf16 | text_encoders | the same |
 | Wan2_1_VAE_bf16 | vae | the same |
-{distill}| studio_ghibli_wan14b_t2v_v01 | loras | civitai.com/models/1404755 |
+| lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank128_bf16 | loras | the same, in Lightx2v |
+| studio_ghibli_wan14b_t2v_v01 | loras | civitai.com/models/1404755 |
 | your two LoRAs | loras | trained alike, one with more, one with less |
 """
 
@@ -322,9 +323,7 @@ FAST = Workflow(
 3. Move **strength** on *LoRA Slider (WanVideoWrapper)* and run again. Nothing is saved or loaded again. Most sliders
 work well from −3 to +3, with a long prompt up to ±4. 0 is the model without the slider.
 """
-    + FILES_FOR_WRAPPER.format(
-        distill="| lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank128_bf16 | loras | the same, in Lightx2v |\n"
-    )
+    + FILES_FOR_WRAPPER
     + """
 **On a 3090** (24 GB): as it is, about a minute a clip. With less VRAM, swap more blocks; with more, fewer. No style LoRA?
 Set its strength to 0. Eight steps: step-distill at 0.9.
@@ -380,8 +379,9 @@ and better by Enhance-A-Video, skip-layer guidance and CFG-Zero-Star.
 2. Press Run. The first run compiles for a while.
 3. Move **strength** on *LoRA Slider (WanVideoWrapper)* and run again.
 """
-    + FILES_FOR_WRAPPER.format(distill="")
     + """
+The files are those of workflow 1, without the step-distill LoRA.
+
 **On a 3090** (24 GB): as it is, about five minutes a clip. torch.compile needs Triton. On RTX 30xx and older cards it
 usually cannot compile fp8_e4m3fn: use a model in fp8_e5m2, bf16 or GGUF there. Without Triton: delete *Torch Compile Settings*. Without SageAttention: set attention_mode to sdpa.
 
@@ -512,7 +512,7 @@ the model without the slider.
 | your two LoRAs | loras | trained alike, one with more, one with less |
 
 **On a 3090** (24 GB): ComfyUI swaps parts of the model by itself. If it runs out of memory, use fewer frames or a smaller picture.
-No style LoRA? Set its strength to 0. Eight steps: step-distill at 0.9.
+No style LoRA? Switch its row in *LoRA Slider Rack* off; **Add LoRA** puts others on the model. Eight steps: step-distill at 0.9.
 
 At CFG 1 the negative prompt does nothing. To use it, set CFG to 5, steps to 30 and step-distill to 0.
 
@@ -532,7 +532,9 @@ At CFG 1 the negative prompt does nothing. To use it, set CFG to 5, steps to 30 
                             "UNETLoader",
                             {"unet_name": "wan2.1_t2v_14B_fp8_e4m3fn.safetensors", "weight_dtype": "default"},
                         ),
-                        core_lora("style", STYLE, 1.0, "Style LoRA", "unet"),
+                        Node(
+                            "style", "DiffLoraSliderRack", {"rows": f"1 {STYLE}", "apply": "patch"}, {"model": "unet"}
+                        ),
                         core_lora("distill", DISTILL, 1.0, "Step-distill LoRA", "style"),
                     ],
                 ],
@@ -694,7 +696,7 @@ def swept(title: str, decode: list[Node]) -> list[list[Group]]:
                             "DiffLoraSweepGrid",
                             {"arrange": "grid", "cell_size": 384, "fps": 16.0, "baseline": 0.0},
                             {"images": "decode"},
-                            size=(500, None),
+                            size=(460, None),
                         )
                     ],
                 ],
@@ -716,7 +718,7 @@ def swept(title: str, decode: list[Node]) -> list[list[Group]]:
                                 "saturation_limit": 10.0,
                             },
                             {"sweep": "grid:1"},
-                            size=(540, None),
+                            size=(480, None),
                         )
                     ],
                     [
@@ -776,10 +778,9 @@ SWEEP_WRAPPER = Workflow(
 Seven strengths on Wan2.1-T2V-14B in 6 steps each: about seven minutes on a 3090 (24 GB). The model is loaded once.
 """
     + HOW_TO_SWEEP
-    + FILES_FOR_WRAPPER.format(
-        distill="| lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank128_bf16 | loras | the same, in Lightx2v |\n"
-    )
     + """
+The files are those of workflow 1.
+
 **Keep merge_loras off on every LoRA**, or every strength looks the same.
 """,
     [
@@ -826,6 +827,15 @@ DEMO_SAVE = Node(
     {"lora": "rank"},
 )
 
+DEMO_MODEL = Group(
+    "1. A tiny Wan2.1",
+    [
+        [Node("unet", "UNETLoader", {"unet_name": "difflora_demo_wan.safetensors", "weight_dtype": "default"})],
+        [Node("shift", "ModelSamplingSD3", {"shift": 3.0}, {"model": "unet"})],
+    ],
+    BLUE,
+)
+
 DEMO = Workflow(
     "0 Demo, runs on any computer",
     """# The whole method, small
@@ -844,22 +854,9 @@ was trained on drawn scenes with many things in them, the other on the same scen
 The text is an embedding of zeros, because this small model has never seen a word.
 """,
     [
+        [DEMO_MODEL],
         [replace(DEMO_PAIR, columns=[*DEMO_PAIR.columns[:-1], [*DEMO_PAIR.columns[-1], DEMO_SAVE]])],
         [
-            Group(
-                "1. A tiny Wan2.1",
-                [
-                    [
-                        Node(
-                            "unet",
-                            "UNETLoader",
-                            {"unet_name": "difflora_demo_wan.safetensors", "weight_dtype": "default"},
-                        )
-                    ],
-                    [Node("shift", "ModelSamplingSD3", {"shift": 3.0}, {"model": "unet"})],
-                ],
-                BLUE,
-            ),
             Group(
                 "3. Every strength",
                 [
@@ -917,7 +914,7 @@ The text is an embedding of zeros, because this small model has never seen a wor
                             "DiffLoraSweepGrid",
                             {"arrange": "row", "cell_size": 192, "fps": 2.0, "baseline": 0.0},
                             {"images": "larger"},
-                            size=(500, None),
+                            size=(460, None),
                         ),
                     ],
                     [
@@ -948,7 +945,7 @@ The text is an embedding of zeros, because this small model has never seen a wor
                                 "saturation_limit": 10.0,
                             },
                             {"sweep": "grid:1"},
-                            size=(540, None),
+                            size=(480, None),
                         )
                     ]
                 ],
@@ -1008,14 +1005,14 @@ def trained_group(title: str, model: str, folders: tuple[str, str], size: int, *
     )
 
 
-_, _, DEMO_PICTURES, DEMO_RESPONSE = DEMO.stacks
+*_, DEMO_PICTURES, DEMO_RESPONSE = DEMO.stacks
 
 TRAIN_DEMO = Workflow(
     "8 Train a slider, any computer",
     """# A slider from pairs of pictures
 
 Press **Run**. Nothing has to be downloaded, and no GPU is needed: a tiny Wan2.1 and 126 pairs of drawn scenes come with this
-pack, one picture with many things in it and its twin with few. Training takes a minute or two.
+pack, one picture with many things in it and its twin with few. All of it takes about two and a half minutes of one processor core.
 
 1. **Encode Pairs** takes the pictures through the VAE.
 2. **Train Slider** trains one small LoRA that leads to many with +, and to few with −. It shows −3, 0 and +3 while it works.
@@ -1249,9 +1246,7 @@ def wrapper_with_map(name: str, note: str, masks: list[Node], values: dict[str, 
     sampler = wrapper_sampler(6, 1.0)
     sampling = Group("5. Sampling", [[FRAMES], [replace(sampler, inputs=sampler.inputs | {"model": "slider"})]], BLUE)
     groups = [Group("4. Where the slider acts", [*([masks] if masks else []), [mapped], [slider_with_map]], PLUM)]
-    files = FILES_FOR_WRAPPER.format(
-        distill="| lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank128_bf16 | loras | the same, in Lightx2v |\n"
-    )
+    files = "\nThe files are those of workflow 1.\n"
     stacks = [FAST.stacks[0], [model, others], groups, FAST.stacks[2], [sampling], FAST.stacks[4]]
     return Workflow(name, note + files + "\n**Keep merge_loras off on every LoRA.**\n", stacks)
 
@@ -1326,8 +1321,8 @@ and with many things everywhere but in the middle.
 What lies outside the mask is *like* the picture without the slider, not the same.
 """,
     [
+        [DEMO_MODEL],
         [DEMO_PAIR],
-        [DEMO.stacks[1][0]],
         [
             Group(
                 "3. Two masks",
@@ -1394,7 +1389,7 @@ What lies outside the mask is *like* the picture without the slider, not the sam
                             "SaveImage",
                             {"filename_prefix": "difflora_masks"},
                             {"images": "larger"},
-                            size=(460, 680),
+                            size=(420, 480),
                         )
                     ],
                 ],
@@ -1729,7 +1724,26 @@ pack. One slider is trained first, which takes a minute or two.
 **With your own sliders:** put *Load LoRA (Differential)* in the place of everything before *Independent Sliders*.
 """,
     [
-        [replace(DEMO_PAIR, title="1. The first slider: many things, or few")],
+        [
+            Group(
+                "1. The first slider: many things, or few",
+                [
+                    [
+                        Node(
+                            "pair",
+                            "DiffLoraLoadPair",
+                            {
+                                "lora_a": "difflora_demo_dense.safetensors",
+                                "lora_b": "difflora_demo_sparse.safetensors",
+                            },
+                        ),
+                        replace(DEMO_PAIR.columns[0][2], inputs={"a": "pair:0", "b": "pair:1"}),
+                    ],
+                    *DEMO_PAIR.columns[1:],
+                ],
+                GREEN,
+            )
+        ],
         [
             Group(
                 "2. A tiny Wan2.1",

@@ -5,23 +5,27 @@ Everything is in ComfyUI's pixels at zoom 1. A node's position is that of its bo
 
 from __future__ import annotations
 
+import heapq
 import math
+import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
+from itertools import pairwise, product
 
 from scripts.example_workflows import Group, Node, Workflow
 
-WIDTH, HEIGHT = 2800, 1600  # of the whole, where it fits: at zoom 0.6, that is a screen of 1920 × 1080
+WIDTH, HEIGHT = 3060, 1580  # of the whole: at zoom 0.6, that is a page of 1920 × 1080 without ComfyUI's bars
 TITLE = 30  # of a node, above its body
-HEAD = 52  # of a group: its own title
+HEAD = 42  # of a group: its own title
 LETTER = 13  # of a group's title, about
 # In pixels of height, what it costs that a group is read before one that comes earlier: as much as there is room for.
 DISORDER = (150, 50)
-EDGE = 16  # from a group's frame to its nodes
-GAP = 24  # between nodes, one below the other
-ASIDE = 40  # between nodes side by side, for the wires
-BETWEEN = 36  # between groups
+SHUFFLED = 4  # orders of placing the groups that are tried where nothing else fits the page
+MISCOUNTED = 1500  # and that a group begins above the one with the number before, and not right of it
+EDGE = 12  # from a group's frame to its nodes
+GAP = 14  # between nodes, one below the other
+ASIDE = 28  # between nodes side by side, for the wires
+BETWEEN = 20  # between groups
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class _Packing:
 
 
 def lay_out(
-    workflow: Workflow, sizes: Mapping[str, tuple[float, float]], note: tuple[float, float], effort: int = 200
+    workflow: Workflow, sizes: Mapping[str, tuple[float, float]], note: tuple[float, float], effort: int = 80
 ) -> Layout:
     """Pack the groups, each in one of several shapes, as low as they go in WIDTH: a beam search.
 
@@ -95,18 +99,21 @@ def lay_out(
     """
     groups = [group for stack in workflow.stacks for group in stack]
     shapes = [list(_shapes(group, sizes)) for group in groups]
+    counted = _counted(groups)
     widest = max(WIDTH, *(min(shape.width for shape in ways) + note[0] + BETWEEN for ways in shapes))
     begun = _Packing((Box(0, 0, note[0], note[1] + TITLE),))
-    by_size = sorted(range(1, len(groups)), key=lambda at: -min(shape.width * shape.height for shape in shapes[at]))
-    for disorder in DISORDER:
-        found = [
-            packing
-            for order in ([0, *range(1, len(groups))], [0, *by_size])
-            for packing in _search(begun, order, shapes, widest, effort, disorder, workflow)
-        ]
-        best = min(found, key=lambda packing: packing.cost)
-        if best.height <= 1.05 * HEIGHT:
+    others = list(range(1, len(groups)))
+    orders = [others, sorted(others, key=lambda at: -min(shape.width * shape.height for shape in shapes[at]))]
+    chance = random.Random(0)
+    orders += [chance.sample(others, len(others)) for _ in range(SHUFFLED)]
+    best = None
+    for disorder, order in product(DISORDER, orders):
+        for packing in _search(begun, [0, *order], shapes, widest, effort, disorder, counted, workflow):
+            if best is None or packing.cost < best.cost:
+                best = packing
+        if order is not others and best and best.height <= HEIGHT and best.width <= WIDTH:
             break
+    assert best is not None
     nodes: dict[str, Box] = {}
     for shape, frame in best.placed.values():
         nodes |= {name: box.moved(frame.x, frame.y) for name, box in shape.nodes.items()}
@@ -121,6 +128,7 @@ def _search(
     widest: float,
     effort: int,
     disorder: float,
+    counted: list[tuple[int, int]],
     workflow: Workflow,
 ) -> list[_Packing]:
     beam = [begun]
@@ -131,9 +139,12 @@ def _search(
                 for x, y in _corners(packing, shape, widest, beside_note=not packing.placed):
                     frame = Box(x, y, shape.width, shape.height)
                     made = _Packing((*packing.frames, frame), packing.placed | {at: (shape, frame)})
-                    made = _Packing(made.frames, made.placed, _cost(made, disorder, workflow))
+                    made = replace(made, cost=_cost(made, disorder, counted))
                     grown[frame.x, frame.y, frame.width, round(made.cost)] = made
-        beam = sorted(grown.values(), key=lambda each: each.cost)[:effort]
+        # The wires take the longest to add up: only where they can still count.
+        best = heapq.nsmallest(2 * effort, grown.values(), key=lambda each: each.cost)
+        wired = [replace(each, cost=each.cost + 0.02 * _wires(each, workflow)) for each in best]
+        beam = heapq.nsmallest(effort, wired, key=lambda each: each.cost)
     return beam
 
 
@@ -155,12 +166,29 @@ def _corners(packing: _Packing, shape: _Shape, widest: float, beside_note: bool)
                 yield x, y
 
 
-def _cost(packing: _Packing, disorder: float, workflow: Workflow) -> float:
-    """In pixels: the height, what does not fit on the screen, groups before those that come earlier, long wires."""
+def _counted(groups: list[Group]) -> list[tuple[int, int]]:
+    """Groups whose titles have numbers that follow each other."""
+    at = {
+        int(number): index
+        for index, (number, dot, _) in enumerate(group.title.partition(".") for group in groups)
+        if number.isdigit()
+    }
+    return [(at[number], at[number + 1]) for number in sorted(at) if number + 1 in at]
+
+
+def _cost(packing: _Packing, disorder: float, counted: list[tuple[int, int]]) -> float:
+    """In pixels: the height, what does not fit on the screen, groups before those that come earlier."""
     filled = sum((frame.width + BETWEEN) * (frame.height + BETWEEN) for frame in packing.frames)
-    over = max(0.0, packing.height - HEIGHT) * 3 + max(0.0, packing.width - WIDTH) * 3
+    over = max(0.0, packing.height - HEIGHT) * 10 + max(0.0, packing.width - WIDTH) * 10
     waste = max(0.0, packing.height * packing.width - filled) / WIDTH
-    return packing.height + over + 0.3 * waste + disorder * _out_of_order(packing) + 0.02 * _wires(packing, workflow)
+    placed = {at: frame for at, (_, frame) in packing.placed.items()}
+    miscounted = sum(
+        placed[other].y < placed[one].y and placed[other].x < placed[one].right
+        for one, other in counted
+        if one in placed and other in placed
+    )
+    size = max(packing.height, packing.width * HEIGHT / WIDTH)
+    return size + over + 0.3 * waste + disorder * _out_of_order(packing) + MISCOUNTED * miscounted
 
 
 def _out_of_order(packing: _Packing) -> int:
@@ -196,11 +224,11 @@ def _shapes(group: Group, sizes: Mapping[str, tuple[float, float]]) -> Iterator[
     counts = range(1, len(flat) + 1)
     ways = [group.columns]
     ways += [way for count in counts for way in (_columns(flat, count, sizes), _balanced(flat, count, sizes))]
-    seen = set()
-    for columns in ways:
-        shape = _shape(columns, sizes, LETTER * len(group.title))
-        if (shape.width, shape.height) not in seen:
-            seen.add((shape.width, shape.height))
+    shapes = [_shape(columns, sizes, LETTER * len(group.title)) for columns in ways]
+    lowest = math.inf
+    for shape in sorted(shapes, key=lambda shape: (shape.width, shape.height)):
+        if shape.height < lowest:  # than all that are as narrow
+            lowest = shape.height
             yield shape
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests import small_models
 from tests.browser.face import Face, wan_names
 from tests.comfy_page import ComfyPage
 
@@ -20,6 +21,8 @@ def every_widget(page: ComfyPage) -> dict[str, Face]:
             "DiffLoraLoad": (840, 420),
             "DiffLoraSubtract": (840, 700),
             "DiffLoraSweepGrid": (1240, 40),
+            "DiffLoraLoadPair": (1740, 40),
+            "DiffLoraSliderRack": (420, 820),
         }.items()
     }
     names = [*wan_names(), *OUTSIDE]
@@ -39,6 +42,13 @@ def every_widget(page: ComfyPage) -> dict[str, Face]:
     ]
     videos = [{"filename": "none.mp4", "subfolder": "", "type": "temp"}]
     faces["DiffLoraSweepGrid"].told({"player": {"videos": videos, "clips": clips, "fps": 16, "frames": 12}})
-    page.run("() => { app.canvas.ds.offset = [75, 60]; app.canvas.ds.scale = 0.85; app.canvas.setDirty(true, true); }")
+    for side, file in zip("ab", (small_models.DENSE, small_models.SPARSE), strict=True):
+        faces["DiffLoraLoadPair"].set(f"lora_{side}", file)
+    rows = (f"2 {small_models.DENSE}", f"off -4.5 {small_models.SPARSE}", "nonsense", "1 gone_low.safetensors")
+    faces["DiffLoraSliderRack"].set("rows", "\n".join(rows))
+    page.run("() => { app.canvas.ds.offset = [75, 60]; app.canvas.ds.scale = 0.72; app.canvas.setDirty(true, true); }")
     page.settle()
+    # What is wrong with a row is known when the server has answered.
+    known = "e => [...e.querySelectorAll('.problem:not([hidden])')].length >= 2"
+    page.page.wait_for_function(known, arg=faces["DiffLoraSliderRack"].element, timeout=10_000)
     return faces

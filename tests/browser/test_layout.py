@@ -6,6 +6,7 @@ import pytest
 
 from scripts.example_workflows import DEMO, FOLDER
 from scripts.layout import TITLE
+from tests.e2e.test_workflows import TOO_LARGE
 
 WORKFLOWS = sorted(FOLDER.glob("*.json"), key=lambda path: int(path.stem.split(" ")[0]))
 
@@ -55,6 +56,45 @@ def test_nothing_lies_on_anything_else(path, vue, page, request):
     assert faults(page) == []
     page.clear()
     page.set_renderer(False)
+
+
+# What takes a person's eye at the page's edges: the side bar, the tabs with the menu, and nothing else.
+LEFT, TOP, RIGHT, BOTTOM = 60, 60, 1920, 1080
+
+
+@pytest.mark.parametrize("vue", (False, True), ids=("canvas", "vue"))
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem.split(" ")[0])
+def test_a_template_opens_as_a_whole_and_large_enough_to_be_read(path, vue, page, request):
+    """On a page of 1920 × 1080. Newer versions of ComfyUI would fit it to three quarters of the page."""
+    workflow = json.loads(path.read_text("utf-8"))
+    if any(node["type"].startswith("WanVideo") for node in workflow["nodes"]):
+        request.getfixturevalue("wrapper")
+    before = page.page.viewport_size
+    page.set_renderer(vue)
+    page.page.set_viewport_size({"width": RIGHT, "height": BOTTOM})
+    try:
+        page.run(
+            "async ([graph, name]) => { await app.loadGraphData(graph, true, true, name, { openSource: 'template' }); }",
+            [workflow, path.stem],
+        )
+        page.settle()
+        seen = page.run("""() => {
+            const { scale, offset } = app.canvas.ds, place = app.canvas.canvas.getBoundingClientRect();
+            const boxes = [...app.graph._groups, ...app.graph._nodes].map(each => [...each.pos, ...each.size]);
+            const ends = axis => [Math.min(...boxes.map(box => box[axis])), Math.max(...boxes.map(box => box[axis] + box[axis + 2]))];
+            const [[left, right], [top, bottom]] = [0, 1].map(axis => ends(axis).map(at => (at + offset[axis]) * scale));
+            return { scale, left: left + place.left, right: right + place.left, top: top + place.top, bottom: bottom + place.top };
+        }""")
+        # The first Vue renderer draws a graph that was made for the canvas larger by a fifth, and its text larger with it.
+        if seen["scale"] >= 0.6 and page.run("() => app.graph.extra.workflowRendererVersion") == "Vue":
+            return
+        assert seen["scale"] >= 0.6, seen
+        assert seen["left"] >= LEFT and seen["top"] >= TOP and seen["right"] <= RIGHT, seen
+        assert seen["bottom"] <= BOTTOM or path.stem.split(" ")[0] in TOO_LARGE, seen
+    finally:
+        page.page.set_viewport_size(before)
+        page.clear()
+        page.set_renderer(False)
 
 
 def test_the_demo_has_room_for_what_a_run_brings(page):

@@ -111,6 +111,8 @@ export const attach = (node, name, width, make, least = 60) => {
   const outer = el("div", { class: "difflora-outer", "aria-busy": "true" }, inner);
   let height = 0;
   let asSaved = false; // what comes now was there when the node was saved, and has its room
+  let saved = 0; // the height that the node was loaded with
+  let given = 0; // and the one that it has got here since, for what is not known yet: Wan's forty blocks, say
   const widget = node.addDOMWidget(name, "difflora", outer, {
     serialize: false,
     hideOnZoom: false,
@@ -128,13 +130,15 @@ export const attach = (node, name, width, make, least = 60) => {
     const now = Math.ceil(content) + (least ? 16 : 0);
     if ((content === 0 && least) || now === height) return;
     // A node that somebody has enlarged keeps its size, and so does a loaded one.
-    const room = !asSaved && (height || !least) && node.size[1] + now - height;
+    const room = asSaved ? (node.size[1] === given ? saved : 0) : (height || !least) && node.size[1] + now - height;
     height = now;
     if (isVue()) {
       for (const wait of [100, 600]) setTimeout(() => heightIsNoStep(node), wait); // there, nodes grow with their content, a little later
       return;
     }
+    const before = node.size[1];
     node.setSize([node.size[0], Math.max(room || node.size[1], node.computeSize()[1])]);
+    if (asSaved && node.size[1] > before) [saved, given] = [room || before, node.size[1]];
     heightIsNoStep(node);
     app.graph?.setDirtyCanvas(true, true);
   });

@@ -59,7 +59,7 @@ def test_nothing_lies_on_anything_else(path, vue, page, request):
 
 
 # What takes a person's eye at the page's edges: the side bar, the tabs with the menu, and nothing else.
-LEFT, TOP, RIGHT, BOTTOM = 60, 60, 1920, 1080
+LEFT, TOP, RIGHT, BOTTOM = 59, 60, 1920, 1080
 
 
 @pytest.mark.parametrize("vue", (False, True), ids=("canvas", "vue"))
@@ -95,6 +95,27 @@ def test_a_template_opens_as_a_whole_and_large_enough_to_be_read(path, vue, page
         page.page.set_viewport_size(before)
         page.clear()
         page.set_renderer(False)
+
+
+def test_a_loaded_node_is_as_high_as_it_was_saved_when_its_file_is_known_late(page):
+    """Until then it shows the forty blocks of Wan 14B, which are higher than the demo's six."""
+    page.set_renderer(False)
+    waiting = []
+    page.page.route("**/differential_lora/lora?*", waiting.append)
+    try:
+        workflow = json.loads(DEMO.path.read_text("utf-8"))
+        [saved] = [node for node in workflow["nodes"] if node["type"] == "DiffLoraSelectBlocks"]
+        page.load(workflow)
+        page.fit()
+        height = "() => app.graph._nodes.find(node => node.type === 'DiffLoraSelectBlocks').size[1]"
+        page.page.wait_for_function(f"() => ({height})() > {saved['size'][1] + 200}", timeout=10_000)
+        assert waiting
+        for route in waiting:
+            route.continue_()
+        page.page.wait_for_function(f"() => Math.abs(({height})() - {saved['size'][1]}) < 30", timeout=10_000)
+    finally:
+        page.page.unroute("**/differential_lora/lora?*")
+        page.clear()
 
 
 def test_the_demo_has_room_for_what_a_run_brings(page):

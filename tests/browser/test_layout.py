@@ -86,11 +86,10 @@ def test_a_template_opens_as_a_whole_and_large_enough_to_be_read(path, vue, page
             return { scale, left: left + place.left, right: right + place.left, top: top + place.top, bottom: bottom + place.top };
         }""")
         # The first Vue renderer draws a graph that was made for the canvas larger by a fifth, and its text larger with it.
-        if seen["scale"] >= 0.6 and page.run("() => app.graph.extra.workflowRendererVersion") == "Vue":
-            return
+        larger = 1.2 if page.run("() => app.graph.extra.workflowRendererVersion") == "Vue" else 1
         assert seen["scale"] >= 0.6, seen
-        assert seen["left"] >= LEFT and seen["top"] >= TOP and seen["right"] <= RIGHT, seen
-        assert seen["bottom"] <= BOTTOM or path.stem.split(" ")[0] in TOO_LARGE, seen
+        assert seen["left"] >= LEFT and seen["top"] >= TOP and seen["right"] <= RIGHT * larger, seen
+        assert seen["bottom"] <= BOTTOM * larger or path.stem.split(" ")[0] in TOO_LARGE, seen
     finally:
         page.page.set_viewport_size(before)
         page.clear()
@@ -101,7 +100,7 @@ def test_a_loaded_node_is_as_high_as_it_was_saved_when_its_file_is_known_late(pa
     """Until then it shows the forty blocks of Wan 14B, which are higher than the demo's six."""
     page.set_renderer(False)
     waiting = []
-    page.page.route("**/differential_lora/lora?*", waiting.append)
+    page.page.route("**/differential_lora/lora?*", lambda route: waiting.append(route))
     try:
         workflow = json.loads(DEMO.path.read_text("utf-8"))
         [saved] = [node for node in workflow["nodes"] if node["type"] == "DiffLoraSelectBlocks"]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import ConsoleMessage, Locator, Page, sync_playwright
+from playwright.sync_api import CDPSession, ConsoleMessage, Locator, Page, ViewportSize, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 
 from tests.comfy_server import PACK_NAME, ComfyError, ComfyServer, Finished
@@ -21,9 +20,11 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
+    "--blink-settings=v8CacheOptions=4",  # what is compiled is kept at once, so that the next page need not compile it
     # Nothing but our servers: fonts, news and telemetry are not what is tested. (Playwright's routes switch the cache off.)
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
+VIEWPORT: ViewportSize = {"width": 1600, "height": 1000}
 # A page draws sixty times a second, even if nothing changes: a tenth of a core for each page that is open. One that
 # sleeps does not draw.
 SLEEP = """(() => {
@@ -41,7 +42,67 @@ SETTINGS = {
     "Comfy.Notification.ShowVersionUpdates": False,
     "Comfy.Workflow.ShowMissingNodesWarning": False,
     "Comfy.Workflow.ShowMissingModelsWarning": False,
+    # At each change of the queue, every open page fetches that many of the last runs, with all that their nodes have said.
+    "Comfy.Queue.MaxHistoryItems": 2,
 }
+# Notes what becomes of a prompt that the page queues. ComfyUI says so to nobody but the page.
+LISTEN = """() => {
+    const api = (window.testApi = app.api ?? comfyAPI.api.api), queue = api.queuePrompt.bind(api);
+    window.testRuns = { asked: [], ended: 0 };
+    api.queuePrompt = (...prompt) => {
+        const answer = queue(...prompt);
+        testRuns.asked.push(answer.then(({ prompt_id }) => prompt_id, () => null));
+        return answer;
+    };
+    // The last that is said of a run: no node is running.
+    api.addEventListener('executing', ({ detail }) => { if (!detail || detail.node === null) testRuns.ended++; });
+}"""
+# Does what the Run button does, and waits for the end of the run. Returns the prompt's id, or null if it is refused.
+# After the first second of a run, its progress is drawn twice a second: sixty times can be as much work as the run.
+QUEUE = """async (seconds) => {
+    const rest = milliseconds => new Promise(resolve => setTimeout(resolve, milliseconds));
+    const first = testRuns.asked.length, ended = testRuns.ended, end = performance.now() + 1000 * seconds;
+    const accepted = await app.queuePrompt(0, 1);
+    // While the page still finishes the run before, it only puts the new one into a line of its own.
+    for (let wait = 0; wait < 100 && accepted === false && testRuns.asked.length === first; wait++) await rest(50);
+    const id = (await testRuns.asked[first]) ?? null;
+    const begun = performance.now();
+    let drawn = begun;
+    while (id && testRuns.ended === ended && performance.now() < end) {
+        await rest(20);
+        const now = performance.now(), sleep = now > begun + 1000 && now < drawn + 500;
+        testSleep(sleep);
+        if (!sleep) drawn = now;
+    }
+    testSleep(false);
+    return id;
+}"""
+# A step of the page: two drawn frames, and a moment for Vue's queue and for what waits until the page is idle. Two of them,
+# and a third if something has changed in the second: a node that is new is shown, then seen, then drawn.
+SETTLE = """async () => {
+    const frame = () => new Promise(requestAnimationFrame), rest = () => new Promise(r => setTimeout(r, 50));
+    const drawn = () => [...document.querySelectorAll(".difflora-outer[aria-busy]")].every(element => {
+        const box = element.getBoundingClientRect();
+        return !box.width || box.bottom < 0 || box.right < 0 || box.top > innerHeight || box.left > innerWidth;
+    });
+    let changes = 0;
+    const observer = new MutationObserver(() => { changes++; });
+    observer.observe(document, { subtree: true, childList: true, attributes: true, characterData: true });
+    try {
+        const end = performance.now() + 10_000;
+        for (let step = 0; step < 3; step++) {
+            const before = changes;
+            await frame(); await frame(); await rest();
+            while (!drawn()) {
+                if (performance.now() > end) throw new Error("a widget that can be seen is not drawn");
+                await frame();
+            }
+            if (step && changes === before) break;
+        }
+    } finally {
+        observer.disconnect();
+    }
+}"""
 # What the frontend logs at start-up by itself, with no pack there at all.
 FRONTENDS_OWN = (
     # 1.32.9 sets a setting before it is registered.
@@ -62,6 +123,9 @@ class Browser:
     def __enter__(self) -> Browser:
         self._playwright = sync_playwright().start()
         self._browser = self._playwright.chromium.launch(executable_path=self._chromium, args=list(FLAGS))
+        # One for all pages: they share what has been fetched and compiled.
+        self._context = self._browser.new_context(viewport=VIEWPORT)
+        self._context.add_init_script(SLEEP)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -73,15 +137,15 @@ class Browser:
         server: ComfyServer | None = None,
         vue: bool = False,
         settings: dict[str, Any] | None = None,
-        **context: Any,
+        locale: str = "en-US",
+        viewport: ViewportSize = VIEWPORT,
     ) -> ComfyPage:
-        """Open ComfyUI's page and wait until it can be used.
+        """Open ComfyUI's page and wait until it can be used. What other pages keep in the browser is not there.
 
         vue: with the Vue renderer of nodes; otherwise they are drawn on the canvas.
-        context: options of a Playwright browser context: locale="ja-JP", viewport={"width": …, "height": …}, …
+        locale: the browser's language, and ComfyUI's.
         """
         server = server or self._server
-        locale = str(context.get("locale", "en-US"))
         values = {
             **SETTINGS,
             "Comfy.Locale": locale.split("-")[0],
@@ -89,17 +153,22 @@ class Browser:
             **(settings or {}),
         }
         server._request("/settings", values)
-        options = {"viewport": {"width": 1600, "height": 1000}, "locale": locale, **context}
-        context = self._browser.new_context(**options)
-        context.add_init_script(SLEEP)
-        page = ComfyPage(context.new_page(), server, self)
-        self.wake(page)
-        return page
+        page = self._context.new_page()
+        page.add_init_script("window.localStorage.clear()")
+        page.set_viewport_size(viewport)
+        devtools = self._context.new_cdp_session(page)
+        agent = page.evaluate("() => navigator.userAgent")
+        devtools.send("Emulation.setLocaleOverride", {"locale": locale})
+        devtools.send("Emulation.setUserAgentOverride", {"userAgent": agent, "acceptLanguage": locale})
+        opened = ComfyPage(page, devtools, server, self)
+        self.wake(opened)
+        return opened
 
     def wake(self, page: ComfyPage) -> None:
         """Let this page draw, and the one that did sleep."""
         if self._awake is not page:
             self.sleep()
+            page.page.bring_to_front()  # the browser itself lets the others draw once a second
             page.page.evaluate("() => window.testSleep(false)")
             self._awake = page
 
@@ -113,20 +182,23 @@ class Browser:
 class ComfyPage:
     """page: Playwright's. errors: what the page has logged as an error, or thrown, since the last clear()."""
 
-    def __init__(self, page: Page, server: ComfyServer, browser: Browser):
+    def __init__(self, page: Page, devtools: CDPSession, server: ComfyServer, browser: Browser):
         self.page = page
+        self._devtools = devtools
         self.server = server
         self._browser = browser
         self.errors: list[str] = []
+        self.errors_at_start: list[str] = []
         page.on("console", self._logged)
         page.on("pageerror", lambda error: self.errors.append(f"thrown: {error.stack or error}"))
         page.goto(server.url, timeout=120_000)
         ready = "() => window.app?.vueAppReady && window.app.canvas?.graph && window.app.extensionManager"
         page.wait_for_function(ready, timeout=120_000)
         page.wait_for_function("() => window.LiteGraph.registered_node_types.KSampler", timeout=60_000)
+        page.evaluate(LISTEN)
 
     def close(self) -> None:
-        self.page.context.close()
+        self.page.close()
 
     def sleep(self) -> None:
         """Draw nothing until clear() or settle()."""
@@ -210,28 +282,28 @@ class ComfyPage:
 
     def set_renderer(self, vue: bool) -> None:
         """Switch between Vue nodes and nodes drawn on the canvas, as the setting does."""
-        self.run("async vue => { await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue); }", vue)
+        switch = """async vue => {
+            const { setting } = app.extensionManager, name = 'Comfy.VueNodes.Enabled';
+            if (setting.get(name) === vue) return false;
+            await setting.set(name, vue);
+            return true;
+        }"""
+        if not self.run(switch, vue):
+            return
         if vue and self.node_ids():
             self.page.wait_for_selector("[data-node-id]", timeout=15_000)
         self.settle()
 
     def settle(self) -> None:
-        """Wait for two drawn frames, Vue's queue in between, and until the pack's widgets that can be seen are drawn."""
-        frames = "() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(r, 50))))"
-        drawn = """() => [...document.querySelectorAll(".difflora-outer[aria-busy]")].every(element => {
-            const box = element.getBoundingClientRect();
-            return !box.width || box.bottom < 0 || box.right < 0 || box.top > innerHeight || box.left > innerWidth;
-        })"""
+        """Wait until nothing changes any more, and the pack's widgets that can be seen are drawn."""
         self._browser.wake(self)
-        for _ in range(3):  # a node that is new is shown, then seen, then drawn
-            self.run(frames)
-            self.page.wait_for_function(drawn, timeout=10_000)
+        self.run(SETTLE)
 
     def fit(self) -> None:
-        """Zoom so that the whole graph is seen."""
+        """Zoom so that the whole graph is seen, at once."""
         with contextlib.suppress(PlaywrightError):
-            self.run("async () => { await app.extensionManager.command.execute('Comfy.Canvas.FitView'); }")
-        self.page.wait_for_timeout(600)
+            self.run("() => { app.canvas.fitViewToSelectionAnimated({ duration: 1 }); }")
+        self.settle()
 
     def boxes(self) -> dict[str, list[float]]:
         """Left, top, width and height of every node's body by id, in the graph's pixels, as it is drawn now; titles are above."""
@@ -256,31 +328,31 @@ class ComfyPage:
         self.page.screenshot(path=str(path))
         return path
 
+    def tap(self, x: float, y: float) -> None:
+        """Touch the screen, which for that time is one that can be touched."""
+        self._devtools.send("Emulation.setTouchEmulationEnabled", {"enabled": True, "maxTouchPoints": 1})
+        for type, points in (("touchStart", [{"x": x, "y": y}]), ("touchEnd", [])):
+            self._devtools.send("Input.dispatchTouchEvent", {"type": type, "touchPoints": points})
+        self.settle()
+        self._devtools.send("Emulation.setTouchEmulationEnabled", {"enabled": False})
+
     # Running
+
+    def hear(self, messages: list[tuple[str, dict[str, Any]]]) -> None:
+        """Take up what nodes of this graph have said in a run elsewhere, as while it runs."""
+        said = [data for kind, data in messages if kind == "executed"]
+        self.run("said => { for (const each of said) testApi.dispatchCustomEvent('executed', each); }", said)
+        self.settle()
 
     def queue(self, timeout: float = 300) -> Finished:
         """Do what the Run button does, and wait until the prompt is done. Raises what ComfyServer.wait raises."""
-        before = set(self.server.get("/history"))
-        accepted = self.run("async () => await app.queuePrompt(0, 1)")
-        for _ in range(20):  # The page refuses while it still finishes the run before.
-            if accepted is not False or self.server.running() or set(self.server.get("/history")) - before:
-                break
-            self.page.wait_for_timeout(250)
-            accepted = self.run("async () => await app.queuePrompt(0, 1)")
-        end = time.monotonic() + timeout
-        while time.monotonic() < end:
-            running = self.server.running()  # before the history, which then has what ended meanwhile
-            new = set(self.server.get("/history")) - before
-            if new:
-                result = self.server.wait(new.pop(), timeout)
-                # The page hears of the end a little later than the history does.
-                self.page.wait_for_timeout(200)
-                return result
-            if accepted is False and not running:
-                why = [self.run("() => JSON.stringify(app.lastNodeErrors ?? 'no node is to blame')"), *self.errors]
-                raise ComfyError("the page could not queue the prompt: " + "; ".join(why))
-            self.page.wait_for_timeout(50)
-        raise ComfyError(f"nothing was done in {timeout:.0f} s")
+        prompt_id = self.run(QUEUE, timeout)
+        if prompt_id is None:
+            why = [self.run("() => JSON.stringify(app.lastNodeErrors ?? 'no node is to blame')"), *self.errors]
+            raise ComfyError("the page could not queue the prompt: " + "; ".join(why))
+        result = self.server.wait(prompt_id, timeout)
+        self.settle()
+        return result
 
 
 def _id(node_id: str) -> int | str:

@@ -65,6 +65,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if fixture in needs:
                 item.add_marker(needs[fixture])
     real = [item for item in items if any(item.get_closest_marker(mark) for mark in ("comfy", "browser", "wrapper"))]
+    # Within a file, first all tests on the canvas: the page switches its renderer once.
+    files = list(dict.fromkeys(item.path for item in real))
+    real.sort(key=lambda item: (files.index(item.path), draws_with_vue(item)))
     for item in real:
         if config.getoption("second_chance"):
             item.add_marker(pytest.mark.flaky(reruns=1))
@@ -93,6 +96,11 @@ def scope_of(nodeid: str) -> str:
     file = nodeid.partition("::")[0]
     folder = file.rpartition("/")[0]
     return {"tests/browser": folder, "tests/e2e": file}.get(folder, nodeid)
+
+
+def draws_with_vue(item: pytest.Item) -> bool:
+    """Whether the test's parameters say `vue`: it is about the Vue renderer of nodes."""
+    return "vue" in item.name.partition("[")[2].rstrip("]").split("-")
 
 
 def absent(reason: str) -> NoReturn:
@@ -181,7 +189,10 @@ def open_page(comfy: object) -> Iterator[Callable[..., object]]:
 
 @pytest.fixture(scope="session")
 def shared_page(open_page: Callable[..., object]) -> object:
-    return open_page()
+    page = open_page()
+    page.page.wait_for_timeout(2000)
+    page.errors_at_start = [*page.errors]
+    return page
 
 
 @pytest.fixture(scope="session")
@@ -202,9 +213,13 @@ def page_in(open_page: Callable[..., object], shared_page: object) -> Callable[[
 
 
 @pytest.fixture
-def page(shared_page: object) -> object:
-    """ComfyUI's page (a ComfyPage) with an empty graph. The test fails if the page logs an error meanwhile."""
+def page(shared_page: object, request: pytest.FixtureRequest) -> object:
+    """ComfyUI's page (a ComfyPage) with an empty graph. The test fails if the page logs an error meanwhile.
+
+    Nodes are drawn by Vue for a test whose parameters say `vue`, otherwise on the canvas.
+    """
     shared_page.clear()
+    shared_page.set_renderer(draws_with_vue(request.node))
     yield shared_page
     shared_page.sleep()
     assert not shared_page.errors, "the page has logged errors:\n" + "\n".join(shared_page.errors)

@@ -13,12 +13,9 @@ both_renderers = pytest.mark.parametrize("grid", (False, True), ids=("canvas", "
 
 @pytest.fixture
 def grid(page, request):
-    page.set_renderer(vue=request.param)
     grid = Face(page, "DiffLoraSelectBlocks")
     grid.vue = request.param
-    yield grid
-    page.clear()
-    page.set_renderer(vue=False)
+    return grid
 
 
 def meaning(text):
@@ -228,17 +225,11 @@ def test_small_zoom_still_paints_where_the_pointer_is(grid):
     assert set(sent(grid)) == {f"blocks.{n}.self_attn.v" for n in range(20, 26)}
 
 
-def test_touch_paints(open_page):
-    page = open_page(has_touch=True)
-    page.clear()
+def test_touch_paints(page):
     grid = Face(page, "DiffLoraSelectBlocks")
     grid.set("selection", "none")
-    x, y = grid.middle(6, 8)
-    page.page.touchscreen.tap(x, y)
-    page.settle()
+    page.tap(*grid.middle(6, 8))
     assert set(sent(grid)) == {"blocks.6.ffn.0"}
-    assert page.errors == []
-    page.close()
 
 
 @both_renderers

@@ -59,6 +59,7 @@ def prompt(**changes):
 
 @pytest.mark.parametrize("vue", (False, True), ids=("canvas", "vue"))
 def test_the_chain_runs_in_the_page(page, vue, tmp_path):
+    page.set_renderer(False)
     page.load(prompt())
     page.set_renderer(vue)
     page.queue()
@@ -76,7 +77,6 @@ def test_the_chain_runs_in_the_page(page, vue, tmp_path):
     sent = page.prompt()
     for number, step in prompt().items():
         assert step["inputs"].items() <= sent[number]["inputs"].items(), number
-    page.set_renderer(False)
 
 
 def test_workflows_that_are_saved_today_keep_their_values(page):

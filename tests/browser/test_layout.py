@@ -51,11 +51,8 @@ def test_nothing_lies_on_anything_else(path, vue, page, request):
     workflow = json.loads(path.read_text("utf-8"))
     if any(node["type"].startswith("WanVideo") for node in workflow["nodes"]):
         request.getfixturevalue("wrapper")
-    page.set_renderer(vue)
     page.load(workflow)
     assert faults(page) == []
-    page.clear()
-    page.set_renderer(False)
 
 
 # What takes a person's eye at the page's edges: the side bar, the tabs with the menu, and nothing else.
@@ -118,7 +115,6 @@ def test_a_loaded_node_is_as_high_as_it_was_saved_when_its_file_is_known_late(pa
 
 
 def test_the_demo_has_room_for_what_a_run_brings(page):
-    page.set_renderer(False)
     page.load(json.loads(DEMO.path.read_text("utf-8")))
     for sampler in page.node_ids("KSampler"):
         page.set_value(sampler, "steps", 1)  # the nodes are as high after one step as after twenty
@@ -129,5 +125,3 @@ def test_the_demo_has_room_for_what_a_run_brings(page):
     assert sum(after[id][3] > before[id][3] for id in before) >= 3, "the run has brought nothing"
     page.set_renderer(True)
     assert faults(page) == []
-    page.clear()
-    page.set_renderer(False)

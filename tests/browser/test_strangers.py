@@ -84,5 +84,3 @@ def test_what_strangers_name_is_never_html(evil_files, page_in, vue):
         found = page.run("() => [window.evil ?? null, document.querySelectorAll('img[src=\"x\"]').length]")
         assert found == [None, 0], (number, vue)
     assert failed >= 2
-    page.set_renderer(False)
-    page.clear()

@@ -59,7 +59,6 @@ def theme(page, request):
 
 @pytest.mark.parametrize("vue", (False, True), ids=("canvas", "vue"))
 def test_every_text_stands_out_from_what_is_behind_it(page, theme, vue):
-    page.set_renderer(vue)
     every_widget(page)
     page.page.mouse.move(5, 5)  # nothing is hovered
     page.page.wait_for_timeout(300)

@@ -14,12 +14,9 @@ both_renderers = pytest.mark.parametrize("drawn", (False, True), ids=("canvas", 
 
 
 @pytest.fixture
-def drawn(page, request):
+def drawn(page):
     """The page, in one of its renderers."""
-    page.set_renderer(vue=request.param)
-    yield page
-    page.clear()
-    page.set_renderer(vue=False)
+    return page
 
 
 def box(face, selector):
@@ -510,8 +507,7 @@ def test_a_run_brings_heat_spectrum_and_reports(drawn, pair):
 
 
 @pytest.mark.parametrize("times", [1, 20_000])
-def test_hostile_file_shows_as_text_and_runs_nothing(times, drawn_canvas, comfy):
-    page = drawn_canvas
+def test_hostile_file_shows_as_text_and_runs_nothing(times, page, comfy):
     evil = "<img src=x onerror='window.hacked=1'>\x1b[31m\0\r\n\u202e" * times
     name = "blocks.0.self_attn.q"
     file = comfy.models("loras") / "hostile.safetensors"
@@ -563,9 +559,3 @@ def test_hostile_file_shows_as_text_and_runs_nothing(times, drawn_canvas, comfy)
     assert face["DiffLoraLoad"].text(".title") == "hostile.safetensors"
     assert page.run("() => window.hacked") is None
     assert page.run("() => document.querySelectorAll('.difflora img, .difflora script').length") == 0
-
-
-@pytest.fixture
-def drawn_canvas(page):
-    page.set_renderer(vue=False)
-    return page

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import time
 import uuid
 
 import numpy as np
@@ -320,18 +319,6 @@ def test_every_node_and_input_of_the_workflow_is_one_that_comfyui_has(comfy):
         assert outputs == about["output_name"][: len(outputs)], "a newer ComfyUI may have more"
 
 
-def queue_in_page(page):
-    """Press Run and wait. While the page is busy with the run before, it puts a new one into a line of its own."""
-    server = page.server
-    before = set(server.get("/history"))
-    page.run("() => { app.queuePrompt(0, 1); }")
-    end = time.monotonic() + 120
-    while not (new := set(server.get("/history")) - before):
-        assert time.monotonic() < end, "the page has queued nothing"
-        page.page.wait_for_timeout(100)
-    return server.wait(new.pop())
-
-
 def test_the_workflow_makes_checks_and_describes_a_dataset_in_the_page(comfy, names, page):
     """As it is, but for the models, which are too large: a blur takes the place of the editing model."""
     page.load(json.loads(WORKFLOW.read_text("utf-8")))
@@ -359,7 +346,7 @@ def test_the_workflow_makes_checks_and_describes_a_dataset_in_the_page(comfy, na
         [sorted(EDITOR), names],
     )
     for _ in range(3):
-        queue_in_page(page)
+        page.queue()
     written = files(comfy, names)
     assert len(written) == 12
     sizes = {Image.open(io.BytesIO(content)).size for name, content in written.items() if name.endswith(".png")}
@@ -367,7 +354,7 @@ def test_the_workflow_makes_checks_and_describes_a_dataset_in_the_page(comfy, na
     page.run(
         "() => app.graph._nodes.forEach(n => { if (n.type !== 'MarkdownNote') n.mode = n.mode === 2 ? 0 : 2; })",
     )
-    result = queue_in_page(page)
+    result = page.queue()
     (check_node,) = page.node_ids("DiffLoraCheckPairs")
     assert said(result, check_node)[0].startswith("3 pairs")
     page.page.wait_for_function(

@@ -34,7 +34,7 @@ from train import HERE, add_comfyui_arguments, as_input, denoise, import_comfyui
 import difflora
 from difflora.lora.trained import TrainedLora
 from difflora.training.latents import SliderPairs
-from difflora.training.magnitude import to_reach
+from difflora.training.magnitude import REACH, to_reach
 from difflora.training.slider import SIGMAS, Settings, SliderTrainer
 
 STRENGTHS = [-3, -2, -1, 0, 1, 2, 3]
@@ -111,11 +111,12 @@ def demo_pairs(demo: Demo, count: int) -> SliderPairs:
 
 
 def train(
-    demo: Demo, way: Way, seed: int, pairs: SliderPairs | None = None
+    demo: Demo, way: Way, seed: int, pairs: SliderPairs | None = None, reach: float = REACH
 ) -> tuple[difflora.Lora, float, dict[str, float]]:
     """The slider at the size that training gave it, the factor that the loss asks for, and what it cost.
 
     pairs   others than the first ones of the demo
+    reach   the strength that is to show what the pairs show
     """
     settings = way.settings(seed)
     demo.wan.load_state_dict(demo.weights)
@@ -144,7 +145,7 @@ def train(
         lora = difflora.rerank(difflora.subtract(*sides).select("attn"), difflora.FixedRank(way.rank))
     cost = {"passes": 2 * settings.batch * settings.steps, "seconds": trained,
             "calibration_seconds": time.process_time() - began - trained, "best": best}  # fmt: skip
-    return lora, to_reach(best), cost
+    return lora, to_reach(best, reach), cost
 
 
 class Sweeps:
@@ -252,6 +253,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=16, help="pictures for each strength")
     parser.add_argument("--steps", type=int, default=6, help="sampling steps")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--reach", type=float, default=REACH, help="the strength at which the loss is to fit the pairs")
     parser.add_argument("--most", type=int, default=10**9, help="stop after this many new runs")
     options = parser.parse_args()
     import_comfyui(options.comfyui)
@@ -259,7 +261,9 @@ def main() -> None:
     parts = options.output / "parts"
     parts.mkdir(parents=True, exist_ok=True)
     hashes = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in options.models.rglob("*.safetensors"))
-    key = {"models": hashes, "seeds": options.seeds, "steps": options.steps}
+    key: dict[str, object] = {"models": hashes, "seeds": options.seeds, "steps": options.steps}
+    if options.reach != REACH:
+        key["reach"] = options.reach
     sweeps: Sweeps | None = None
     jobs: list[tuple[Way | None, int]] = [(None, 0)]
     jobs += [(way, seed) for seed in range(options.training_seeds) for table in options.tables for way in TABLES[table]]
@@ -273,7 +277,7 @@ def main() -> None:
         new += 1
         if sweeps is None:
             sweeps = Sweeps(Demo(options.models, range(options.seeds), options.steps))
-        lora, size, cost = train(sweeps.demo, way, seed) if way else (shipped(options.models), 1.0, {})
+        lora, size, cost = train(sweeps.demo, way, seed, reach=options.reach) if way else (shipped(options.models), 1.0, {})
         changes = dense_changes(lora)
         by_pictures = sweeps.by_pictures(changes) if way else None
         row = {

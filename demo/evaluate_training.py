@@ -277,7 +277,9 @@ def main() -> None:
         new += 1
         if sweeps is None:
             sweeps = Sweeps(Demo(options.models, range(options.seeds), options.steps))
-        lora, size, cost = train(sweeps.demo, way, seed, reach=options.reach) if way else (shipped(options.models), 1.0, {})
+        lora, size, cost = (
+            train(sweeps.demo, way, seed, reach=options.reach) if way else (shipped(options.models), 1.0, {})
+        )
         changes = dense_changes(lora)
         by_pictures = sweeps.by_pictures(changes) if way else None
         row = {

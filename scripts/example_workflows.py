@@ -1242,6 +1242,7 @@ def wrapper_with_map(name: str, note: str, masks: list[Node], values: dict[str, 
         "DiffLoraMappedSliderWanVideo",
         {"shift": 5.0} | values,
         {"model": "loras", "lora": "rank", "map": "map", "image_embeds": "frames"},
+        size=(380, None),  # its title is long in Japanese
     )
     others = replace(loras, columns=[[*loras.columns[0], set_loras]])
     sampler = wrapper_sampler(6, 1.0)

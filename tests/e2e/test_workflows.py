@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import unicodedata
 import urllib.parse
 import urllib.request
 
@@ -33,6 +34,7 @@ from scripts.example_workflows import (
 from tests import small_models, wrapper_signatures
 from tests.comfy_server import PACK_NAME
 
+ROOT = FOLDER.parent
 WITH_WRAPPER = (FAST, FULL, SWEEP_WRAPPER, CLIP_WRAPPER, BACKGROUND_WRAPPER, TWINS_WRAPPER)
 WITH_MAP = (CLIP_NATIVE, BACKGROUND_NATIVE, CLIP_WRAPPER, BACKGROUND_WRAPPER)
 # Two sliders, or a sweep, and the wrapper's high nodes: of these, the page shows the upper part first.
@@ -61,6 +63,24 @@ class TestFiles:
         files = re.findall(r'"([^"]*\.(?:safetensors|gguf|pth|pt|ckpt))"', json.dumps(graph))
         assert files and not [file for file in files if "/" in file or "\\" in file]
         assert "/home/" not in text and "C:\\\\" not in text
+
+    @each
+    @pytest.mark.parametrize("language", ["en", "ja", "zh"])
+    def test_no_title_widens_its_node(self, workflow, language):
+        """A node drawn on the canvas is at least as wide as its title, and a wider one lies on its neighbours."""
+        texts, names = (
+            json.loads((ROOT / f"locales/{language}/{file}.json").read_text("utf-8")) for file in ("main", "nodeDefs")
+        )
+        for node in saved(workflow)["nodes"]:
+            title = node.get("title")
+            title = (
+                texts.get("diffloraWorkflows", {}).get(title, title)
+                if title
+                else names.get(node["type"], {}).get("display_name", "")
+            )
+            # Letters of 14 pixels; Latin ones are about half as wide.
+            width = 40 + sum(14 if unicodedata.east_asian_width(letter) in "WF" else 7.6 for letter in title)
+            assert width <= node["size"][0], title
 
     @each
     def test_nodes_and_links_are_those_described(self, workflow):

@@ -1391,7 +1391,7 @@ What lies outside the mask is *like* the picture without the slider, not the sam
                             "SaveImage",
                             {"filename_prefix": "difflora_masks"},
                             {"images": "larger"},
-                            size=(420, 480),
+                            size=(420, 520),  # a square picture as wide as the node, and what stands above and below it
                         )
                     ],
                 ],

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import threading
 import time
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from difflora.clips.mosaic import Label, grid_images, grid_of, sheet_frames, she
 from difflora.clips.response import Sweep, measure_sweeps
 from difflora.clips.store import About, ClipStore
 from difflora.clips.video import PREVIEW, Frame, write_video
+from tests.pack_modules import pack_module
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -85,16 +85,18 @@ def costs(folder: Path, clips: list[list[Frame]], longest: int, round_number: in
 
 def expansion(nodes: int, strengths: int) -> float:
     """Seconds to find, name and clone a chain of nodes, one in ten naming a file, in ComfyUI's own modules."""
-    sys.path.append(os.environ["COMFYUI_DIR"])
+    sys.path.insert(0, os.environ["COMFYUI_DIR"])  # before this folder, which has `nodes`, too
     sys.argv = sys.argv[:1]  # ComfyUI reads it
-    for name, folder in (("pack", ROOT), ("pack.nodes", ROOT / "nodes")):
-        module = types.ModuleType(name)
-        module.__path__ = [str(folder)]
-        sys.modules[name] = module
+    from comfy.cli_args import args
+
+    args.cpu = True
     from comfy_execution.graph_utils import GraphBuilder
-    from pack.difflora.storage.hashes import ContentHashes
-    from pack.nodes.sweep.between import Between
-    from pack.nodes.sweep.files import WatchedFiles
+
+    hashes = pack_module("difflora.storage.hashes").ContentHashes
+    between_nodes, watched_files = (
+        pack_module("nodes.sweep.between").Between,
+        pack_module("nodes.sweep.files").WatchedFiles,
+    )
 
     prompt: dict[str, Any] = {"sweep": {"class_type": "DiffLoraStrengthSweep", "inputs": {}}}
     previous = "sweep"
@@ -111,8 +113,8 @@ def expansion(nodes: int, strengths: int) -> float:
         previous = str(number)
 
     def expand() -> None:
-        between = Between.find([previous, 0], prompt.__getitem__, WatchedFiles())
-        wanted = between.wanted([index / 2 for index in range(strengths)], ContentHashes(), lambda *_: None)
+        between = between_nodes.find([previous, 0], prompt.__getitem__, watched_files())
+        wanted = between.wanted([index / 2 for index in range(strengths)], hashes(), lambda *_: None)
         graph = GraphBuilder("grid.0.0.")
         between.clone_fixed(graph, {}, wanted[0].digests)
         for index, each in enumerate(wanted):

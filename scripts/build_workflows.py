@@ -194,7 +194,7 @@ def build(page: ComfyPage, workflow: Workflow) -> dict[str, Any]:
     # As text: the page's `undefined` is to be left out, as it is when the page saves, and not to become null.
     saved = json.loads(page.run("async () => JSON.stringify((await app.graphToPrompt()).workflow)"))
     saved["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, workflow.name))
-    saved["extra"] = {"ds": opened(layout.size), "difflora_example": True}
+    saved["extra"] = opening(layout.size)
     return with_downloads(saved)
 
 
@@ -204,11 +204,11 @@ SCREEN, BARS = (
 )  # where most graphs are opened, and what the page's bars take at the left and at the top
 
 
-def opened(size: tuple[float, float]) -> dict[str, Any]:
-    """Scale and offset: the whole graph if it can be read then, otherwise its beginning."""
+def opening(size: tuple[float, float]) -> dict[str, Any]:
+    """What a workflow says of its view: the whole graph if it can be read then, otherwise its beginning; see js/lib/opening.js."""
     fitting = min((total - bar - 20) / side for total, bar, side in zip(SCREEN, BARS, size, strict=True))
     scale = round(min(1.0, max(0.6, fitting)), 2)
-    return {"scale": scale, "offset": [round(bar / scale) for bar in BARS]}
+    return {"ds": {"scale": scale, "offset": [round(bar / scale) for bar in BARS]}, "difflora_example": True}
 
 
 def rearrange(page: ComfyPage, path: Path) -> tuple[float, float]:
@@ -241,7 +241,7 @@ def rearrange(page: ComfyPage, path: Path) -> tuple[float, float]:
     note["pos"], note["size"] = [layout.note.x, layout.note.y], [layout.note.width, layout.note.height]
     for frame, box in zip(saved["groups"], layout.groups, strict=True):
         frame["bounding"] = [box.x, box.y, box.width, box.height]
-    saved["extra"] = {"ds": opened(layout.size), "difflora_example": True}
+    saved["extra"] = opening(layout.size)
     path.write_text(json.dumps(saved, indent=1, ensure_ascii=False) + "\n", "utf-8")
     return layout.size
 

@@ -1,5 +1,5 @@
 // @ts-check
-// Which widgets of a node count for what one of them says. Pure.
+/** Which widgets of a node count for what one of them says. */
 
 /**
  * Tells which widgets a choice leaves idle; for an unknown choice, none.

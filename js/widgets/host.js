@@ -179,8 +179,8 @@ export const attach = (node, name, width, make, least = 60) => {
     grown.disconnect();
     for (const part of parts) part.remove?.();
   });
-  afterwards(node, "onConfigure", (saved) => {
-    if (saved?.size) loaded.set(node, saved.size[1]);
+  afterwards(node, "onConfigure", (data) => {
+    if (data?.size) loaded.set(node, data.size[1]);
     asSaved = true;
     later([outer]);
   });

@@ -125,7 +125,7 @@ class CalibrateLora(io.ComfyNode):
                 io.String.Output(
                     "recommended",
                     display_name="recommended",
-                    tooltip="The recommended range in the new unit, for Save LoRA's recommended_strength. Empty by norm without a "
+                    tooltip="The recommended range in the new unit, for Save LoRA's recommended_strength. Empty without a "
                     "response.",
                 ),
             ],

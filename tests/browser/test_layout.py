@@ -67,7 +67,6 @@ def test_a_template_opens_as_a_whole_and_large_enough_to_be_read(path, vue, page
     if any(node["type"].startswith("WanVideo") for node in workflow["nodes"]):
         request.getfixturevalue("wrapper")
     before = page.page.viewport_size
-    page.set_renderer(vue)
     page.page.set_viewport_size({"width": RIGHT, "height": BOTTOM})
     try:
         page.run(
@@ -89,13 +88,10 @@ def test_a_template_opens_as_a_whole_and_large_enough_to_be_read(path, vue, page
         assert seen["bottom"] <= BOTTOM * larger or path.stem.split(" ")[0] in TOO_LARGE, seen
     finally:
         page.page.set_viewport_size(before)
-        page.clear()
-        page.set_renderer(False)
 
 
 def test_a_loaded_node_is_as_high_as_it_was_saved_when_its_file_is_known_late(page):
     """Until then it shows the forty blocks of Wan 14B, which are higher than the demo's six."""
-    page.set_renderer(False)
     waiting = []
     page.page.route("**/differential_lora/lora?*", lambda route: waiting.append(route))
     try:
@@ -111,7 +107,6 @@ def test_a_loaded_node_is_as_high_as_it_was_saved_when_its_file_is_known_late(pa
         page.page.wait_for_function(f"() => Math.abs(({height})() - {saved['size'][1]}) < 30", timeout=10_000)
     finally:
         page.page.unroute("**/differential_lora/lora?*")
-        page.clear()
 
 
 def test_the_demo_has_room_for_what_a_run_brings(page):

@@ -30,6 +30,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -135,7 +136,10 @@ def test_fast(_: list[str]) -> int:
 
 
 def checked_and_tested(*options: str, environment: dict[str, str]) -> int:
-    failed = [name for name, (command, folder) in checks().items() if not passes(name, command, folder)]
+    to_do = checks()
+    with ThreadPoolExecutor(2) as two_at_a_time:
+        passed = list(two_at_a_time.map(lambda name: passes(name, *to_do[name]), to_do))
+    failed = [name for name, good in zip(to_do, passed, strict=True) if not good]
     if failed:
         print(f"Failed: {', '.join(failed)}. The tests follow; the run counts as failed.")
     # Two workers with one thread each: two with two would wait for each other. tests/conftest.py shares the tests out.
@@ -218,9 +222,9 @@ def passes(name: str, command: list[Path | str], folder: Path) -> bool:
     result = subprocess.run(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace"
     )
-    print(f"{name}: {'FAILED' if result.returncode else 'ok'}, {time.monotonic() - start:.0f} s", flush=True)
-    if result.returncode or verbose:
-        print(result.stdout)
+    told = f"{name}: {'FAILED' if result.returncode else 'ok'}, {time.monotonic() - start:.0f} s\n"
+    # In one piece, because another check may end meanwhile.
+    print(told + (f"{result.stdout}\n" if result.returncode or verbose else ""), end="", flush=True)
     return result.returncode == 0
 
 

@@ -118,6 +118,7 @@ class ComfyServer:
         self.log_file = self.base / "comfyui.log"
         self._process: subprocess.Popen[bytes] | warm_start.Forked | None = None
         self._messages: list[tuple[str, dict[str, Any]]] = []
+        self._own: set[str] = set()  # the prompts whose messages come to this websocket
         self._socket_closed = threading.Event()
         self._listening = threading.Event()
 
@@ -247,6 +248,7 @@ class ComfyServer:
         answer = json.loads(body)
         if status != 200 or answer.get("node_errors"):
             raise PromptRejected(_rejection(answer), answer)
+        self._own.add(answer["prompt_id"])
         return answer["prompt_id"]
 
     def wait(self, prompt_id: str, timeout: float = 300) -> Finished:
@@ -298,13 +300,16 @@ class ComfyServer:
 
     def _until_silent(self, prompt_id: str) -> list[tuple[str, dict[str, Any]]]:
         """The websocket's messages on a prompt. The last one comes just after the history entry."""
-        end = time.monotonic() + 2
-        while True:
-            messages = [message for message in list(self._messages) if message[1].get("prompt_id") == prompt_id]
-            ended = any(kind == "executing" and data["node"] is None for kind, data in messages)
-            if ended or not messages or time.monotonic() > end:
-                return messages
-            time.sleep(0.01)
+
+        def ended() -> bool:
+            return any(kind == "executing" and data["node"] is None for kind, data in self._said_of(prompt_id))
+
+        if prompt_id in self._own:
+            self._until(ended, 60, f"the last message on prompt {prompt_id} has not come")
+        return self._said_of(prompt_id)
+
+    def _said_of(self, prompt_id: str) -> list[tuple[str, dict[str, Any]]]:
+        return [message for message in list(self._messages) if message[1].get("prompt_id") == prompt_id]
 
     def interrupt(self) -> None:
         """Cancel what is running."""
@@ -329,6 +334,10 @@ class ComfyServer:
                 return
             time.sleep(0.1)
         raise ComfyError("the caches still hold what they held, after POST /free and 50 prompts")
+
+    def forget_clips(self) -> None:
+        """Remove every finished clip of a sweep: the next sweep renders all of its strengths."""
+        shutil.rmtree(self.base / "user/__differential_lora/sweeps", ignore_errors=True)
 
     # Everything else that is asked of a server
 

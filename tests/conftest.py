@@ -76,6 +76,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: last.get(item, -1))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What went wrong before a second chance: it may be a fault that shows itself once in a hundred runs."""
+    for report in terminalreporter.stats.get("rerun", ()):
+        terminalreporter.section(f"before the second chance: {report.nodeid}", sep="_", red=True)
+        terminalreporter.line(report.longreprtext)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     """With several workers: all of tests/browser on one of them, each file of tests/e2e on one, all other tests anywhere.
@@ -173,6 +180,15 @@ def comfy(start_comfy: Callable[..., object]) -> object:
     """The ComfyUI (a ComfyServer) that tests share. Its caches hold what earlier tests ran: a test that
     needs them empty calls `comfy.forget()`, and one that changes the server for good starts its own with `start_comfy`."""
     return start_comfy()
+
+
+@pytest.fixture(autouse=True)
+def _second_chance_from_the_start(request: pytest.FixtureRequest) -> None:
+    """What the first attempt left on the shared server (cached results, finished clips) is not there for the second."""
+    if getattr(request.node, "execution_count", 1) > 1 and "comfy" in request.fixturenames:
+        server = request.getfixturevalue("comfy")
+        server.forget_clips()
+        server.forget()
 
 
 @pytest.fixture(scope="session")

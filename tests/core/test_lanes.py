@@ -37,6 +37,9 @@ def test_only_tests_with_a_server_get_a_second_chance(tmp_path, options, expecte
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert expected in done.stdout.splitlines()[-1]
     assert "test_once.py::test_pure" in done.stdout.split("short test summary info")[1]
+    # A fault that shows itself once in a hundred runs has to be readable in the log of that run.
+    first = done.stdout.partition("before the second chance: test_once.py::test_with_a_server")[2]
+    assert ("assert 1 == 2" in first) == bool(options)
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,7 @@ class TestWhatIsDoneStaysDone:
             moments=2,
         )
         comfy.run(prompt)
-        shutil.rmtree(comfy.base / "user/__differential_lora/sweeps")
+        comfy.forget_clips()
         prompt["response"]["inputs"]["moments"] = 3
         assert times(comfy.run(prompt), "sample") == 3
         prompt["response"]["inputs"]["moments"] = 4

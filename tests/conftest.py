@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -41,6 +42,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for name, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
+
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        # Workers are started after this, and find there what tests/warm_start.py shares between them.
+        os.environ["DIFFLORA_NURSERY"] = folder = tempfile.mkdtemp(prefix="nursery-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
     settings.register_profile("any machine", deadline=None)  # a busy one makes the first example slow
     settings.load_profile("any machine")

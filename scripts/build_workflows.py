@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -103,6 +104,7 @@ PLACE = """({ nodes, groups, note }) => {
 }"""
 
 NOTE_WIDTH = 540
+GROUP_TITLE = 18  # font size: below a larger title, the canvas writes over it which pack a node is of
 SIZES = Path(__file__).with_name("node_sizes.json")  # type -> its height after a run, where the larger renderer has it
 FRAMES = ("EmptyHunyuanLatentVideo", "WanVideoEmptyEmbeds")
 GRID_OF_40 = 680  # height of Select Blocks for Wan 14B
@@ -166,7 +168,7 @@ def make(page: ComfyPage, workflow: Workflow, note: tuple[float, float]) -> list
 
 def note_size(workflow: Workflow) -> tuple[float, float]:
     """With room for the text as the Vue renderer sets it; rows of tables are higher than lines."""
-    lines = workflow.note.splitlines()
+    lines = re.sub(r"\]\([^)]*\)", "]", workflow.note).splitlines()  # without the addresses of links
     return NOTE_WIDTH, 90 + sum((36 if line.startswith("|") else 21) * (1 + len(line) // 85) for line in lines)
 
 
@@ -195,20 +197,25 @@ def build(page: ComfyPage, workflow: Workflow) -> dict[str, Any]:
     saved = json.loads(page.run("async () => JSON.stringify((await app.graphToPrompt()).workflow)"))
     saved["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, workflow.name))
     saved["extra"] = opening(layout.size)
+    for frame in saved["groups"]:  # newer versions of ComfyUI do not save it
+        frame["font_size"] = GROUP_TITLE
     return with_downloads(saved)
 
 
-SCREEN, BARS = (
-    (1920, 1080),
-    (60, 110),
-)  # where most graphs are opened, and what the page's bars take at the left and at the top
+# Where most graphs are opened, and what the page's bars take at the left and at the top; of a graph that is a little too
+# high, the first title may be between the bars.
+SCREEN, BARS, HIGHEST = (1920, 1080), (60, 110), 90
 
 
 def opening(size: tuple[float, float]) -> dict[str, Any]:
     """What a workflow says of its view: the whole graph if it can be read then, otherwise its beginning; see js/lib/opening.js."""
     fitting = min((total - bar - 20) / side for total, bar, side in zip(SCREEN, BARS, size, strict=True))
     scale = round(min(1.0, max(0.6, fitting)), 2)
-    return {"ds": {"scale": scale, "offset": [round(bar / scale) for bar in BARS]}, "difflora_example": True}
+    top = max(HIGHEST, min(BARS[1], SCREEN[1] - 2 - size[1] * scale))
+    return {
+        "ds": {"scale": scale, "offset": [round(BARS[0] / scale), math.floor(top / scale)]},
+        "difflora_example": True,
+    }
 
 
 def rearrange(page: ComfyPage, path: Path) -> tuple[float, float]:

@@ -125,6 +125,18 @@ DOWNLOADS = {
 }
 
 
+PAGES = {STYLE: ("loras", "https://civitai.com/models/1404755")} | {
+    file: (folder, address.replace("/resolve/", "/blob/")) for file, (folder, address) in DOWNLOADS.items()
+}
+
+
+def files_needed(*files: str, yours: str = "") -> str:
+    """A table for a note: files with links to their pages, and their folders. Two columns: a third would be cut off on the canvas."""
+    rows = ["| File | Folder |", "|---|---|"]
+    rows += [f"| [{file.removesuffix('.safetensors')}]({PAGES[file][1]}) | {PAGES[file][0]} |" for file in files]
+    return "\n".join([*rows, *([f"| {yours} | loras |"] if yours else []), ""])
+
+
 def with_downloads(saved: dict[str, Any]) -> dict[str, Any]:
     """A saved workflow whose nodes say where to get the files they name."""
     for node in saved["nodes"]:
@@ -149,13 +161,13 @@ NEGATIVE = (
 )
 SEED = 1234
 
-GREEN, BLUE, GOLD, PLUM, GREY = "#4f7a4f", "#3f5f8e", "#8a6d3b", "#6b4f7a", "#555555"
+GREEN, BLUE, GOLD, PLUM, GREY = "#4f7a4f", "#3f5f8e", "#8a6d3b", "#6b4f7a", "#707070"
 
 
 def pair(dense: str = DENSE, sparse: str = SPARSE) -> list[Node]:
     return [
-        Node("dense", "DiffLoraLoad", {"lora_name": dense}, title="Load LoRA (Differential): more of it"),
-        Node("sparse", "DiffLoraLoad", {"lora_name": sparse}, title="Load LoRA (Differential): less of it"),
+        Node("dense", "DiffLoraLoad", {"lora_name": dense}, title="LoRA with more of it"),
+        Node("sparse", "DiffLoraLoad", {"lora_name": sparse}, title="LoRA with less of it"),
     ]
 
 
@@ -253,7 +265,7 @@ def wrapper_text(nag: bool) -> Group:
         "WanVideoTextEncode",
         {"positive_prompt": NEGATIVE, "negative_prompt": "", "force_offload": True},
         {"t5": "t5"},
-        "Negative prompt, for NAG (in the upper field)",
+        "Negative (top field)",
         (400, 320),
     )
     guidance = Node(
@@ -283,17 +295,16 @@ def wrapper_model(**values: Any) -> dict[str, Any]:
 
 
 FILES_FOR_WRAPPER = """
-**Files** (in ComfyUI's `models` folder)
+**Files** (in ComfyUI's **models** folder)
 
-| File | Folder | From |
-|---|---|---|
-| Wan2_1-T2V-14B_fp8_e5m2 | diffusion_models | huggingface.co/Kijai/WanVideo_comfy |
-| umt5-xxl-enc-bf16 | text_encoders | the same |
-| Wan2_1_VAE_bf16 | vae | the same |
-| lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank128_bf16 | loras | the same, in Lightx2v |
-| studio_ghibli_wan14b_t2v_v01 | loras | civitai.com/models/1404755 |
-| your two LoRAs | loras | trained alike, one with more, one with less |
-"""
+""" + files_needed(
+    "Wan2_1-T2V-14B_fp8_e5m2.safetensors",
+    "umt5-xxl-enc-bf16.safetensors",
+    "Wan2_1_VAE_bf16.safetensors",
+    DISTILL,
+    STYLE,
+    yours="your two LoRAs, trained alike, one with more, one with less",
+)
 
 
 def slider(prev_lora: str) -> Node:
@@ -500,17 +511,18 @@ NATIVE = Workflow(
 3. Move **strength** on *LoRA Slider (model)* and run again. Most sliders work well from −3 to +3. 0 is
 the model without the slider.
 
-**Files** (in ComfyUI's `models` folder)
+**Files** (in ComfyUI's **models** folder)
 
-| File | Folder | From |
-|---|---|---|
-| wan2.1_t2v_14B_fp8_e4m3fn | diffusion_models | huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged |
-| umt5_xxl_fp8_e4m3fn_scaled | text_encoders | the same |
-| wan_2.1_vae | vae | the same |
-| lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank128_bf16 | loras | huggingface.co/Kijai/WanVideo_comfy, in Lightx2v |
-| studio_ghibli_wan14b_t2v_v01 | loras | civitai.com/models/1404755 |
-| your two LoRAs | loras | trained alike, one with more, one with less |
-
+"""
+    + files_needed(
+        "wan2.1_t2v_14B_fp8_e4m3fn.safetensors",
+        "umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+        "wan_2.1_vae.safetensors",
+        DISTILL,
+        STYLE,
+        yours="your two LoRAs, trained alike, one with more, one with less",
+    )
+    + """
 **On a 3090** (24 GB): ComfyUI swaps parts of the model by itself. If it runs out of memory, use fewer frames or a smaller picture.
 No style LoRA? Switch its row in *LoRA Slider Rack* off; **Add LoRA** puts others on the model. Eight steps: step-distill at 0.9.
 
@@ -565,7 +577,7 @@ At CFG 1 the negative prompt does nothing. To use it, set CFG to 5, steps to 30 
                         Node(
                             "clip", "CLIPLoader", {"clip_name": "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "type": "wan"}
                         ),
-                        Node("empty", "DiffLoraEmptyText", {}, {"clip": "clip"}, "Empty Text: for the slider alone"),
+                        Node("empty", "DiffLoraEmptyText", {}, {"clip": "clip"}, "Empty Text: slider alone"),
                     ],
                     [
                         Node("positive", "CLIPTextEncode", {"text": PROMPT}, {"clip": "clip"}, "Prompt", (400, 220)),
@@ -626,12 +638,12 @@ EXPLORE = Workflow(
     "4 Explore a pair, save slider",
     """# Look into a pair, and save a slider
 
-Needs no model: only your two LoRAs, in `models/loras`.
+Needs no model: only your two LoRAs, in **models/loras**.
 
 1. Choose the two LoRAs and press Run. **Analyze Pair** shows, block by block, how large each change is, how far the two
 agree (the cosine) and how much of them cancels.
 2. Look where the difference is large and the pair agrees. Pick those blocks in **Select Blocks**: paint them, or write
-`blocks 10-25 & attn`.
+**blocks 10-25 & attn**.
 3. Move the **rank** in the spectrum: use the smallest that keeps the energy you want. Rank 4 is a good start.
 4. **Save LoRA** writes it where every LoRA list finds it.
 
@@ -760,6 +772,27 @@ def with_sweep(stacks: list[list[Group]]) -> list[list[Group]]:
     return [[changed(group) for group in stack] for stack in stacks]
 
 
+def regrouped(stacks: list[list[Group]], groups: list[tuple[str, list[list[str]], str]]) -> list[list[Group]]:
+    """Some of the nodes, by their names, in other groups: title, columns, colour."""
+    nodes = {node.name: node for stack in stacks for group in stack for column in group.columns for node in column}
+    return [
+        [Group(title, [[nodes[name] for name in column] for column in columns], color)]
+        for title, columns, color in groups
+    ]
+
+
+def narrower(stacks: list[list[Group]], widths: dict[str, int]) -> list[list[Group]]:
+    """The same, some nodes in another width."""
+
+    def changed(node: Node) -> Node:
+        return replace(node, size=(widths.get(node.name, node.size[0]), node.size[1]))
+
+    return [
+        [replace(group, columns=[[changed(node) for node in column] for column in group.columns]) for group in stack]
+        for stack in stacks
+    ]
+
+
 HOW_TO_SWEEP = """
 1. Choose your two LoRAs on the left.
 2. Press Run. Every strength is rendered, one after the other; **Sweep Grid** shows what is done.
@@ -779,20 +812,53 @@ Seven strengths on Wan2.1-T2V-14B in 6 steps each: about seven minutes on a 3090
 """
     + HOW_TO_SWEEP
     + """
+**Save…** below the picture keeps a clip, or all of them side by side, as a video.
+
 The files are those of workflow 1.
 
 **Keep merge_loras off on every LoRA**, or every strength looks the same.
 """,
-    [
-        *with_sweep(FAST.stacks[:-1]),
-        *swept(
-            "5. All strengths",
+    # In other groups than workflow 1, and without the video of the grid: so they fit one page.
+    narrower(
+        regrouped(
             [
-                Node("vae", "WanVideoVAELoader", {"model_name": "Wan2_1_VAE_bf16.safetensors", "precision": "bf16"}),
-                Node("decode", "WanVideoDecode", {"enable_vae_tiling": False}, {"vae": "vae", "samples": "sampler"}),
+                *with_sweep(FAST.stacks[:-1]),
+                *swept(
+                    "5. All strengths",
+                    [
+                        Node(
+                            "vae",
+                            "WanVideoVAELoader",
+                            {"model_name": "Wan2_1_VAE_bf16.safetensors", "precision": "bf16"},
+                        ),
+                        Node(
+                            "decode",
+                            "WanVideoDecode",
+                            {"enable_vae_tiling": False},
+                            {"vae": "vae", "samples": "sampler"},
+                        ),
+                    ],
+                ),
+            ],
+            [
+                ("1. The pair becomes a slider", [["dense", "sparse", "subtract"], ["select"], ["rank"]], GREEN),
+                ("2. Model and frames", [["swap", "frames"], ["model"]], BLUE),
+                ("3. LoRAs, none of them merged", [["style", "distill"], ["sweep", "loras"], ["slider"]], PLUM),
+                (
+                    "Text, with a negative prompt that works at CFG 1",
+                    [["t5", "text"], ["prompt", "negative"]],
+                    GOLD,
+                ),
+                ("4. Sampling", [["sampler"]], BLUE),
+                (
+                    "5. All strengths, and how far it can go",
+                    [["vae", "decode", "keep"], ["grid"], ["response"]],
+                    PLUM,
+                ),
             ],
         ),
-    ],
+        {"prompt": 340, "negative": 340, "grid": 400},
+    ),
 )
 
 SWEEP_NATIVE = Workflow(
@@ -1020,7 +1086,7 @@ pack, one picture with many things in it and its twin with few. All of it takes 
 
 **Cancel** whenever you like: the next run goes on from where it was. For more steps, raise *steps*.
 
-**With your own pairs:** put the two pictures of each pair under one name into two folders below `input`, and write their names
+**With your own pairs:** put the two pictures of each pair under one name into two folders below **input**, and write their names
 into *Encode Pairs*. Twenty pairs can be enough.
 
 The text is an embedding of zeros, because this small model has never seen a word.
@@ -1093,21 +1159,20 @@ TRAIN_WAN = Workflow(
 **Nobody has run this on a GPU yet.** By arithmetic it needs about 17 GB at 192 × 192 (weights 14.3); the node says what it needs before it
 starts. If you try it, please tell how it went.
 
-1. Put your pairs into `output/density/detailed` and `output/density/sparse` (*Save Pair* does so), or name other folders.
+1. Put your pairs into **output/density/detailed** and **output/density/sparse** (*Save Pair* does so), or name other folders.
 2. Press Run. **Train Slider** keeps a checkpoint every 25 steps; Cancel loses nothing.
 3. Move **strength** on *LoRA Slider (model)* and run again: only the pictures are made anew.
 
 The learning rate, 2e-5 with Lion, is the one that the first sliders of this kind were trained with, on 5,000 steps of one
-picture; 1000 steps of four pairs are a guess. Does the preview hardly change? More steps, or `5e-5`.
+picture; 1000 steps of four pairs are a guess. Does the preview hardly change? More steps, or **5e-5**.
 
-**Files** (in ComfyUI's `models` folder)
+**Files** (in ComfyUI's **models** folder)
 
-| File | Folder | From |
-|---|---|---|
-| wan2.1_t2v_14B_fp8_e4m3fn | diffusion_models | huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged |
-| umt5_xxl_fp8_e4m3fn_scaled | text_encoders | the same |
-| wan_2.1_vae | vae | the same |
-
+"""
+    + files_needed(
+        "wan2.1_t2v_14B_fp8_e4m3fn.safetensors", "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "wan_2.1_vae.safetensors"
+    )
+    + """
 No LoRA for fewer steps on the model while it trains.
 """,
     [
@@ -1305,7 +1370,7 @@ def _demo_slider(name: str, strength: float, outside: float) -> Node:
         "DiffLoraSliderModel",
         {"apply": "auto", "strength": strength, "strength_outside": outside},
         {"model": "shift", "lora": "rank", "map": f"map {name}"},
-        f"LoRA Slider (model): {name}",
+        f"Slider: {name}",
     )
 
 
@@ -1455,7 +1520,7 @@ TWIN_FILES = Group(
         of_both(
             "file",
             "DiffLoraSave",
-            "Save the slider for # noise",
+            "Save for # noise",
             {"filename_prefix": "density_#", "dtype": "bfloat16", "dialect": "native", "if_exists": "overwrite"},
             lora="rank_#",
         )
@@ -1470,18 +1535,14 @@ Wan2.2-T2V-A14B is two models: one makes the first steps, with high noise, the o
 so there are two pairs of LoRAs and two sliders. One selection, one rank and one strength serve both.
 
 1. Choose your four LoRAs on the left: the pair for high noise in the upper node, the pair for low noise in the lower one.
-2. Press Run. Both sliders are saved, `density_high` and `density_low`.
+2. Press Run. Both sliders are saved, **density_high** and **density_low**.
 3. Change **Strength for both** and run again. Both sliders follow, and neither model is loaded again.
 
 **To sweep** the strength, put *Strength Sweep* in the place of **Strength for both**, and *Sweep Grid* behind {decode}.
 
-**Files** (in ComfyUI's `models` folder)
+**Files** (in ComfyUI's **models** folder)
 
-| File | Folder | From |
-|---|---|---|
 {files}
-| your four LoRAs | loras | two trained on each model, alike |
-
 The two models are 14 GB each. Nobody has run this workflow at full size yet.
 """
 
@@ -1489,10 +1550,13 @@ TWINS = Workflow(
     "10 Wan2.2, two models",
     TWINS_NOTE.format(
         decode="*VAE Decode*",
-        files="""| wan2.2_t2v_high_noise_14B_fp8_scaled | diffusion_models | huggingface.co/Comfy-Org/Wan_2.2_ComfyUI_Repackaged |
-| wan2.2_t2v_low_noise_14B_fp8_scaled | diffusion_models | the same |
-| umt5_xxl_fp8_e4m3fn_scaled | text_encoders | huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged |
-| wan_2.1_vae | vae | the same |""",
+        files=files_needed(
+            "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors",
+            "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors",
+            "umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+            "wan_2.1_vae.safetensors",
+            yours="your four LoRAs, two trained on each model, alike",
+        ),
     ),
     [
         [TWIN_PAIRS],
@@ -1596,10 +1660,13 @@ TWINS_WRAPPER = Workflow(
     "17 Wan2.2, two models, wrapper",
     TWINS_NOTE.format(
         decode="*WanVideo Decode*",
-        files="""| Wan2_2-T2V-A14B_HIGH_fp8_e4m3fn_scaled_KJ | diffusion_models | huggingface.co/Kijai/WanVideo_comfy_fp8_scaled, in T2V |
-| Wan2_2-T2V-A14B-LOW_fp8_e4m3fn_scaled_KJ | diffusion_models | the same |
-| umt5-xxl-enc-bf16 | text_encoders | huggingface.co/Kijai/WanVideo_comfy |
-| Wan2_1_VAE_bf16 | vae | the same |""",
+        files=files_needed(
+            "Wan2_2-T2V-A14B_HIGH_fp8_e4m3fn_scaled_KJ.safetensors",
+            "Wan2_2-T2V-A14B-LOW_fp8_e4m3fn_scaled_KJ.safetensors",
+            "umt5-xxl-enc-bf16.safetensors",
+            "Wan2_1_VAE_bf16.safetensors",
+            yours="your four LoRAs, two trained on each model, alike",
+        ),
     )
     + "\n**Keep merge_loras off** on both sliders.\n",
     [
@@ -1635,7 +1702,7 @@ TWINS_WRAPPER = Workflow(
                         *of_both(
                             "loras",
                             "WanVideoSetLoRAs",
-                            "Slider on the model for # noise",
+                            "Set for # noise",
                             {},
                             model="model_#",
                             lora="slider_#",
@@ -1688,7 +1755,7 @@ GREEN_PAIRS = Node(
     "DiffLoraEncodePairs",
     {"folder_a": "demo/pairs/dense", "folder_b": "demo/pairs/sparse", "size": 96, "tint": "#00c800"},
     {"vae": "vae"},
-    "Encode Pairs: green, or not",
+    "Encode Pairs: green",
 )
 GREEN_SLIDER = Node(
     "green",
@@ -1786,14 +1853,14 @@ pack. One slider is trained first, which takes a minute or two.
                             "DiffLoraSliderModel",
                             {"apply": "auto"},
                             {"model": "shift", "lora": "independent", "strength": "sweep"},
-                            "LoRA Slider (model): things",
+                            "Slider: things",
                         ),
                         Node(
                             "slider",
                             "DiffLoraSliderModel",
                             {"apply": "auto", "strength": 2.0},
                             {"model": "first", "lora": "independent:1"},
-                            "LoRA Slider (model): green",
+                            "Slider: green",
                         ),
                     ],
                 ],

@@ -5,7 +5,7 @@
  * message is checked here, once, and shown as plain text only.
  */
 
-import { readPlayer } from "./player.js";
+import { readFile, readPlayer } from "./player.js";
 
 /**
  * @typedef {"info" | "warning" | "error"} Level
@@ -57,6 +57,7 @@ import { readPlayer } from "./player.js";
  * @property {import("./player.js").Player} [player] clips to play in step
  * @property {MapPreview} [map]
  * @property {Pair} [pair]
+ * @property {import("./player.js").VideoFile[]} [pictures] that the node shows
  * @property {Record<string, unknown>} [ran] the widgets' values in the run, where the widget shows more than that run
  * @property {string} [key] what the server keeps the message under
  * @property {string} [waiting] clips are still to come from other servers: what to ask for them by
@@ -115,6 +116,7 @@ export const readMessage = (output) => {
   if (Array.isArray(range) && range.length === 2 && range.every((v) => Number.isFinite(v)) && range[0] < range[1]) {
     message.strength_range = [Math.max(-10, range[0]), Math.min(10, range[1])];
   }
+  if (Array.isArray(value.pictures)) message.pictures = value.pictures.filter((picture) => isObject(picture) && picture.filename).map(readFile);
   const player = readPlayer(value.player);
   if (player) message.player = player;
   const map = readMap(value.map);

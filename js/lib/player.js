@@ -31,12 +31,15 @@ export const GAINS = [1, 2, 4, 8, 16];
 /** @param {unknown} value @returns {value is Record<string, any>} */
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 
+/** A file that a node has written. @param {Record<string, any>} value @returns {VideoFile} */
+export const readFile = ({ filename, subfolder, type }) => ({
+  filename: String(filename), subfolder: String(subfolder ?? ""), type: String(type ?? "temp"),
+});
+
 /** What a node said, if it can be played; null otherwise. @param {unknown} value @returns {Player | null} */
 export const readPlayer = (value) => {
   if (!isObject(value) || !Array.isArray(value.videos) || !Array.isArray(value.clips)) return null;
-  const videos = value.videos.filter(isObject).map(({ filename, subfolder, type }) => ({
-    filename: String(filename), subfolder: String(subfolder ?? ""), type: String(type ?? "temp"),
-  }));
+  const videos = value.videos.filter(isObject).map(readFile);
   const clips = value.clips.filter(isObject).map((clip) => ({
     video: Number(clip.video),
     box: /** @type {[number, number, number, number]} */ (Array.isArray(clip.box) ? clip.box.map(Number) : []),

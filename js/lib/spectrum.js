@@ -1,6 +1,6 @@
 // @ts-check
 /** Rank rules on lists of singular values, the same as `difflora/rank/rules.py`, for the picture on the Re-rank node. */
-import { idleFor } from "./choices.js";
+import { countingFor, idleFor } from "./choices.js";
 
 /**
  * What the Re-rank node is set to: a rule, and the numbers of all of them.
@@ -127,13 +127,14 @@ export const outcome = (spectrum, rule) => {
   return { ranks, lowest: ranks.size ? lowest : 0, highest, mean: ranks.size ? sum / ranks.size : 0, kept: total > 0 ? stays / total : 1 };
 };
 
-/** The widgets that a rule uses; for an unknown rule, all of them. @type {Record<string, string[]>} */
+/** The widgets that a rule uses. @type {Record<string, string[]>} */
 const COUNTS = { rank: ["rank"], energy: ["energy", "max_rank"], ratio: ["ratio", "max_rank"], knee: ["max_rank"], budget: ["rank", "max_rank"] };
-const SETTINGS = ["rank", "energy", "ratio", "max_rank"];
 
 /** The widgets that a rule does not use. */
 export const idle = idleFor(COUNTS);
 
+const counting = countingFor(COUNTS);
+
 /** Whether a run would cut at other ranks than the last one. @param {Record<string, unknown> | undefined} ran @param {Record<string, unknown>} now */
 export const isOtherCut = (ran, now) =>
-  ran !== undefined && (ran.rule !== now.rule || SETTINGS.some((name) => !idle(now.rule).includes(name) && Number(ran[name]) !== Number(now[name])));
+  ran !== undefined && (ran.rule !== now.rule || counting(now.rule).some((name) => Number(ran[name]) !== Number(now[name])));

@@ -76,7 +76,18 @@ const keepForUndo = (node, output) => {
 /** A node has been executed. @param {string} id of the node that shows it, in the run @param {any} output */
 export const keepSaid = (id, output) => {
   const node = nodeOfRun(app.graph, id);
-  if (node?.comfyClass?.startsWith("DiffLora") && output?.difflora) keepForUndo(node, output);
+  if (!node?.comfyClass?.startsWith("DiffLora") || !output?.difflora) return;
+  keepForUndo(node, output);
+  if (output.images) forgetPreview(id);
+};
+
+/**
+ * A node has its result: its last live preview goes. Vue's nodes would show the two below each other until the next run.
+ * ComfyUI's page has no public door to previews; where its store is not found, both stay. @param {string} id of the node, in the run
+ */
+const forgetPreview = (id) => {
+  const page = /** @type {any} */ (document.getElementById("vue-app"))?.__vue_app__;
+  page?.config.globalProperties.$pinia?._s?.get("nodeOutput")?.revokePreviewsByExecutionId?.(id);
 };
 
 /**
@@ -99,7 +110,10 @@ export const askLastWords = async (promptId, ids) => {
   const told = Object.entries(await answer.json());
   for (const [id, message] of told) {
     const node = nodes.get(id);
-    if (node) say(node, message);
+    const images = readMessage(message)?.pictures;
+    // Pictures are ComfyUI's own to show: it hears of them as after a run.
+    if (node && images) api.dispatchCustomEvent("executed", { node: id, display_node: id, prompt_id: promptId, output: { images, difflora: [message] } });
+    else if (node) say(node, message);
   }
   return told.length > 0;
 };

@@ -10,7 +10,7 @@ from ...difflora.rank.purify import MOST_AGAINST, PurifiedLora
 from ...difflora.sentence import Sentence, joined
 from ..common import plots
 from ..common.inputs import within
-from ..common.messages import lora_modules, report
+from ..common.messages import lora_modules, report, with_pictures
 from ..common.messages import ui as messages
 from ..common.progress import progress_bar
 from ..common.search import found_by
@@ -71,10 +71,8 @@ class PurifyLora(io.ComfyNode):
         shares = {name: removed.share for name, removed in pure.removed.items()}
         picture = plots.module_map(shares, "share of the slider that went", (0.0, None))
         preview = ui.PreviewImage(picture, cls=cls).as_dict()
-        told = messages(
-            report(Sentence("Purified"), _report(pure), [*pure.warnings, *pure.conclusions]), lora_modules(pure)
-        )
-        return io.NodeOutput(pure, picture, pure.share, ui={**preview, **told})
+        told = report(Sentence("Purified"), _report(pure), [*pure.warnings, *pure.conclusions])
+        return io.NodeOutput(pure, picture, pure.share, ui=with_pictures(preview, told, lora_modules(pure)))
 
 
 def _report(pure: PurifiedLora) -> list[Sentence]:

@@ -60,6 +60,14 @@ def ui(*parts: dict[str, Any]) -> dict[str, Any]:
     return {"difflora": [kept(merged(*parts))]}
 
 
+def with_pictures(preview: dict[str, Any], *parts: dict[str, Any]) -> dict[str, Any]:
+    """The same with pictures that the node shows: for a node that is no output, ComfyUI does not send those again either.
+
+    preview     of `PreviewImage.as_dict()`
+    """
+    return preview | ui(*parts, {"pictures": preview["images"]})
+
+
 def merged(*parts: dict[str, Any]) -> dict[str, Any]:
     message: dict[str, Any] = {}
     for part in parts:

@@ -16,7 +16,7 @@ from comfy.model_management import InterruptProcessingException, throw_exception
 from comfy_api.v0_0_2 import io
 from comfy_api.v0_0_2 import ui as comfy_ui
 from latent_preview import get_previewer
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from server import PromptServer
 from torch import Tensor
 
@@ -32,8 +32,9 @@ from ...difflora.training.optimizers import OPTIMIZERS
 from ...difflora.training.pairs import to_tensor
 from ...difflora.training.slider import MODES, SIGMAS, Settings, SliderTrainer
 from ..common import plots
+from ..common.fonts import font_for
 from ..common.inputs import one_of, within
-from ..common.messages import lora_modules, report, ui
+from ..common.messages import lora_modules, report, with_pictures
 from ..common.paths import inside
 from ..common.progress import interruptible
 from ..common.search import found_by
@@ -240,7 +241,8 @@ class TrainSlider(io.ComfyNode):
                         size = to_reach(best, reach)
                     screen.say("rendering strength −3, 0 and +3")
                     picture = run.pictures(size)
-                    screen.end(trainer, _strip(picture))
+                    strip = _strip(picture)
+                    screen.end(trainer, strip)
         except comfy.model_management.OOM_EXCEPTION as error:
             raise TrainingError(
                 f"Out of memory; this training {memory.told()}. Lower batch or rank, encode the pairs smaller, select fewer "
@@ -251,9 +253,8 @@ class TrainSlider(io.ComfyNode):
         lines, warnings = _told(trainer, pairs, model, resumed, best, size, reach, len(layers))
         lines.append(memory.told())
         curve = loss_curve(trainer.losses)
-        shown = comfy_ui.PreviewImage(picture, cls=cls).as_dict() | ui(
-            report(Sentence("Trained slider"), lines, warnings), lora_modules(lora)
-        )
+        preview = comfy_ui.PreviewImage(to_tensor(strip)[None], cls=cls).as_dict()
+        shown = with_pictures(preview, report(Sentence("Trained slider"), lines, warnings), lora_modules(lora))
         return io.NodeOutput(lora, a, b, "\n".join(lines + warnings), curve, picture, ui=shown)
 
 
@@ -281,7 +282,7 @@ class _Screen:
             self.say(text)
 
     def end(self, trainer: SliderTrainer, picture: Image.Image) -> None:
-        """The last preview stays on the node, in front of its output: make it the finished slider's."""
+        """On the canvas, the last preview stays in front of the result: make it the finished slider's."""
         self.bar.update_absolute(trainer.done, max(trainer.done, trainer.settings.steps), ("JPEG", picture, 768))
         self.say(f"done, {trainer.done} steps")
 
@@ -395,17 +396,18 @@ def _decoded(vae: Any, latents: Tensor) -> Tensor:
 
 
 def _strip(pictures: Tensor) -> Image.Image:
-    """The preview on the node during training: enlarged, with the strengths below."""
+    """What the node shows: enlarged, with the strengths below."""
     pixels = (pictures[0].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     image = Image.fromarray(pixels)
     scale = max(1, 768 // image.width)
     image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-    sheet = Image.new("RGB", (image.width, image.height + 20), "white")
+    sheet = Image.new("RGB", (image.width, image.height + 28), "white")
     sheet.paste(image, (0, 0))
     draw, each = ImageDraw.Draw(sheet), image.width / len(SHOWN)
-    for place, strength in enumerate(SHOWN):
-        text = f"{strength:+g}" if strength else "0"
-        draw.text(((place + 0.5) * each, image.height + 10), text, "black", anchor="mm")
+    texts = [f"{strength:+g}".replace("-", "−") if strength else "0" for strength in SHOWN]
+    font = ImageFont.truetype(font_for(*texts), 20)
+    for place, text in enumerate(texts):
+        draw.text(((place + 0.5) * each, image.height + 14), text, "black", font, anchor="mm")
     return sheet
 
 

@@ -25,11 +25,21 @@ def energy_shown(face):
     return face["DiffLoraRerank"].text(".headline")
 
 
+PICTURES = """id => LiteGraph.vueNodesMode ? document.querySelectorAll(`[data-node-id="${id}"] img`).length
+    : app.graph.getNodeById(Number(id)).imgs?.length ?? 0"""
+
+
 def test_after_a_reload_cached_nodes_show_what_they_said(page_in, open_page):
     """In both renderers: the second page draws nodes with Vue, the third on the canvas."""
     first = page_in("en-US")
     first.set_renderer(False)
-    first.load(chain(small_models.DENSE, small_models.SPARSE))
+    saved = chain(small_models.DENSE, small_models.SPARSE)["6"]["inputs"]
+    pure = {"lora": ["5", 0], "against": ["2", 0], "directions": 2}
+    more = {
+        "17": {"class_type": "DiffLoraPurify", "inputs": pure},
+        "18": {"class_type": "DiffLoraSave", "inputs": {**saved, "lora": ["17", 0], "filename_prefix": "pure"}},
+    }
+    first.load(chain(small_models.DENSE, small_models.SPARSE) | more)
     first.queue()
     first.fit()
     shown = energy_shown(faces(first))
@@ -42,7 +52,7 @@ def test_after_a_reload_cached_nodes_show_what_they_said(page_in, open_page):
         """A page that was not there when the nodes ran."""
         page.load(workflow)
         assert faces(page)["DiffLoraRerank"].find(".empty").is_visible()
-        assert "5" in cached_in(page.queue()), "otherwise this tests nothing"
+        assert {"5", "17"} <= set(cached_in(page.queue())), "otherwise this tests nothing"
         page.settle()
         face = faces(page)
         assert energy_shown(face) == energy
@@ -50,6 +60,7 @@ def test_after_a_reload_cached_nodes_show_what_they_said(page_in, open_page):
         hot = "e => [...e.querySelectorAll('[role=gridcell]:not(.absent)')].every(cell => cell.dataset.heat)"
         page.page.wait_for_function(hot, arg=face["DiffLoraSelectBlocks"].element, timeout=10_000)
         assert not face["DiffLoraSelectBlocks"].find(".chip:text('Strongest')").is_disabled()
+        page.page.wait_for_function(f"id => ({PICTURES})(id) === 1", arg="17", timeout=10_000)
 
     second = open_page(vue=True)  # another browser, in all that the server can see
     check_new(second, shown)

@@ -559,3 +559,36 @@ def test_hostile_file_shows_as_text_and_runs_nothing(times, page, comfy):
     assert face["DiffLoraLoad"].text(".title") == "hostile.safetensors"
     assert page.run("() => window.hacked") is None
     assert page.run("() => document.querySelectorAll('.difflora img, .difflora script').length") == 0
+
+
+SHOWS = """async ([id, picture]) => {
+    const file = () => new Blob([Uint8Array.from(atob(picture), letter => letter.charCodeAt(0))], { type: 'image/png' });
+    const form = new FormData();
+    form.append('image', file(), 'result.png');
+    form.append('type', 'temp');
+    const { name, subfolder, type } = await (await testApi.fetchApi('/upload/image', { method: 'POST', body: form })).json();
+    const prompt_id = 'a-run', places = { nodeId: id, displayNodeId: id, parentNodeId: id, realNodeId: id, promptId: prompt_id };
+    const rest = () => new Promise(resolve => setTimeout(resolve, 1000));
+    testApi.dispatchCustomEvent('b_preview_with_metadata', { blob: file(), ...places });
+    await rest();
+    const during = app.nodePreviewImages[id]?.length ?? 0;
+    const output = { images: [{ filename: name, subfolder, type }], difflora: [{}] };
+    testApi.dispatchCustomEvent('executed', { node: id, display_node: id, prompt_id, output });
+    await rest();
+    const node = document.querySelector(`[data-node-id="${id}"]`);
+    return { during, after: app.nodePreviewImages[id]?.length ?? 0, pictures: node?.querySelectorAll('img').length };
+}"""
+DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+@pytest.mark.parametrize("vue", (False, True), ids=("canvas", "vue"))
+def test_the_last_preview_of_a_training_goes_when_its_picture_comes(page, vue):
+    page.load({"1": {"class_type": "DiffLoraTrainSlider", "inputs": {}}})
+    page.set_renderer(vue)
+    [node] = page.node_ids("DiffLoraTrainSlider")
+    page.fit()
+    seen = page.run(SHOWS, [node, DOT])
+    assert seen["during"] == 1
+    assert seen["after"] == 0
+    if vue:
+        assert seen["pictures"] == 1

@@ -38,7 +38,7 @@ ROOT = FOLDER.parent
 WITH_WRAPPER = (FAST, FULL, SWEEP_WRAPPER, CLIP_WRAPPER, BACKGROUND_WRAPPER, TWINS_WRAPPER)
 WITH_MAP = (CLIP_NATIVE, BACKGROUND_NATIVE, CLIP_WRAPPER, BACKGROUND_WRAPPER)
 # Two sliders, or a sweep, and the wrapper's high nodes: of these, the page shows the upper part first.
-TOO_LARGE = ("6", "17")
+TOO_LARGE = ("17",)
 ids = {"ids": lambda workflow: workflow.name.split(" ")[0]}
 each = pytest.mark.parametrize("workflow", WORKFLOWS, **ids)
 
@@ -67,12 +67,15 @@ class TestFiles:
     @each
     @pytest.mark.parametrize("language", ["en", "ja", "zh"])
     def test_no_title_widens_its_node(self, workflow, language):
-        """A node drawn on the canvas is at least as wide as its title, and a wider one lies on its neighbours."""
+        """A node drawn on the canvas is at least as wide as its title, and a wider one lies on its neighbours.
+
+        Vue's nodes cut a title instead, before the name of the node's pack: what a workflow calls a node is read there too.
+        """
         texts, names = (
             json.loads((ROOT / f"locales/{language}/{file}.json").read_text("utf-8")) for file in ("main", "nodeDefs")
         )
         for node in saved(workflow)["nodes"]:
-            title = node.get("title")
+            own, title = node.get("title"), node.get("title")
             title = (
                 texts.get("diffloraWorkflows", {}).get(title, title)
                 if title
@@ -81,6 +84,9 @@ class TestFiles:
             # Letters of 14 pixels; Latin ones are about half as wide.
             width = 40 + sum(14 if unicodedata.east_asian_width(letter) in "WF" else 7.6 for letter in title)
             assert width <= node["size"][0], title
+            if own:
+                pack = 100 if node["type"].startswith("DiffLora") else 140 if node["type"].startswith("WanVideo") else 0
+                assert width + pack <= node["size"][0], title
 
     @each
     def test_nodes_and_links_are_those_described(self, workflow):
@@ -129,8 +135,8 @@ class TestFiles:
                 for far in (0, 1)
                 for side in (0, 1)
             )
-            assert left >= 59 and top >= 109 and right <= 1910, box
-            assert bottom <= 1070 or path.stem.split(" ")[0] in TOO_LARGE, box
+            assert left >= 59 and top >= 89 and right <= 1910, box
+            assert bottom <= 1080 or path.stem.split(" ")[0] in TOO_LARGE, box
 
     @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem.split(" ")[0])
     def test_a_group_with_a_number_begins_below_or_right_of_the_one_before(self, path):
@@ -351,6 +357,8 @@ def test_a_sweep_runs_to_its_grid_its_response_and_a_slider_saved_with_its_range
     assert comfy.view(**result.output("response")["images"][0])[:4] == b"\x89PNG"
     [path] = set(comfy.models("loras").glob("slider_*")) - before
     assert difflora.load(path).metadata[STRENGTH_KEY] == "-3 to 3"
+    if "save" not in prompt:
+        return
     with av.open(io.BytesIO(comfy.view(**result.output("save")["images"][0]))) as file:
         stream = file.streams.video[0]
         assert stream.width > 3 * 64 or stream.height > 3 * 64

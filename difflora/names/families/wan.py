@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+from ...sentence import Sentence
 from .family import DIFFUSERS, Family, Link, Shapes, fused, renamed, spelled_out
 
 _SELF, _CROSS, _FFN = "attn self_attn", "attn cross_attn", "ffn"
@@ -132,7 +133,7 @@ def _variant(shapes: Shapes) -> str | None:
     width = next(iter(widths))
     sizes = [name for (w, f), name in _SIZES.items() if w == width and (not feed_forwards or f in feed_forwards)]
     if not sizes:
-        return f"Wan of width {width}"
+        return Sentence("Wan of width {0}", width)
     size = sizes[0]
     if size == "5B":
         return "Wan2.2-5B"

@@ -1,4 +1,4 @@
-"""Processes that save, for tests to kill and to set against each other."""
+"""Processes that save LoRAs and clips, for tests to kill and to set against each other."""
 
 from __future__ import annotations
 
@@ -100,3 +100,15 @@ def save_as_nobody(source: Path, out: Path, tests: Connection) -> None:
         tests.send("it was written")
     except difflora.DiffLoraError as error:
         tests.send(str(error))
+
+
+def add_the_same_clips(folder: Path) -> None:
+    """Three clips, three times each, as if this process did not know that they are there."""
+    import numpy as np
+
+    from difflora.clips.store import About, ClipStore
+
+    store = ClipStore(folder)
+    for _ in range(3):
+        for key in "abc":
+            store.add(key, [np.full((64, 96, 3), 90, np.uint8)] * 3, About(3, 96, 64), 16, 48).cells(48)

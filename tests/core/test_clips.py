@@ -3,10 +3,8 @@
 import errno
 import json
 import os
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,10 +26,9 @@ from difflora.clips.store import About, ClipStore
 from difflora.clips.strengths import sweep_strengths
 from difflora.clips.video import read_video, write_video
 from difflora.errors import FileError, OutputError, UnsupportedError
+from tests import savers
 
 av = pytest.importorskip("av")
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def soft(width=96, height=64, seed=0):
@@ -309,14 +306,12 @@ class TestStore:
         assert second.video.stat().st_ino == inode and [path.name for path in store.folder.iterdir()] == ["a"]
 
     def test_many_processes_at_once(self, store):
-        script = (
-            "import sys, numpy as np; from pathlib import Path; from difflora.clips.store import *; "
-            "store = ClipStore(Path(sys.argv[1])); "
-            "[store.add(key, [np.full((64, 96, 3), 90, np.uint8)] * 3, About(3, 96, 64), 16, 48).cells(48) "
-            "for _ in range(3) for key in 'abc']"
-        )
-        running = [subprocess.Popen([sys.executable, "-c", script, store.folder], cwd=ROOT) for _ in range(3)]
-        assert [each.wait(120) for each in running] == [0, 0, 0]
+        running = [savers.processes().Process(target=savers.add_the_same_clips, args=(store.folder,)) for _ in range(3)]
+        for each in running:
+            each.start()
+        for each in running:
+            each.join(120)
+        assert [each.exitcode for each in running] == [0, 0, 0]
         assert {path.name for path in store.folder.iterdir()} == {"a", "b", "c"} and all(map(store.has, "abc"))
 
     def test_the_brightest_pixel_is_remembered(self, store):

@@ -482,7 +482,12 @@ def _offering(error: DiffLoraError, faulty: Iterable[str]) -> DiffLoraError:
 
 def label(lora: Lora) -> str:
     """What to call a LoRA in a message: its file name or names."""
-    return " and ".join(lora.made_from) or "the LoRA"
+    names = lora.made_from
+    return (
+        functools.reduce(lambda text, name: Sentence("{0} and {1}", text, name), names)
+        if names
+        else Sentence("the LoRA")
+    )
 
 
 def _misfit(name: str, loras: Sequence[Lora]) -> str:

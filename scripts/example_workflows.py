@@ -912,8 +912,8 @@ was trained on drawn scenes with many things in them, the other on the same scen
 1. **Subtract LoRAs** takes the second from the first: what they share cancels, the number of things is left.
 2. **Select Blocks** keeps attention, **Re-rank** cuts it to rank 4, **Save LoRA** writes the slider into the loras folder.
 3. **Strength Sweep** tries −3 to +3, **Sweep Grid** shows every strength. 0, with a frame, is the model as it is.
-4. **Sweep Response** draws what changed with the strength, and what should not have. (There is no
-*motion*, because single pictures do not move.)
+4. **Sweep Response** draws what changed with the strength, and what should not have. (Ignore
+*motion* here: the four pictures are not frames of one clip.)
 
 **Then play:** another seed in *KSampler*, other blocks in the grid, rank 1. Only what depends on it runs again.
 

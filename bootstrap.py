@@ -142,8 +142,9 @@ def checked_and_tested(*options: str, environment: dict[str, str]) -> int:
     failed = [name for name, good in zip(to_do, passed, strict=True) if not good]
     if failed:
         print(f"Failed: {', '.join(failed)}. The tests follow; the run counts as failed.")
-    # Two workers with one thread each: two with two would wait for each other. tests/conftest.py shares the tests out.
-    parallel = ("-n", "2")
+    # Three workers, because a test often waits for a server or a page, with one thread each: CI has two cores.
+    # tests/conftest.py shares the tests out.
+    parallel = ("-n", "3")
     environment = {"OMP_NUM_THREADS": "1", **environment}
     # Last, because what a reader of the log looks for is pytest's summary at its end.
     code = run(PYTHON, "-m", "pytest", *parallel, *options, quiet=False, environment=environment)

@@ -20,7 +20,7 @@ import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -178,7 +178,7 @@ class ClipStore:
             made.mkdir()
             try:
                 small = write_video(made / "clip.mp4", watched(), fps, scaled=size)
-                _write_array(made / _cells_name(*size), np.stack(small))
+                _write_frames(made / _cells_name(*size), small)
                 kept = asdict(replace(about, brightest=brightest))
                 (made / "about.json").write_text(json.dumps(kept), "utf-8")
                 parts = list(made.iterdir())
@@ -414,7 +414,7 @@ def _keep_cells(path: Path, cells: NDArray[np.uint8]) -> None:
     """For the next time, if this may be written: the clip may be another user's, on a share that is only readable."""
     making = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
     try:
-        _write_array(making, cells)
+        _write_frames(making, cells)
         _open_as(making, path.parent)
         _sync(making)
         if path.is_dir():
@@ -450,12 +450,12 @@ def _array_head(shape: tuple[int, ...]) -> bytes:
     return head.getvalue()
 
 
-def _write_array(path: Path, array: NDArray[np.uint8]) -> None:
-    """As numpy.save, whose error on a full disk does not say that it is full."""
-    array = np.ascontiguousarray(array)
+def _write_frames(path: Path, frames: Sequence[Frame] | NDArray[np.uint8]) -> None:
+    """As numpy.save of their stack, which need not be made. numpy's error on a full disk does not say that it is full."""
     with path.open("wb") as file:
-        file.write(_array_head(array.shape))
-        file.write(array.data)
+        file.write(_array_head((len(frames), *frames[0].shape)))
+        for frame in frames:
+            file.write(np.ascontiguousarray(frame).data)
 
 
 def _open_as(path: Path, model: Path) -> None:

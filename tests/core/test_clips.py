@@ -327,7 +327,7 @@ class TestStore:
 
         if what == "other cells":
             clip = self.add(store, "a")
-        monkeypatch.setattr(module, "write_video" if what == "video" else "_write_array", full)
+        monkeypatch.setattr(module, "write_video" if what == "video" else "_write_frames", full)
         with pytest.raises(OutputError, match=r"folder of clips \(user/sweeps\): the disk is full"):
             clip.cells(24) if what == "other cells" else self.add(store, "a")
         left = [path.name for path in store.folder.rglob("*") if "tmp" in path.name or "making" in path.name]
@@ -342,7 +342,7 @@ class TestStore:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
         try:
             with pytest.raises(OSError) as failure:
-                module._write_array(tmp_path / "cells.npy", np.zeros((9, 64, 64, 3), np.uint8))
+                module._write_frames(tmp_path / "cells.npy", np.zeros((9, 64, 64, 3), np.uint8))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert failure.value.errno == errno.EFBIG

@@ -143,7 +143,7 @@ class TestWhoMayRead:
 
     def test_cells_of_another_size_are_made_where_nothing_may_be_written(self, tmp_path, monkeypatch):
         clip = add(ClipStore(tmp_path), "a")
-        monkeypatch.setattr(module, "_write_array", lambda *_: (_ for _ in ()).throw(PermissionError(13, "no")))
+        monkeypatch.setattr(module, "_write_frames", lambda *_: (_ for _ in ()).throw(PermissionError(13, "no")))
         assert clip.cells(8).shape == (2, 8, 8, 3)
         assert [path.name for path in clip.folder.glob("cells*")] == ["cells 16x16.npy"]
 

@@ -226,6 +226,8 @@ class ComfyPage:
     def clear(self) -> None:
         """An empty graph, no open dialog, no errors. Of several pages, this is the one that draws from now on."""
         self._browser.wake(self)
+        # Of a run that failed over an infinite number, ComfyUI's own record is no JSON that a page can read.
+        self.server.forget_runs()
         for _ in range(2):
             self.page.keyboard.press("Escape")
         # Ids go on from where they were: the page remembers values and outputs by them.

@@ -335,6 +335,10 @@ class ComfyServer:
             time.sleep(0.1)
         raise ComfyError("the caches still hold what they held, after POST /free and 50 prompts")
 
+    def forget_runs(self) -> None:
+        """Clear the history that open pages fetch at each change of the queue."""
+        self._request("/history", {"clear": True})
+
     def forget_clips(self) -> None:
         """Remove every finished clip of a sweep: the next sweep renders all of its strengths."""
         shutil.rmtree(self.base / "user/__differential_lora/sweeps", ignore_errors=True)

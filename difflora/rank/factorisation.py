@@ -102,49 +102,94 @@ class Factored:
         return float(self.singular_values.square().sum())
 
 
-def factor(stack: Stack, ranks: Sequence[int]) -> list[Factored]:
-    """Factor a batch of modules of one shape.
+@dataclass(frozen=True)
+class _Spectra:
+    """What `factor` and `left_directions` have in common, of modules of one shape.
 
-    ranks: how the k columns divide into terms. A NaN or Inf in a factor, or a square too large for float64, gives a NaN
-    spectrum.
+    values      (n, min(k, out, in)) singular values; values that count as zero are zero, NaN where a factor is not finite
+    vectors     (n, k, min(k, out, in)): the columns of W
+    root        (n, k, k): R with RᵀR = gram_up
+    gram_up, gram_down  (n, k, k), the first with the scales and behind the projection
+    gone        (n,) squared norms of what a projection has removed; None without one
+    exact       of each module, whether the Gram matrices are exact enough
     """
+
+    values: Tensor
+    vectors: Tensor
+    root: Tensor
+    gram_up: Tensor
+    gram_down: Tensor
+    gone: Tensor | None
+    exact: list[bool]
+
+
+def _spectra(stack: Stack) -> _Spectra:
     up, down, scales = stack.up, stack.down, stack.scales
     most = min(up.shape[1], up.shape[2], down.shape[2])
     assert stack.gram_up is not None and stack.gram_down is not None
     gram_up, gram_down = stack.gram_up * scales[:, :, None] * scales[:, None, :], stack.gram_down
     largest = torch.linalg.vector_norm(gram_up, dim=(1, 2)) * torch.linalg.vector_norm(gram_down, dim=(1, 2))
     bound = 4 * EPSILON * largest
-    gone = [0.0] * len(up)
+    gone = None
     if stack.inside is not None:  # ‖Q Qᵀ U V‖², and the Gram matrix of U − Q Qᵀ U
         inside = stack.inside * scales[:, None, :]
-        gone = ((inside @ gram_down) * inside).sum(dim=(1, 2)).tolist()
+        gone = ((inside @ gram_down) * inside).sum(dim=(1, 2))
         gram_up -= inside.mT @ inside
-    products = _block_sums(gram_up * gram_down, ranks)
     usable = torch.isfinite(largest)
+    safe_up, safe_down = gram_up, gram_down
     if not usable.all():  # LAPACK would refuse
-        gram_up, gram_down = (torch.where(usable[:, None, None], gram, 0.0) for gram in (gram_up, gram_down))
-    root = _root(gram_up)
-    core = root @ gram_down @ root.mT
+        safe_up, safe_down = (torch.where(usable[:, None, None], gram, 0.0) for gram in (gram_up, gram_down))
+    root = _root(safe_up)
+    core = root @ safe_down @ root.mT
     squares, vectors = _decomposed(torch.linalg.eigh, (core + core.mT) / 2)
     squares, vectors = squares.flip(-1)[:, :most], vectors.flip(-1)[:, :, :most]
     # A value whose square is within the error of the Gram matrices cannot be told from zero.
     squares = torch.where(squares > 4 * bound[:, None], squares, 0.0)
     values = squares.sqrt()
-    inverse = torch.where(values > 0, values, torch.inf).rsqrt()
-    mix_down = (inverse[:, :, None] * vectors.mT) @ root
-    mix_up = scales[:, :, None] * (gram_down @ (mix_down.mT * inverse[:, None, :] ** 2))
-
     # A square that counts as zero may have been as large as the limit plus its own error.
     error = torch.where(squares[:, -1] > 0, bound / squares[:, -1].sqrt(), (5 * bound).sqrt())
-    exact_enough = (error <= GRAM_TOLERANCE * values[:, 0]) | (bound == 0) | ~usable
+    exact = (error <= GRAM_TOLERANCE * values[:, 0]) | (bound == 0) | ~usable
     values[~usable] = torch.nan
-    found = zip(values.unbind(), mix_up.unbind(), mix_down.unbind(), products.unbind(), strict=True)
+    return _Spectra(values, vectors, root, gram_up, safe_down, gone, exact.tolist())
+
+
+def factor(stack: Stack, ranks: Sequence[int]) -> list[Factored]:
+    """Factor a batch of modules of one shape.
+
+    ranks: how the k columns divide into terms. A NaN or Inf in a factor, or a square too large for float64, gives a NaN
+    spectrum.
+    """
+    found, scales = _spectra(stack), stack.scales
+    assert stack.gram_down is not None
+    products = _block_sums(found.gram_up * stack.gram_down, ranks)
+    inverse = torch.where(found.values > 0, found.values, torch.inf).rsqrt()
+    mix_down = (inverse[:, :, None] * found.vectors.mT) @ found.root
+    mix_up = scales[:, :, None] * (found.gram_down @ (mix_down.mT * inverse[:, None, :] ** 2))
+    gone = [0.0] * len(scales) if found.gone is None else found.gone.tolist()
+    parts = zip(found.values.unbind(), mix_up.unbind(), mix_down.unbind(), products.unbind(), strict=True)
     return [
-        Factored(*parts, by_qr=False, gone=gone[i])
-        if fast
-        else _factor_by_qr(stack.projected_up(i), down[i], scales[i], products[i], gone[i])
-        for i, (parts, fast) in enumerate(zip(found, exact_enough.tolist(), strict=True))
+        Factored(*each, by_qr=False, gone=gone[i])
+        if found.exact[i]
+        else _factor_by_qr(stack.projected_up(i), stack.down[i], scales[i], products[i], gone[i])
+        for i, each in enumerate(parts)
     ]
+
+
+def left_directions(stack: Stack, most: int) -> tuple[Tensor, Tensor]:
+    """The first left singular vectors of modules of one shape, and nothing else of what `factor` finds.
+
+    returns  (n, j, out), one vector a row, since matrix libraries are quicker with a few long rows; and their values
+             (n, j), j ≤ most. The vector of a value that counts as zero is zero
+    """
+    found, scales = _spectra(stack), stack.scales
+    values, vectors = found.values[:, :most].clone(), found.vectors[:, :, :most]
+    inverse = torch.where(values > 0, values, torch.inf).reciprocal()
+    mix = (vectors.mT @ found.root @ found.gram_down) * (inverse**2)[:, :, None] * scales[:, None, :]
+    for i in (i for i, exact in enumerate(found.exact) if not exact):
+        one = _factor_by_qr(stack.projected_up(i), stack.down[i], scales[i], scales.new_empty(0), 0.0)
+        values[i] = one.singular_values[:most]
+        mix[i] = (one.mix_up[:, :most] * values[i].clamp_min(0).rsqrt().nan_to_num(posinf=0.0)).mT
+    return mix @ stack.up.mT, values
 
 
 def _decomposed(decompose: Callable[[Tensor], Any], matrix: Tensor) -> Any:

@@ -30,7 +30,7 @@ from ..lora.workspace import Workspace
 from ..progress import Progress, part_of
 from ..sentence import Sentence
 from ..storage.reader import FileIdentity
-from .factorisation import factor, factorisation_of, in_parallel, stacked
+from .factorisation import factorisation_of, in_parallel, left_directions, stacked
 from .rules import NOISE, FixedRank
 
 MOST_AGAINST = 4  # LoRAs whose directions can be removed at once
@@ -292,16 +292,14 @@ def _left_directions(
     small = sorted(
         (name for name in modules if not specs[name].dense), key=lambda name: (specs[name].shape, specs[name].ranks)
     )
-    for (_, ranks), run in itertools.groupby(small, key=lambda name: (specs[name].shape, specs[name].ranks)):
+    for _, run in itertools.groupby(small, key=lambda name: (specs[name].shape, specs[name].ranks)):
         group = list(run)
         stack = stacked(lora, group, workspace)
-        factored = factor(stack, ranks)
-        values = torch.stack([one.singular_values[:most] for one in factored])
+        rows, values = left_directions(stack, most)
         if not values.isfinite().all():
             for name in group:
                 lora.check_finite(name)
-        # The columns are singular vectors times the roots of their values.
-        directions = stack.up @ (torch.stack([one.mix_up[:, :most] for one in factored]) * values.rsqrt()[:, None])
+        directions = rows.mT
         kept = (values > NOISE * values[:, :1]).sum(dim=1).tolist()
         exact = _are_orthonormal(directions).tolist()
         for i, name in enumerate(group):

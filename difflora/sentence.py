@@ -69,8 +69,8 @@ def joined(sentences: list[Sentence], sign: str) -> Sentence:
 
 
 def with_minus(number: str) -> str:
-    """A number as it is written for people: with a real minus sign."""
-    return number.replace("-", "−")
+    """A number as it is written for people: with a real minus sign, and none before a zero."""
+    return number.replace("-", "−" if any(digit in number for digit in "123456789") else "")
 
 
 def printable(value: object, limit: int = 120) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import PairError
 from ..lora.lora import CombinedLora, Lora, Recipe, label
 from ..progress import Progress
+from ..sentence import Sentence
 from ..storage.reader import FileIdentity
 from .factorisation import factorisation_of
 
@@ -79,7 +80,7 @@ def calibrate_norm(lora: Lora, norm: float, progress: Progress | None = None) ->
     now = mean_norm(lora, progress)
     if now == 0:
         raise PairError(f"{label(lora)} changes no weight matrix, so it has no norm to scale.")
-    return calibrate(lora, norm / now, f"a mean norm of {norm:g} a module")
+    return calibrate(lora, norm / now, Sentence("a mean norm of {0} a module", f"{norm:g}"))
 
 
 def way_to(noise: float, steps: int = 4) -> list[float]:

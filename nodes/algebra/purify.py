@@ -127,7 +127,7 @@ class IndependentSliders(io.ComfyNode):
         given = [lora_1, lora_2, lora_3, lora_4]
         made = iter(independent([lora for lora in given if lora is not None], directions, progress_bar()))
         outputs = [next(made) if lora is not None else None for lora in given]
-        lines, warnings = [Sentence("{0} stays as it is", label(lora_1))], []
+        lines, warnings = [Sentence("unchanged: {0}", label(lora_1))], []
         for lora, out in zip(given[1:], outputs[1:], strict=True):
             if lora is None or out is None:
                 continue

@@ -195,7 +195,8 @@ def _meter(
 
 def _by_prediction(lora: Lora, meter: PredictionMeter, percent: float, noise: float) -> CalibratedLora:
     factor = factor_for_prediction(meter.change_at, percent / 100)
-    return calibrate(lora, factor, f"a change of the prediction by {percent:g}% at noise {noise:g}")
+    unit = Sentence("a change of the prediction by {0}% at noise {1}", f"{percent:g}", f"{noise:g}")
+    return calibrate(lora, factor, unit)
 
 
 def _by_response(lora: Lora, by: str, change: float, verdict: Verdict | None) -> CalibratedLora:
@@ -204,12 +205,12 @@ def _by_response(lora: Lora, by: str, change: float, verdict: Verdict | None) ->
             f"response is not connected, and {by} needs it. Wire Sweep Response's response in, or choose norm."
         )
     if by == "safe range":
-        return calibrate(
-            lora, factor_for_range(*verdict.recommended), f"a third of the recommended range, which ends at {REACH:g}"
-        )
+        unit = Sentence("a third of the recommended range, which ends at {0}", f"{REACH:g}")
+        return calibrate(lora, factor_for_range(*verdict.recommended), unit)
     response, measure = verdict.response, MEASURES[verdict.target]
     factor = factor_for_change(response.strengths.tolist(), response.mean(verdict.target).tolist(), change)
-    return calibrate(lora, factor, f"a change of {measure.title} by {change:g} {measure.unit}")
+    unit = Sentence("a change of {0} by {1} {2}", measure.title, f"{change:g}", measure.unit)
+    return calibrate(lora, factor, unit)
 
 
 NODES = [CalibrateLora]

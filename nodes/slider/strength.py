@@ -134,4 +134,10 @@ def slider_ui(lora: Lora, lines: Iterable[Sentence], warnings: Iterable[Sentence
 
 def with_unit(lora: Lora, lines: Iterable[Sentence]) -> list[Sentence]:
     """The lines, with the meaning of strength 1 if the LoRA is calibrated."""
-    return [*lines, *([Sentence("strength 1 is {0}", printable(lora.unit))] if lora.unit else [])]
+    if not lora.unit:
+        return [*lines]
+    # A unit from a file is anyone's text.
+    return [
+        *lines,
+        Sentence("strength 1 is {0}", lora.unit if isinstance(lora.unit, Sentence) else printable(lora.unit)),
+    ]

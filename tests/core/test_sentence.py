@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from difflora.sentence import ONE, Sentence, singular
+from difflora.sentence import ONE, Sentence, singular, with_minus
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTED = re.compile(r"\{\d+\} (?:of \{\d+\} )?((?:[a-z]+, )?[a-z]+s|matrices|of them are)\b")
@@ -56,3 +56,9 @@ def test_one_of_a_thing_is_one_thing(text, one):
 def test_the_template_stays_so_that_it_is_found_in_the_translations():
     sentence = Sentence("{0} modules, rank {1}", 1, 4)
     assert sentence == "1 module, rank 4" and sentence.template == "{0} modules, rank {1}" and sentence.values == (1, 4)
+
+
+def test_a_number_has_a_real_minus_and_a_zero_has_none():
+    assert [with_minus(text) for text in ("-0.1", "-0.0", "+0.0", "symmetry -0.00", "-10")] == [
+        "−0.1", "0.0", "+0.0", "symmetry 0.00", "−10",
+    ]  # fmt: skip

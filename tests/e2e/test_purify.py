@@ -70,7 +70,7 @@ def test_independent_sliders_leave_the_first_and_keep_the_size_of_the_second(com
         files() | save | {"both": node("DiffLoraIndependent", lora_1=["slider", 0], lora_2=["other", 0], directions=2)}
     )
     result = comfy.run(prompt)
-    assert lines(result, "both")[0] == f"{small_models.DENSE} stays as it is"
+    assert lines(result, "both")[0] == f"unchanged: {small_models.DENSE}"
     norms = [
         np.sqrt(sum(float(lora[name].dense(torch.float64).square().sum()) for name in lora.matrices))
         for lora in (difflora.load(path), difflora.load(comfy.models("loras") / small_models.SPARSE))

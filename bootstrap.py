@@ -482,4 +482,7 @@ def explained(output: str) -> str:
 if __name__ == "__main__":
     # A file or pipe on Windows may have an encoding that lacks the dots printed above.
     sys.stdout.reconfigure(errors="replace")
+    # pip compiles nothing here (`--no-compile`). If Python may not keep what it compiles, as in many a container, every
+    # process compiles all of torch anew: four seconds of processor time in place of none.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.exit(main())

@@ -119,6 +119,7 @@ class ComfyServer:
         self._process: subprocess.Popen[bytes] | warm_start.Forked | None = None
         self._messages: list[tuple[str, dict[str, Any]]] = []
         self._own: set[str] = set()  # the prompts whose messages come to this websocket
+        self._ended: set[str] = set()  # those of them that have ended
         self._socket_closed = threading.Event()
         self._listening = threading.Event()
 
@@ -202,14 +203,14 @@ class ComfyServer:
             return bool(self.get("/system_stats"))
         return False
 
-    def _until(self, done: Callable[[], bool], timeout: float, complaint: str) -> None:
+    def _until(self, done: Callable[[], bool], timeout: float, complaint: str, every: float = 0.05) -> None:
         end = time.monotonic() + timeout
         while not done():
             if not self.is_running:
                 raise ComfyError(f"ComfyUI has ended. The end of its log:\n{self.log[-3000:]}")
             if time.monotonic() > end:
                 raise ComfyError(f"{complaint} after {timeout:.0f} s. The end of its log:\n{self.log[-3000:]}")
-            time.sleep(0.05)
+            time.sleep(every)
 
     # What is where
 
@@ -253,10 +254,15 @@ class ComfyServer:
 
     def wait(self, prompt_id: str, timeout: float = 300) -> Finished:
         """Wait for a queued prompt, whoever queued it. (Only of its own does it know what ran and what was cached.)"""
-        self._until(lambda: bool(self.get(f"/history/{prompt_id}")), timeout, f"prompt {prompt_id} is not done")
+        complaint = f"prompt {prompt_id} is not done"
+        if prompt_id in self._own:
+            # The last message comes just after the entry in the history.
+            self._until(lambda: prompt_id in self._ended, timeout, complaint, every=0.005)
+        else:
+            self._until(lambda: bool(self.get(f"/history/{prompt_id}")), timeout, complaint)
         result = Finished(self.get(f"/history/{prompt_id}")[prompt_id])
         events = {kind: data for kind, data in result["status"]["messages"]}
-        result.messages = self._until_silent(prompt_id)
+        result.messages = [message for message in list(self._messages) if message[1].get("prompt_id") == prompt_id]
         started = [data["node"] for kind, data in result.messages if kind == "executing" and data["node"]]
         result.executed = list(dict.fromkeys(started))
         result.cached = [node for kind, data in result.messages if kind == "execution_cached" for node in data["nodes"]]
@@ -297,19 +303,6 @@ class ComfyServer:
         """What a node, under the id that the page knows it by, has shown up to now, also while it runs."""
         messages = [data for kind, data in list(self._messages) if kind == "executed"]
         return [data["output"] for data in messages if data.get("display_node") == node_id and data.get("output")]
-
-    def _until_silent(self, prompt_id: str) -> list[tuple[str, dict[str, Any]]]:
-        """The websocket's messages on a prompt. The last one comes just after the history entry."""
-
-        def ended() -> bool:
-            return any(kind == "executing" and data["node"] is None for kind, data in self._said_of(prompt_id))
-
-        if prompt_id in self._own:
-            self._until(ended, 60, f"the last message on prompt {prompt_id} has not come")
-        return self._said_of(prompt_id)
-
-    def _said_of(self, prompt_id: str) -> list[tuple[str, dict[str, Any]]]:
-        return [message for message in list(self._messages) if message[1].get("prompt_id") == prompt_id]
 
     def interrupt(self) -> None:
         """Cancel what is running."""
@@ -385,7 +378,10 @@ class ComfyServer:
                 async for message in socket:
                     if message.type == aiohttp.WSMsgType.TEXT:
                         event = json.loads(message.data)
-                        self._messages.append((event["type"], event.get("data") or {}))
+                        kind, data = event["type"], event.get("data") or {}
+                        self._messages.append((kind, data))
+                        if kind == "executing" and data.get("node") is None and "prompt_id" in data:
+                            self._ended.add(data["prompt_id"])
                         # The first message is the server's greeting: from here on nothing is missed.
                         self._listening.set()
         except aiohttp.ClientError as error:

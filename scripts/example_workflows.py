@@ -161,7 +161,7 @@ NEGATIVE = (
 )
 SEED = 1234
 
-GREEN, BLUE, GOLD, PLUM, GREY = "#4f7a4f", "#3f5f8e", "#8a6d3b", "#6b4f7a", "#707070"
+GREEN, BLUE, GOLD, PLUM, GREY = "#4f7a4f", "#4c72aa", "#8a6d3b", "#83629a", "#707070"
 
 
 def pair(dense: str = DENSE, sparse: str = SPARSE) -> list[Node]:

@@ -46,13 +46,13 @@ def test_painting_over_all_480_cells(page, vue):
     mouse.up()
     page.settle()
     assert grid.value("selection") == "all"
-    for _ in range(2):  # a single press or release may have waited for other work of the machine
+    for _ in range(3):  # a press or a release may have had to wait for other work of the machine, but not each of them
         mouse.down()
         mouse.up()
         page.settle()
     times = page.run("() => window.handlerTimes")
     moves = [time for type, time in times if type == "pointermove"]
-    ends = [statistics.median(time for type, time in times if type == end) for end in ("pointerdown", "pointerup")]
+    ends = [min(time for type, time in times if type == end) for end in ("pointerdown", "pointerup")]
     tasks = page.run("() => window.longTasks")
     print(
         f"\n{len(moves)} moves: median {statistics.median(moves):.2f} ms, largest {max(moves):.2f} ms; "

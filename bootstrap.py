@@ -483,6 +483,6 @@ if __name__ == "__main__":
     # A file or pipe on Windows may have an encoding that lacks the dots printed above.
     sys.stdout.reconfigure(errors="replace")
     # pip compiles nothing here (`--no-compile`). If Python may not keep what it compiles, as in many a container, every
-    # process compiles all of torch anew: four seconds of processor time in place of none.
+    # process compiles all of torch anew, which takes seconds.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.exit(main())

@@ -79,14 +79,14 @@ def _connected() -> socket.socket:
         with contextlib.suppress(OSError):
             return _connection_to(address)
         address.unlink(missing_ok=True)
-        nursery = subprocess.Popen([sys.executable, __file__, str(address)], stdin=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, __file__, str(address)], stdin=subprocess.DEVNULL)
         end = time.monotonic() + 300
-        while nursery.poll() is None and time.monotonic() < end:
+        while process.poll() is None and time.monotonic() < end:
             with contextlib.suppress(OSError):
                 return _connection_to(address)
             time.sleep(0.05)
-        nursery.kill()
-        raise RuntimeError(f"the process that ComfyUI is forked from has not started: exit code {nursery.wait()}")
+        process.kill()
+        raise RuntimeError(f"the process that ComfyUI is forked from has not started: exit code {process.wait()}")
 
 
 def _connection_to(address: Path) -> socket.socket:

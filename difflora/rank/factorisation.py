@@ -109,7 +109,8 @@ class _Spectra:
     values      (n, min(k, out, in)) singular values; values that count as zero are zero, NaN where a factor is not finite
     vectors     (n, k, min(k, out, in)): the columns of W
     root        (n, k, k): R with RᵀR = gram_up
-    gram_up, gram_down  (n, k, k), the first with the scales and behind the projection
+    gram_up     (n, k, k) with the scales and behind the projection
+    gram_down   (n, k, k), zero where a factor is not finite
     gone        (n,) squared norms of what a projection has removed; None without one
     exact       of each module, whether the Gram matrices are exact enough
     """

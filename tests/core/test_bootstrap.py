@@ -264,7 +264,7 @@ find-links = for-downloads-only
     assert bootstrap.uv_environment(settings) == {"SSL_CERT_FILE": "/etc/ca.pem"}
 
 
-def test_what_the_installer_prints_is_shown_but_for_the_list_of_what_is_installed(bootstrap, capsys):
+def test_of_what_the_installer_prints_how_far_it_is_is_shown(bootstrap, capsys):
     bootstrap.VENV.mkdir()
     words = (
         "print('Downloading torch (850.0MiB)'); print(' + torch==2.14.1'); print(' - torch==2.13'); raise SystemExit(3)"

@@ -48,7 +48,7 @@ app.registerExtension({
       later();
     });
     api.addEventListener("execution_cached", async ({ detail }) => {
-      if (await askLastWords(String(detail.prompt_id), (detail.nodes ?? []).map(String))) later();
+      if (await askLastWords(String(detail.prompt_id))) later();
     });
     api.addEventListener("executed", ({ detail }) => keepSaid(String(detail.display_node ?? detail.node), detail.output));
     api.addEventListener("execution_error", ({ detail }) => {

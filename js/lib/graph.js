@@ -40,6 +40,16 @@ export const nodeOfRun = (root, id) => {
   return graph?.getNodeById?.(last) ?? null;
 };
 
+/**
+ * All nodes by the ids they have in a run. @param {any} graph @param {string} [outer] what the ids in a subgraph begin with
+ * @returns {[string, any][]}
+ */
+export const nodesByRunId = (graph, outer = "") =>
+  (graph?._nodes ?? []).flatMap((/** @type {any} */ node) => [
+    /** @type {[string, any]} */ ([`${outer}${node.id}`, node]),
+    ...(node.subgraph ? nodesByRunId(node.subgraph, `${outer}${node.id}:`) : []),
+  ]);
+
 /** A node's widget by its name. @param {Node} node @param {string} name @returns {any} */
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
 

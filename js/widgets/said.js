@@ -2,7 +2,7 @@
 /** What nodes said in their last run, as ComfyUI's page keeps it, and what went wrong in it. */
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { nodeOfRun } from "../lib/graph.js";
+import { nodeOfRun, nodesByRunId } from "../lib/graph.js";
 import { readMessage } from "../lib/messages.js";
 import { readFacts } from "../lib/rack.js";
 import { retellError } from "../lib/words.js";
@@ -91,18 +91,16 @@ const forgetPreview = (id) => {
 };
 
 /**
- * Ask the server what cached nodes said when they ran: ComfyUI does not send it again, to a page that was loaded anew or to
- * a second one. @param {string} promptId @param {string[]} ids of the cached nodes, in the run @returns {Promise<boolean>} whether anything is new
+ * Ask the server what nodes said when they were last given the same: ComfyUI sends nothing for a cached node to a page that was
+ * loaded anew, or to a second one. Which nodes are cached is not asked: those inside a sweep run under other ids, and ComfyUI
+ * names none of them. What the page has already is not sent again.
+ * @param {string} promptId @returns {Promise<boolean>} whether anything is new
  */
-export const askLastWords = async (promptId, ids) => {
-  /** @type {Map<string, Node>} */
-  const nodes = new Map();
-  for (const id of ids) {
-    const node = nodeOfRun(app.graph, id);
-    if (node?.comfyClass?.startsWith("DiffLora")) nodes.set(id, node);
-  }
+export const askLastWords = async (promptId) => {
+  const nodes = new Map(nodesByRunId(app.graph).filter(([, node]) => node.comfyClass?.startsWith("DiffLora")));
   if (!nodes.size) return false;
-  const had = Object.fromEntries([...nodes].map(([id, node]) => [id, messageOf(node)?.key ?? ""]));
+  const before = new Map([...nodes.values()].map((node) => [node, messageOf(node)]));
+  const had = Object.fromEntries([...nodes].map(([id, node]) => [id, before.get(node)?.key ?? ""]));
   const answer = await api.fetchApi("/differential_lora/last_words", {
     method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ prompt_id: promptId, nodes: had }),
   });
@@ -110,10 +108,11 @@ export const askLastWords = async (promptId, ids) => {
   const told = Object.entries(await answer.json());
   for (const [id, message] of told) {
     const node = nodes.get(id);
+    if (!node || messageOf(node) !== before.get(node)) continue; // it has run meanwhile, and knows better
     const images = readMessage(message)?.pictures;
     // Pictures are ComfyUI's own to show: it hears of them as after a run.
-    if (node && images) api.dispatchCustomEvent("executed", { node: id, display_node: id, prompt_id: promptId, output: { images, difflora: [message] } });
-    else if (node) say(node, message);
+    if (images) api.dispatchCustomEvent("executed", { node: id, display_node: id, prompt_id: promptId, output: { images, difflora: [message] } });
+    else say(node, message);
   }
   return told.length > 0;
 };

@@ -2,7 +2,7 @@
 
 ComfyUI sends nothing for a cached node inside a graph: a reloaded page, or a second one, would show such nodes as if they
 had never run. So messages are kept, keyed by everything that the node was given, and the page asks for those of a prompt's
-cached nodes (`js/widgets/said.js`). Ids alone are not enough: they repeat from workflow to workflow.
+nodes (`js/widgets/said.js`). Ids alone are not enough: they repeat from workflow to workflow.
 """
 
 from __future__ import annotations
@@ -54,16 +54,18 @@ class LastWords:
         had     node -> key of the message that the page already has; it is not sent again
         """
         found = {}
+        keys: dict[str, str] = {}
         for node, known in had.items():
-            key = self._key(prompt_id, node)
+            key = self._key(prompt_id, node, keys)
             if key and key != known and key in self._messages:
                 self._messages.move_to_end(key)
                 found[node] = self._messages[key]
         return found
 
-    def _key(self, prompt_id: str, node: str) -> str:
+    def _key(self, prompt_id: str, node: str, known: dict[str, str] | None = None) -> str:
+        """known: keys of this prompt's nodes so far; more are added"""
         prompt = self._prompts.get(prompt_id, {})
-        keys: dict[str, str] = {}
+        keys = {} if known is None else known
         waiting = [(node, False)]
         while waiting:  # not recursive: graphs are deep
             name, inputs_done = waiting.pop()

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
-from comfy_execution.utils import get_executing_context
+from comfy_execution.progress import get_progress_state
+from comfy_execution.utils import ExecutionContext, get_executing_context
 from server import PromptServer
 
 from ...difflora.errors import DiffLoraError
@@ -20,10 +21,25 @@ _last_words = LastWords()
 def kept(message: Message) -> Message:
     """Keep the message of the node that is running, and give it the key that the page names it by."""
     context = get_executing_context()
-    key = _last_words.keep(context.prompt_id, context.node_id, message) if context else ""
+    key = _last_words.keep(context.prompt_id, _shown_on(context), message) if context else ""
     if key:
         message["key"] = key
     return message
+
+
+def _shown_on(context: ExecutionContext) -> str:
+    """The node of the workflow that shows what the running node says.
+
+    A sweep runs clones of the nodes inside it, under ids that no workflow has. A node that another pack's node has been
+    expanded into is shown on that one, where what it says is out of place: the id stays its own.
+    """
+    progress = get_progress_state()
+    own = str(context.node_id)
+    if progress.prompt_id != context.prompt_id:
+        return own
+    shown = str(progress.dynprompt.get_display_node_id(own))
+    kinds = {progress.dynprompt.get_node(name)["class_type"] for name in (shown, own)}
+    return shown if len(kinds) == 1 else own
 
 
 def answer_last_words() -> None:

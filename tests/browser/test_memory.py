@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from tests import small_models
 from tests.browser.face import Face
 from tests.browser.test_widgets import chain, faces
+from tests.e2e.test_sweep import swept
 
 both_renderers = pytest.mark.parametrize("vue", (False, True), ids=("canvas", "vue"))
 
@@ -80,6 +81,49 @@ def test_after_a_reload_cached_nodes_show_what_they_said(page_in, open_page):
     assert errors == second.errors == third.errors == []
     second.close()
     third.close()
+
+
+@both_renderers
+def test_after_a_reload_nodes_inside_a_sweep_show_what_they_said(open_page, comfy, vue):
+    """They run as clones under ids of their own, and after a reload ComfyUI says nothing of them."""
+    prompt = swept("0.5, 1", seed=57)
+    prompt["difference"]["inputs"]["weight_a"] = ["sweep", 0]  # so that Subtract, Select and Re-rank are inside, too
+    prompt["slider"]["inputs"]["strength"] = 1.0
+    prompt["keep"]["inputs"]["name"] = "inside"
+    number = {name: str(at) for at, name in enumerate(prompt, 1)}
+
+    def numbered(value):
+        return [number[value[0]], value[1]] if isinstance(value, list) and value[0] in number else value
+
+    first = open_page(vue=vue)
+    first.load(
+        {
+            number[name]: node | {"inputs": {key: numbered(value) for key, value in node["inputs"].items()}}
+            for name, node in prompt.items()
+        }
+    )
+    first.queue()
+    inside = ("DiffLoraSubtract", "DiffLoraSelectBlocks", "DiffLoraRerank", "DiffLoraSliderModel")
+
+    def said(page):
+        page.settle()
+        shown = faces(page)
+        return {kind: shown[kind].element.inner_text() for kind in inside}
+
+    before = said(first)
+    assert "24 of 24 modules applied" in before["DiffLoraSliderModel"]
+    assert "%" in energy_shown(faces(first))
+    workflow = first.workflow()
+    first.close()
+    second = open_page(vue=vue)
+    second.load(workflow)
+    assert said(second) != before
+    ran = second.queue()
+    second.settle()
+    assert not {number[name] for name in ("difference", "slider")} & set(cached_in(ran)), "otherwise this tests nothing"
+    assert said(second) == before
+    assert second.errors == []
+    second.close()
 
 
 @both_renderers

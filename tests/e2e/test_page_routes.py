@@ -1,5 +1,6 @@
 """What the page asks the server for, by HTTP: what cached nodes said, and what is in a LoRA."""
 
+import copy
 import json
 import shutil
 import urllib.parse
@@ -7,6 +8,7 @@ import urllib.parse
 import pytest
 
 from tests import small_models
+from tests.e2e.test_sweep import swept
 
 
 def rerank(rank, lora=small_models.DENSE):
@@ -43,6 +45,26 @@ def test_cached_nodes_are_answered_for_with_what_they_said(comfy):
     other = comfy.run(rerank(2))
     assert ask(comfy, other["prompt"][1], {"2": ""})["2"]["key"] != told["2"]["key"]
     assert ask(comfy, "no such prompt", {"2": ""}) == {}
+
+
+def test_nodes_inside_a_sweep_are_answered_for_with_what_they_said_last(comfy):
+    """They run under other ids, once per strength, and none of them is among the cached nodes that ComfyUI names."""
+    prompt = swept("0.5, 2", seed=31)
+    prompt["difference"]["inputs"]["weight_a"] = ["sweep", 0]
+    prompt["slider"]["inputs"]["strength"] = 1.0
+    first = comfy.run(prompt)
+    inside = ("difference", "selected", "small", "slider")
+    again = comfy.run(prompt)
+    assert not set(inside) & set(again.cached) and not again.executed
+    told = ask(comfy, again["prompt"][1], dict.fromkeys(inside, ""))
+    for name in inside:
+        last = [ran for ran in first.executed if ran.endswith(f".{name}")][-1]
+        assert told[name] == json.loads(json.dumps(first["outputs"][last]["difflora"][0])), name
+    assert "24 of 24 modules applied" in str(told["slider"])
+    other = copy.deepcopy(prompt)
+    other["slider"]["inputs"]["strength"] = 3.0
+    watched = comfy.run(other)
+    assert ask(comfy, watched["prompt"][1], {"slider": told["slider"]["key"]})["slider"]["key"] != told["slider"]["key"]
 
 
 @pytest.mark.parametrize("body", [[], {"prompt_id": "x"}, {"prompt_id": "x", "nodes": 3}, "text"])

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { andAllBehind, fedBySweep, filesBefore, makersOf, nodeOfRun, savesOf, sourcesOf } from "../../js/lib/graph.js";
+import { andAllBehind, fedBySweep, filesBefore, makersOf, nodeOfRun, nodesByRunId, savesOf, sourcesOf } from "../../js/lib/graph.js";
 import { modulesBefore } from "../../js/lib/modules.js";
 
 /** Nodes in a row or as given: id -> [class, ids that its LoRAs come from, widgets]. @param {Record<string, [string, string[], Record<string, any>?]>} plan */
@@ -65,6 +65,14 @@ test("a node inside subgraphs is found by the id it has in a run", () => {
   assert.deepEqual(nodeOfRun(root, "7:2"), { id: 2 });
   assert.equal(nodeOfRun(root, "2"), null);
   assert.equal(nodeOfRun(root, "2:7"), null);
+});
+
+test("all nodes are listed by the ids they have in a run, those inside subgraphs too", () => {
+  const inner = { _nodes: [{ id: 2 }, { id: 3, subgraph: { _nodes: [{ id: 2, deep: true }] } }] };
+  const listed = nodesByRunId({ _nodes: [{ id: 7, subgraph: inner }, { id: 2, outer: true }] });
+  assert.deepEqual(listed.map(([id]) => id), ["7", "7:2", "7:3", "7:3:2", "2"]);
+  assert.deepEqual(Object.fromEntries(listed)["7:3:2"], { id: 2, deep: true });
+  assert.deepEqual(nodesByRunId(undefined), []);
 });
 
 /** A sweep that feeds a slider directly and a primitive through a reroute, and the grid that ends it. */

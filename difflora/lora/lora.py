@@ -156,8 +156,8 @@ class Lora(Mapping[str, Delta], ABC):
             if progress:
                 progress(0, len(self.matrices))
         raise PairError(
-            f"{label(origin)} hold the same weights, at least where they were chosen: their difference is zero. Choose a "
-            "fine-tuned model and the one that it was made from."
+            f"{label(origin)}: both sides hold the same weights, at least where they were chosen, so their difference is zero. "
+            "Choose a fine-tuned model and the one that it was made from."
         )
 
     _worthwhile = False
@@ -369,7 +369,7 @@ class CombinedLora(Lora):
         if not common and faults:
             raise next(iter(faults.values()))
         if not common:
-            examples = "; ".join(f"{label(lora)}{_model(lora)} has {printable(next(iter(lora)))} …" for lora in loras)
+            examples = "; ".join(f"{label(lora)}{_model(lora)}: {printable(next(iter(lora)))} …" for lora in loras)
             raise PairError(f"These LoRAs have no module in common: {examples}")
         if self.unmatched == "error" and self.one_sided:
             name, sides = next(iter(self.one_sided.items()))

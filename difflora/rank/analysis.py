@@ -213,7 +213,9 @@ def training_warnings(a: Lora, b: Lora) -> list[Sentence]:
     lines = []
     if a.base_model and b.base_model and a.base_model != b.base_model:
         lines.append(
-            Sentence("Base models: {0} looks like {1}, {2} like {3}.", label(a), a.base_model, label(b), b.base_model)
+            Sentence(
+                "Base models seem to differ: {0} ({1}) and {2} ({3}).", label(a), a.base_model, label(b), b.base_model
+            )
         )
     if a.rank_text != b.rank_text:
         lines.append(Sentence("Ranks differ: {0} and {1}.", a.rank_text, b.rank_text))

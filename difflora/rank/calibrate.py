@@ -79,7 +79,7 @@ def calibrate_norm(lora: Lora, norm: float, progress: Progress | None = None) ->
         raise PairError(f"The norm is {norm}; it must be a number above zero, such as 1.")
     now = mean_norm(lora, progress)
     if now == 0:
-        raise PairError(f"{label(lora)} changes no weight matrix, so it has no norm to scale.")
+        raise PairError(f"{label(lora)}: no weight matrix is changed, so there is no norm to scale.")
     return calibrate(lora, norm / now, Sentence("a mean norm of {0} a module", f"{norm:g}"))
 
 

@@ -180,7 +180,7 @@ class PurifiedLora(Lora):
                 progress(done, total)
         if self.share > 1 - NOISE:
             raise PairError(
-                f"{label(self)}: nothing is left. All that it changes lies in the {self.directions} strongest directions of "
+                f"{label(self)}: nothing is left. All changes lie in the {self.directions} strongest directions of "
                 f"{_listed(self.against)}. Take out fewer directions, or another LoRA."
             )
 
@@ -219,8 +219,8 @@ class PurifiedLora(Lora):
             if _row_likeness(self.of, other, self.touched) > SAME_ROWS:
                 lines.append(
                     Sentence(
-                        "{0} looks as if it was trained from the same initial factors as the slider. Then more of the "
-                        "slider goes than it should: train it with another seed.",
+                        "The slider and {0} seem to have been trained from the same initial factors, so more of the slider "
+                        "goes than should. Train one of them with another seed.",
                         label(other),
                     )
                 )
@@ -262,11 +262,13 @@ def independent(loras: Sequence[Lora], directions: int = 2, progress: Progress |
 
 def _check_fits(of: Lora, other: Lora) -> None:
     if same_content(of, other):
-        raise PairError(f"{label(of)} cannot be taken out of itself: nothing would be left. Choose another LoRA.")
+        raise PairError(
+            f"{label(of)}: the slider and what is to be taken out are the same, so nothing would be left. Choose another LoRA."
+        )
     if of.base_model and other.base_model and of.base_model != other.base_model:
         raise PairError(
-            f"{label(of)} is for {of.base_model} and {label(other)} for {other.base_model}: their directions have nothing to "
-            "do with each other."
+            f"Different base models: {label(of)} ({of.base_model}) and {label(other)} ({other.base_model}). Their directions "
+            "have nothing to do with each other."
         )
     for name in of.matrices:
         if name in other and of.specs[name].out_features != other.specs[name].out_features:

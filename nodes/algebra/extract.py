@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from comfy_api.v0_0_2 import io
 
 from ...difflora.lora.extract import extract
 from ...difflora.sentence import Sentence
-from ..common.fingerprints import files_fingerprint
+from ..common.fingerprints import fingerprint_of_files
 from ..common.inputs import listed_file
 from ..common.messages import lora_modules, report, ui
 from ..common.search import found_by
@@ -49,9 +48,7 @@ class ExtractLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, base: str | None = None, tuned: str | None = None, **_: Any) -> object:
-        if base is None or tuned is None:
-            return math.nan
-        return files_fingerprint(cls.files_read(base, tuned))
+        return fingerprint_of_files(cls.files_read, base, tuned)
 
     @classmethod
     def execute(cls, base: str, tuned: str) -> io.NodeOutput:

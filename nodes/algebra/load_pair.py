@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from ...difflora.saving.wan22 import MODEL_KEY, noise_said, other_noise
 from ...difflora.sentence import Sentence
 from ...difflora.training.partners import half_of, is_more, partners
 from ...difflora.training.words import trained_words
-from ..common.fingerprints import files_fingerprint
+from ..common.fingerprints import fingerprint_of_files
 from ..common.inputs import listed_file, lora_files
 from ..common.messages import merged, report, ui
 from ..common.search import found_by
@@ -63,9 +62,7 @@ class LoadLoraPair(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_a: str | None = None, lora_b: str | None = None, **_: Any) -> object:
-        if lora_a is None or lora_b is None:  # it comes from another node, and is not known yet
-            return math.nan
-        return files_fingerprint(cls.files_read(lora_a, lora_b))
+        return fingerprint_of_files(cls.files_read, lora_a, lora_b)
 
     @classmethod
     def execute(cls, lora_a: str, lora_b: str, ignore_unknown: bool = False) -> io.NodeOutput:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from ...difflora import Lora, load, subtract
 from ...difflora.lora.file import FileLora
 from ...difflora.rank.analysis import training_warnings
 from ...difflora.sentence import Sentence
-from ..common.fingerprints import files_fingerprint
+from ..common.fingerprints import fingerprint_of_files
 from ..common.inputs import listed_file, lora_files, one_of
 from ..common.messages import lora_modules, merged, report, ui
 from ..common.search import found_by
@@ -54,9 +53,7 @@ class LoadLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None = None, **_: Any) -> object:
-        if lora_name is None:  # it comes from another node and is not known yet
-            return math.nan
-        return files_fingerprint(cls.files_read(lora_name))
+        return fingerprint_of_files(cls.files_read, lora_name)
 
     @classmethod
     def execute(cls, lora_name: str, ignore_unknown: bool = False) -> io.NodeOutput:

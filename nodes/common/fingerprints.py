@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
@@ -15,6 +16,12 @@ def fingerprint(value: object) -> str:
 def files_fingerprint(paths: Iterable[Path]) -> str:
     """A text that changes when one of these files is replaced, changed or gone. It does not reveal where they are."""
     return fingerprint([(path.name, *_state(path)) for path in paths])
+
+
+def fingerprint_of_files(files_read: Callable[..., Iterable[Path]], *inputs: object) -> object:
+    """The same for the files that a node reads with these inputs. NaN, which equals nothing, so that the node runs each time
+    while an input comes from another node and is not known yet."""
+    return math.nan if None in inputs else files_fingerprint(files_read(*inputs))
 
 
 def _state(path: Path) -> tuple[int, ...]:

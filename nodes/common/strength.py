@@ -7,6 +7,7 @@ from typing import Any
 
 from ...difflora import Lora
 from ...difflora.errors import OutputError
+from ...difflora.lora.rack import LIMIT
 from ...difflora.saving.save import STRENGTH_KEY
 from ...difflora.sentence import printable
 
@@ -18,7 +19,7 @@ def strength_range(lora: Lora) -> dict[str, Any]:
         ends = [float(low), float(high)]
     except ValueError:
         return {}
-    return {"strength_range": ends} if -10 <= ends[0] < ends[1] <= 10 else {}
+    return {"strength_range": ends} if -LIMIT <= ends[0] < ends[1] <= LIMIT else {}
 
 
 def strength_entry(text: str) -> dict[str, str]:
@@ -30,7 +31,7 @@ def strength_entry(text: str) -> dict[str, str]:
         return {}
     number = r"([+-]?\d+(?:\.\d+)?)"
     match = re.fullmatch(rf"\s*{number}\s*(?:to|…|\.\.)\s*{number}\s*", text.replace("−", "-"))
-    if not match or not -10 <= float(match[1]) < float(match[2]) <= 10:
+    if not match or not -LIMIT <= float(match[1]) < float(match[2]) <= LIMIT:
         raise OutputError(
             f"recommended_strength is {printable(text, 60)!r}; write a range such as -2.5 to 3, within -10 to 10."
         )

@@ -51,9 +51,8 @@ class Targets:
             own = (self.rows[name][1], *shape[1:]) if name in self.rows else shape
             if check and not _fits(lora.specs[name].shape, own):
                 raise PairError(
-                    f"{name}: {label(lora)} changes a weight of shape {tuple(lora.specs[name].shape)}"
-                    f"{_of(lora.base_model)}, but the model's has shape {shape}: it was trained on "
-                    "another base model."
+                    f"{name}: the weight has shape {tuple(lora.specs[name].shape)} in {label(lora)}{_of(lora.base_model)}, but "
+                    f"{shape} in the model: the base models differ."
                 )
         self.is_quantised = any(_is_quantised(weights[self.keys[name]]) for name in lora.matrices if name in self.keys)
 
@@ -72,7 +71,7 @@ class Targets:
     def _refuse(self, lora: Lora, missing: list[str]) -> None:
         if not self.keys:
             raise PairError(
-                f"None of the {len(lora)} modules of {label(lora)}{_of(lora.base_model)} is in this model, the first is "
+                f"None of the {len(lora)} modules of {label(lora)}{_of(lora.base_model)} are in this model, the first is "
                 f"{missing[0]}: they belong to another model."
             )
         images = [name for name in missing if families.is_optional(name)]
@@ -80,7 +79,7 @@ class Targets:
         if needed:
             raise PairError(
                 f"{len(needed)} attention or feed-forward modules of {label(lora)}{_of(lora.base_model)} are not in this "
-                f"model, the first is {needed[0]}: it was trained on another base model."
+                f"model, the first is {needed[0]}: they belong to another base model."
             )
         if images:
             self.warnings.append(

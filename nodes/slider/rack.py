@@ -18,7 +18,7 @@ from ...difflora.lora.file import FileLora
 from ...difflora.lora.rack import MOST, Row, multiplied, rows_of
 from ...difflora.sentence import Sentence, printable, with_minus
 from ...difflora.training.partners import Half, half_of
-from ..common.fingerprints import files_fingerprint, fingerprint
+from ..common.fingerprints import fingerprint, fingerprint_of_files
 from ..common.inputs import found, listed_file, lora_files, one_of
 from ..common.messages import report, ui
 from ..common.search import found_by
@@ -111,9 +111,11 @@ def _half_of(name: str) -> Half | None:
     return half_of(name, folder_paths.get_filename_list("loras"))
 
 
-def _twin_of(name: str) -> str | None:
-    half = _half_of(name)
-    return half.twin if half else None
+def _rows_and_twins(rows: str) -> list[Path]:
+    """The files of the rows that are on, and their twins, as far as they are there."""
+    names = [row.name for row in rows_of(rows) if row.on]
+    twins = [half.twin for name in names if (half := _half_of(name)) and half.twin]
+    return [file for name in [*names, *twins] if found("loras", name) for file in lora_files(name)]
 
 
 @contextmanager
@@ -155,19 +157,6 @@ def _noise(twin: str) -> str | None:
     return twin if twin in ("high", "low") else None
 
 
-def _files_read(rows: str, twin: str) -> list[Path]:
-    return [file for pick in picks_of(rows_of(rows), twin) for file in pick.files]
-
-
-def _fingerprint(rows: str | None) -> object:
-    """Changes when a file of a row that is on does, or its twin: which of them counts may come from another node."""
-    if rows is None:  # it comes from another node, and is not known yet
-        return math.nan
-    names = [name for row in rows_of(rows) if row.on for name in (row.name, _twin_of(row.name)) if name]
-    there = [name for name in names if found("loras", name)]
-    return fingerprint([files_fingerprint(lora_files(name)) for name in there])
-
-
 def describe(names: Sequence[str], twin: str, ignore_unknown: bool) -> dict[str, dict[str, Any]]:
     """What the page shows of the files of a rack without a run, by name. Reads their headers."""
     return {name: _facts(name, twin, ignore_unknown) for name in names[:MOST]}
@@ -185,7 +174,21 @@ def _facts(name: str, twin: str, ignore_unknown: bool) -> dict[str, Any]:
     return facts | {"base": str(lora.base_model or ""), "rank": str(lora.rank_text)} | strength_range(lora)
 
 
-class SliderRack(io.ComfyNode):
+class _Rack(io.ComfyNode):
+    """What the racks for both kinds of model have in common: the files of their rows."""
+
+    @classmethod
+    def files_read(cls, rows: str, twin: str = TWINS[0], **_: Any) -> list[Path]:
+        """For Sweep Grid, which names clips by what these files hold."""
+        return [file for pick in picks_of(rows_of(rows), twin) for file in pick.files]
+
+    @classmethod
+    def fingerprint_inputs(cls, rows: str | None = None, **_: Any) -> object:
+        # The twin of a row counts too: which of the two is used may come from another node.
+        return fingerprint_of_files(_rows_and_twins, rows)
+
+
+class SliderRack(_Rack):
     """The same as one LoRA Slider after another, from the first row to the last."""
 
     @classmethod
@@ -210,15 +213,6 @@ class SliderRack(io.ComfyNode):
             outputs=[io.Model.Output("changed", display_name="model", tooltip="The model with all LoRAs that are on.")],
             hidden=[io.Hidden.dynprompt],
         )
-
-    @classmethod
-    def files_read(cls, rows: str, twin: str = TWINS[0], **_: Any) -> list[Path]:
-        """For Sweep Grid, which names clips by what these files hold."""
-        return _files_read(rows, twin)
-
-    @classmethod
-    def fingerprint_inputs(cls, rows: str | None = None, **_: Any) -> object:
-        return _fingerprint(rows)
 
     @classmethod
     def execute(
@@ -258,7 +252,7 @@ class SliderRack(io.ComfyNode):
         return io.NodeOutput(model, ui=told.ui)
 
 
-class SliderRackWanVideo(io.ComfyNode):
+class SliderRackWanVideo(_Rack):
     """The same as one LoRA Slider (WanVideoWrapper) after another, from the first row to the last."""
 
     @classmethod
@@ -283,13 +277,8 @@ class SliderRackWanVideo(io.ComfyNode):
         )
 
     @classmethod
-    def files_read(cls, rows: str, twin: str = TWINS[0], **_: Any) -> list[Path]:
-        """For Sweep Grid, which names clips by what these files hold."""
-        return _files_read(rows, twin)
-
-    @classmethod
     def fingerprint_inputs(cls, rows: str | None = None, **_: Any) -> object:
-        known = _fingerprint(rows)
+        known = super().fingerprint_inputs(rows)
         return known if known is math.nan else fingerprint([known, temp_files.losses])
 
     @classmethod

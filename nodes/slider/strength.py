@@ -25,41 +25,34 @@ SWITCHED_OFF = Sentence("switched off: nothing is changed, and the strength is k
 STRENGTH_0 = Sentence("strength 0: the base model, unchanged")
 
 
+def _input(name: str, tooltip: str, default: float = 1.0, optional: bool = False) -> io.Input:
+    return io.Float.Input(name, default=default, min=-LIMIT, max=LIMIT, step=STEP, optional=optional, tooltip=tooltip)
+
+
 def strength_input(zero: str) -> io.Input:
     """The widget of a slider's strength. `zero` says what strength 0 gives."""
-    return io.Float.Input(
+    return _input(
         "strength",
-        default=1.0,
-        min=-LIMIT,
-        max=LIMIT,
-        step=STEP,
-        tooltip=f"More of the property above 0, less below. Most sliders work well from -3 to +3; 0 is {zero}.",
+        f"More of the property above 0, less below. Most sliders work well from -3 to +3; 0 is {zero}.",
     )
 
 
 def factor_input(zero: str) -> io.Input:
     """The widget of the strength of a whole rack, which a sweep can feed. `zero` says what strength 0 gives."""
-    return io.Float.Input(
+    return _input(
         "strength",
-        default=1.0,
-        min=-LIMIT,
-        max=LIMIT,
-        step=STEP,
+        f"Multiplies the strength of every row, for example by a sweep. 1 as a rule; 0 is {zero}.",
         optional=True,
-        tooltip=f"Multiplies the strength of every row, for example by a sweep. 1 as a rule; 0 is {zero}.",
     )
 
 
 def outside_input() -> io.Input:
     """The widget of the strength where a map's weight is 0."""
-    return io.Float.Input(
+    return _input(
         "strength_outside",
+        "The strength where the map's weight is 0; at weight 1 it is strength. Does nothing without a map.",
         default=0.0,
-        min=-LIMIT,
-        max=LIMIT,
-        step=STEP,
         optional=True,
-        tooltip="The strength where the map's weight is 0; at weight 1 it is strength. Does nothing without a map.",
     )
 
 

@@ -30,7 +30,7 @@ def blocks_named(text: str, modules: Sequence[str]) -> list[int]:
     unmatched = selection.unmatched(block)
     if unmatched:
         raise SelectionError(
-            f"blocks: {', '.join(unmatched)} fits nothing in this model. It has blocks 0-{max(block.values())}."
+            f"blocks: nothing in this model fits {', '.join(unmatched)}. It has blocks 0-{max(block.values())}."
         )
     weighed = next((module for module, weight in chosen.items() if weight != 1), None)
     if weighed:

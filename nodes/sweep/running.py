@@ -421,7 +421,7 @@ class SweepRun:
         warnings += self.notes
         if self.restless:
             restless = ", ".join(self.restless)
-            warnings.append(Sentence("{0}: other each time, so no strength can be kept for the next run", restless))
+            warnings.append(Sentence("{0}: different each time, so no strength can be kept for the next run", restless))
         if self.baseline not in self.strengths:
             warnings.append(Sentence("the baseline {0} is not among the strengths", signed(self.baseline)))
         waiting = {"waiting": f"{self.token} {self.arrivals.version}"} if theirs else {}

@@ -24,6 +24,7 @@ from ...difflora.clips.store import About, StoredClip
 from ...difflora.clips.strengths import MOST, Share, sweep_strengths
 from ...difflora.clips.video import Frame
 from ...difflora.errors import UnsupportedError
+from ...difflora.lora.rack import LIMIT
 from ..common.fonts import font_for
 from ..common.inputs import one_of, within
 from ..common.progress import progress_bar
@@ -51,10 +52,16 @@ class StrengthSweep(io.ComfyNode):
             "Grid. It works with any number input of any node.",
             inputs=[
                 io.Float.Input(
-                    "start", default=-3.0, min=-10.0, max=10.0, step=0.1, socketless=True, tooltip="The first strength."
+                    "start",
+                    default=-3.0,
+                    min=-LIMIT,
+                    max=LIMIT,
+                    step=0.1,
+                    socketless=True,
+                    tooltip="The first strength.",
                 ),
                 io.Float.Input(
-                    "stop", default=3.0, min=-10.0, max=10.0, step=0.1, socketless=True, tooltip="The last strength."
+                    "stop", default=3.0, min=-LIMIT, max=LIMIT, step=0.1, socketless=True, tooltip="The last strength."
                 ),
                 io.Int.Input(
                     "count",
@@ -132,8 +139,8 @@ class SweepGrid(io.ComfyNode):
                 io.Float.Input(
                     "baseline",
                     default=0.0,
-                    min=-10.0,
-                    max=10.0,
+                    min=-LIMIT,
+                    max=LIMIT,
                     step=0.1,
                     tooltip="The strength that is marked, and that all others are compared with.",
                 ),
@@ -192,7 +199,7 @@ class SweepGrid(io.ComfyNode):
         one_of("arrange", arrange, ARRANGEMENTS)
         within(64, 2048, cell_size=cell_size)
         within(1, 120, fps=fps)
-        within(-10, 10, baseline=baseline)
+        within(-LIMIT, LIMIT, baseline=baseline)
         within(0, MOST_TIMES, render_again=render_again)
         dynprompt = cls.hidden.dynprompt
         graph = GraphBuilder()  # before any await: its names come from what ComfyUI is running now
@@ -247,8 +254,8 @@ def _strengths(between: Between) -> tuple[list[float], Share]:
     share = Share.read(inputs.get("share", "all"))
     if not share.is_all and between.restless:
         raise UnsupportedError(
-            f"share: {', '.join(between.restless)} gives something else each time, so no server could use another one's clips. "
-            "Take it out, or set share to all."
+            "share: no server could use another's clips, because the output is different each time: "
+            f"{', '.join(between.restless)}. Do without it, or set share to all."
         )
     strengths = sweep_strengths(
         inputs["start"], inputs["stop"], inputs["count"], inputs.get("strengths", ""), inputs["include_zero"]
@@ -268,7 +275,7 @@ class SweepGate(io.ComfyNode):
             description="A part of Sweep Grid, which puts it in by itself.",
             is_deprecated=True,  # Hides it from the search.
             inputs=[
-                io.Float.Input("strength", min=-10.0, max=10.0, tooltip="The strength."),
+                io.Float.Input("strength", min=-LIMIT, max=LIMIT, tooltip="The strength."),
                 io.String.Input("run", tooltip="Which run of the sweep this is."),
                 After.Input("after", optional=True, tooltip="The cell to wait for."),
             ],

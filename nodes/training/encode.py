@@ -21,7 +21,7 @@ from ...difflora.errors import PairError
 from ...difflora.sentence import Sentence, printable
 from ...difflora.training import pairs
 from ...difflora.training.latents import ENOUGH, SliderPairs
-from ..common.fingerprints import files_fingerprint
+from ..common.fingerprints import fingerprint_of_files
 from ..common.inputs import within
 from ..common.messages import report, ui
 from ..common.progress import interruptible, progress_bar
@@ -112,9 +112,7 @@ class EncodePairs(io.ComfyNode):
         frames: int | None = 1,
         tint: str | None = "",
     ) -> object:
-        if folder_a is None or folder_b is None or frames is None or tint is None:
-            return math.nan  # a name comes through a link: always run
-        return files_fingerprint(cls.files_read(folder_a, folder_b, frames, tint))
+        return fingerprint_of_files(cls.files_read, folder_a, folder_b, frames, tint)
 
     @classmethod
     def execute(

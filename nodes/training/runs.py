@@ -1,6 +1,5 @@
 """The checkpoints of two trainings: take a pair at one step, and see how the two diverge."""
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from ...difflora.training.runs import (
     to_text,
 )
 from ..common import plots
-from ..common.fingerprints import files_fingerprint
+from ..common.fingerprints import fingerprint_of_files
 from ..common.inputs import listed_file
 from ..common.messages import report
 from ..common.messages import ui as messages
@@ -48,6 +47,10 @@ def _run(name: object) -> Run:
 
 def _listed(files: Iterable[str]) -> list[Path]:
     return [listed_file("loras", file) for file in files]
+
+
+def _all_files(*names: str) -> list[Path]:
+    return _listed(file for name in names for file in _run(name).all_files)
 
 
 def _load(file: str) -> FileLora:
@@ -107,9 +110,7 @@ class LoadCheckpoints(io.ComfyNode):
     def fingerprint_inputs(
         cls, run_a: str | None = None, run_b: str | None = None, step: int | None = None, step_b: int | None = -1
     ) -> object:
-        if run_a is None or run_b is None or step is None or step_b is None:
-            return math.nan  # it comes through a link and is not known yet
-        return files_fingerprint(cls.files_read(run_a, run_b, step, step_b))
+        return fingerprint_of_files(cls.files_read, run_a, run_b, step, step_b)
 
     @classmethod
     def execute(cls, run_a: str, run_b: str, step: int, step_b: int = -1) -> io.NodeOutput:
@@ -151,9 +152,7 @@ class CompareCheckpoints(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, run_a: str | None = None, run_b: str | None = None) -> object:
-        if run_a is None or run_b is None:
-            return math.nan
-        return files_fingerprint(_listed(file for name in (run_a, run_b) for file in _run(name).all_files))
+        return fingerprint_of_files(_all_files, run_a, run_b)
 
     @classmethod
     def execute(cls, run_a: str, run_b: str) -> io.NodeOutput:

@@ -243,7 +243,7 @@ def test_a_copy_is_refused_before_any_work(models, tmp_path, no_work, rule):
     (tmp_path / "out").mkdir()
     shutil.copy(base, tmp_path / "copy.safetensors")
     same = extract(base, tmp_path / "copy.safetensors")
-    with pytest.raises(PairError, match=r"^copy.safetensors and base.safetensors hold the same weights"):
+    with pytest.raises(PairError, match=r"^copy.safetensors and base.safetensors: both sides hold the same weights"):
         difflora.save(
             same if rule is None else difflora.rerank(same.scaled(2.0), rule), tmp_path / "out" / "x.safetensors"
         )
@@ -253,7 +253,7 @@ def test_a_copy_is_refused_before_any_work(models, tmp_path, no_work, rule):
 def test_a_selection_in_which_nothing_was_trained_is_refused_before_any_work(models, no_work):
     base, tuned, _ = models
     for nullify in (False, True):
-        with pytest.raises(PairError, match="hold the same weights, at least where they were chosen"):
+        with pytest.raises(PairError, match="both sides hold the same weights, at least where they were chosen"):
             difflora.rerank(
                 extract(base, tuned).select("blocks 1", nullify), difflora.FixedRank(2), progress=lambda *_: None
             )

@@ -15,8 +15,40 @@ NOT_COUNTED = {"factors", "matches", "is", "has", "was", "its", "this", "changes
                "names", "gives", "shows", "lies", "does", "times", "stays"}  # fmt: skip
 
 
+# How the text goes on when the sentence is about one thing.
+SINGULAR = re.compile(r" (is|was|has|itself|(?!times)[a-z]+[^s ]s)\b")
+
+
+def test_no_sentence_is_about_one_thing_where_there_may_be_several():
+    """What is made of two files is called "A and B", and "A and B looks as if" is no English."""
+    assert [f"{file.name}: …{after[:40]}" for file, after in after_lists() if SINGULAR.match(after)] == []
+
+
+def after_lists():
+    """The texts that follow a LoRA's label or a joined list in sentences and errors, and the files they are in."""
+    for file in sources():
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                listed = False  # {label(a)}{_of(model)} is one thing
+                for part in node.values:
+                    if isinstance(part, ast.FormattedValue):
+                        listed |= bool(re.search(r"\blabel\(|\.join\(", ast.unparse(part)))
+                    elif listed:
+                        yield file, part.value
+                        listed = False
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Sentence" and node.args:
+                template = getattr(node.args[0], "value", "")
+                for index, value in enumerate(node.args[1:]):
+                    if "label(" in ast.unparse(value):
+                        yield file, template.partition(f"{{{index}}}")[2]
+
+
+def sources():
+    return [*(ROOT / "difflora").rglob("*.py"), *(ROOT / "nodes").rglob("*.py")]
+
+
 def templates():
-    for file in [*(ROOT / "difflora").rglob("*.py"), *(ROOT / "nodes").rglob("*.py")]:
+    for file in sources():
         for call in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "Sentence":
                 if call.args and isinstance(call.args[0], ast.Constant):

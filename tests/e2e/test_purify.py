@@ -60,7 +60,7 @@ def test_a_purified_slider_is_saved_as_the_dense_projection(comfy):
 def test_a_slider_against_itself_is_refused(comfy):
     prompt = files() | {"pure": node("DiffLoraPurify", lora=["slider", 0], against=["slider", 0], directions=2)}
     prompt |= saved(comfy, "pure", "never")[0]
-    with pytest.raises(NodeFailed, match="cannot be taken out of itself"):
+    with pytest.raises(NodeFailed, match="the slider and what is to be taken out are the same"):
         comfy.run(prompt)
 
 

@@ -152,7 +152,7 @@ class TestShares:
         prompt = part("1 of 2", 6)
         prompt["mood"] = node("TestAlwaysOther", images=["break", 0])
         prompt["grid"]["inputs"]["images"] = ["mood", 0]
-        with pytest.raises(NodeFailed, match="TestAlwaysOther gives something else each time"):
+        with pytest.raises(NodeFailed, match="the output is different each time: TestAlwaysOther"):
             trio[0].run(prompt)
 
     def test_a_run_that_the_server_does_not_know_is_not_found(self, trio):

@@ -50,7 +50,7 @@ class TestWholeBlocks:
             ("blocks 2, blocks 3 & ffn.0", "picks a part of block 3"),
             ("blocks 1=0.5", "the weight 0.5, but a block is either on or off"),
             ("blocks 1=-1", "the weight -1"),
-            ("blocks 1,9-12, blocks 40", r"blocks 40 fits nothing in this model. It has blocks 0-3\."),
+            ("blocks 1,9-12, blocks 40", r"nothing in this model fits blocks 40. It has blocks 0-3\."),
             ("blocks 7", "selects nothing"),
             ("head", "selects nothing"),
             ("blocks 3-1", "runs backwards"),

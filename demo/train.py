@@ -47,8 +47,6 @@ WAN_SHAPE = {"dim": 128, "ffn_dim": 512, "num_heads": 1, "num_layers": 6, "freq_
 SHIFT = 3.0
 RANK, ALPHA = 16, 8.0
 
-Batch = Callable[[int], Tensor]
-
 
 # --- ComfyUI's classes ---------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import CDPSession, ConsoleMessage, Locator, Page, ViewportSize, sync_playwright
+from playwright.sync_api import CDPSession, ConsoleMessage, Page, ViewportSize, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 
 from tests.comfy_server import PACK_NAME, ComfyError, ComfyServer, Finished
@@ -318,10 +318,6 @@ class ComfyPage:
             const bottom = (box.bottom - place.top) / scale - offset[1];
             return [node.id, [node.pos[0], node.pos[1], box.width / scale, bottom - node.pos[1]]];
         }))""")
-
-    def vue_node(self, node_id: str) -> Locator:
-        """A node's element, with the Vue renderer."""
-        return self.page.locator(f'[data-node-id="{node_id}"]')
 
     def screenshot(self, path: Path | str) -> Path:
         path = Path(path)

@@ -6,6 +6,10 @@ import json
 import re
 from pathlib import Path
 
+from difflora.names import families
+from difflora.names.families import Family
+from difflora.names.keys import ending, written
+
 DATA = json.loads((Path(__file__).parent / "data" / "selection.json").read_text("utf-8"))
 # The lists of whole models other than Wan: by name, as their sources have them.
 WHOLE = [model for model, rule in DATA["models"].items() if "templates" in rule]
@@ -40,3 +44,13 @@ def spelled_out(template: str) -> list[str]:
                 words, ends = outer.pop()
             ends = [start + word for start in ends for word in inside]
     return ends
+
+
+def write_key(module: str, part: str, dialect: str, family: Family | None = None) -> str:
+    """The key of a module's part in an output dialect, for a module that is one module there as well.
+
+    For others, see `written`.
+    """
+    if family is None and (known := families.own(module)) and len(known[0].families) == 1:
+        family = families.named(next(iter(known[0].families)))
+    return f"{written(module, dialect, family)[0].name}.{ending(module, part, dialect)}"

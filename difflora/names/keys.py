@@ -409,16 +409,6 @@ def spelled(key: str) -> str:
     return stem[prefix.end() :] if prefix else stem
 
 
-def write_key(module: str, part: str, dialect: str, family: Family | None = None, prefix: str = "") -> str:
-    """The key of a module's part in an output dialect, for a module that is one module there as well.
-
-    For others, see `written`.
-    """
-    if family is None and (known := families.own(module)) and len(known[0].families) == 1:
-        family = families.named(next(iter(known[0].families)))
-    return f"{written(module, dialect, family, prefix)[0].name}.{ending(module, part, dialect)}"
-
-
 def written(module: str, dialect: str, family: Family | None = None, prefix: str = "") -> tuple[families.Written, ...]:
     """The name of a module in an output dialect, prefix included; several modules if the dialect splits it.
 

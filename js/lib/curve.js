@@ -37,15 +37,6 @@ export const curveText = (points) => points.map(({ at, weight }) => `${clean(at)
 /** Without the rounding errors of binary fractions. @param {number} value */
 const clean = (value) => Number(value.toFixed(3));
 
-/** The weight at a position in per cent. @param {Point[]} points @param {number} at */
-export const weightAt = (points, at) => {
-  const after = points.findIndex((point) => point.at > at);
-  if (after === 0) return points[0].weight;
-  if (after < 0) return points[points.length - 1].weight;
-  const [from, to] = [points[after - 1], points[after]];
-  return from.weight + ((to.weight - from.weight) * (at - from.at)) / (to.at - from.at);
-};
-
 /** Move a point, but keep it between its neighbours. @param {Point[]} points @param {number} index @param {Point} to @returns {Point[]} */
 export const moved = (points, index, to) => {
   const least = points[index - 1]?.at ?? 0;

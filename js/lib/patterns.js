@@ -6,8 +6,8 @@
  * Known: literals, `.`, `[a-z]`, `[^…]`, `\d \w \s` and their capitals, `\b`, `^ $`, groups, `|`, `* + ? {m,n}`.
  */
 
-export const MAX_LENGTH = 300;
-export const MAX_STATES = 600;
+const MAX_LENGTH = 300;
+const MAX_STATES = 600;
 
 const LAST = 0x10ffff;
 

@@ -6,10 +6,10 @@
 import { ROLES, ownOf } from "./families.js";
 import { Pattern, PatternError, Work, WorkError } from "./patterns.js";
 
-export const MAX_TEXT = 100_000;
-export const MAX_PATTERNS = 20;
+const MAX_TEXT = 100_000;
+const MAX_PATTERNS = 20;
 /** Terms times names, and as many states of patterns. */
-export const MAX_WORK = 5_000_000;
+const MAX_WORK = 5_000_000;
 /** Characters; a longer name counts as several. */
 const LONG_NAME = 200;
 

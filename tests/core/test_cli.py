@@ -34,19 +34,6 @@ def pair(tmp_path: Path) -> tuple[str, str]:
     return str(a), str(b)
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must succeed, and gives its stdout."""
-
-    def run(*arguments: object) -> str:
-        code = main([str(argument) for argument in arguments])
-        out, run.errors = capsys.readouterr()
-        assert code == 0, run.errors
-        return out
-
-    return run
-
-
 def report(run: Callable[..., str], *arguments: object) -> dict:
     return json.loads(run(*arguments, "--json"))
 

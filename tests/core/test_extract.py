@@ -87,24 +87,17 @@ def test_what_cannot_be_a_fine_tune_is_said(models, tmp_path):
 # On the command line
 
 
-def run(capsys, *arguments):
-    code = main([*map(str, arguments)])
-    out, err = capsys.readouterr()
-    assert code == 0, err
-    return out
-
-
-def test_the_command_writes_and_reports(models, tmp_path, capsys):
+def test_the_command_writes_and_reports(models, tmp_path, run):
     base, tuned, change = models
     out = tmp_path / "out.safetensors"
-    told = json.loads(run(capsys, "extract", base, tuned, "-o", out, "--rank", "3", "--select", "blocks", "--json"))
+    told = json.loads(run("extract", base, tuned, "-o", out, "--rank", "3", "--select", "blocks", "--json"))
     got = difflora.load(out)[Q].dense(torch.float64).numpy()
     assert np.linalg.norm(got - change) < 1e-4 * np.linalg.norm(change)
     assert 0.999 < told["retained_energy"] <= 1
     assert set(told["stored_in_full"]) == {f"blocks.{b}.self_attn.{p}" for b in range(2) for p in "qk"}
     assert all(excess <= 1e-3 for excess in told["stored_in_full"].values())
     assert told["skipped"] == [{"why": "not selected", "modules": ["patch_embedding"]}]
-    text = run(capsys, "extract", base, tuned, "-o", tmp_path / "table.safetensors", "--energy", "0.9")
+    text = run("extract", base, tuned, "-o", tmp_path / "table.safetensors", "--energy", "0.9")
     assert "stored in full" in text and "retained energy" in text
 
 
@@ -118,17 +111,17 @@ def test_no_input_is_overwritten(models, capsys, which):
     assert path.read_bytes() == before
 
 
-def test_inspect_and_rebuild_know_an_extract(models, tmp_path, capsys):
+def test_inspect_and_rebuild_know_an_extract(models, tmp_path, capsys, run):
     base, tuned, _ = models
     out, again = tmp_path / "out.safetensors", tmp_path / "again.safetensors"
-    run(capsys, "extract", base, tuned, "-o", out, "--rank", "2", "--scale", "0.5", "--dtype", "bfloat16")
-    assert "rank fixed 2 of (0.5 × (model tuned - model base.safetensors))" in run(capsys, "inspect", out)
+    run("extract", base, tuned, "-o", out, "--rank", "2", "--scale", "0.5", "--dtype", "bfloat16")
+    assert "rank fixed 2 of (0.5 × (model tuned - model base.safetensors))" in run("inspect", out)
     moved = tmp_path / "moved"
     moved.mkdir()
     base.rename(moved / "b.safetensors")
     for place, shard in enumerate(sorted(tuned.iterdir(), reverse=True)):
         shard.rename(moved / f"{place}.safetensors")
-    told = json.loads(run(capsys, "rebuild", out, "--inputs", moved, "-o", again, "--json"))
+    told = json.loads(run("rebuild", out, "--inputs", moved, "-o", again, "--json"))
     assert told["identical"]
     assert all(torch.equal(value, load_file(again)[key]) for key, value in load_file(out).items())
     assert main(["rebuild", str(out), "--inputs", str(moved), "-o", str(moved / "0.safetensors"), "--overwrite"]) == 2

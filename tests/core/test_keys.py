@@ -10,7 +10,8 @@ from difflora.errors import FileError
 from difflora.lora.deltas import Spec
 from difflora.lora.lora import narrowed
 from difflora.names.families import base_model, named
-from difflora.names.keys import OUTPUT_DIALECTS, read_keys, write_key
+from difflora.names.keys import OUTPUT_DIALECTS, read_keys
+from tests.model_names import write_key
 
 Q = "blocks.0.self_attn.q"
 

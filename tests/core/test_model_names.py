@@ -14,8 +14,8 @@ from difflora.lora.pieces import widened
 from difflora.lora.selection import Selection
 from difflora.names import families
 from difflora.names.families import FAMILIES
-from difflora.names.keys import OUTPUT_DIALECTS, read_keys, write_key
-from tests.model_names import names_of
+from difflora.names.keys import OUTPUT_DIALECTS, read_keys
+from tests.model_names import names_of, write_key
 
 DOWN, UP = ".lora_down.weight", ".lora_up.weight"
 ROWS = 210  # can be divided by 2, 3, 5 and 7

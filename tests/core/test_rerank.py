@@ -20,7 +20,7 @@ from difflora.rank.rules import Energy, FixedRank, Knee, Ratio, rule_from_recipe
 from tests.lora_files import K, Q, dense, factors, write, write_pair
 
 OUT, IN, RANK = 96, 64, 16
-BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+BF16, F16 = torch.bfloat16, torch.float16
 
 
 def pairs() -> dict[str, tuple]:

@@ -52,19 +52,6 @@ def words(pairs: dict[str, tuple[Path, Path]], *more: object) -> list[str]:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must succeed, and gives its stdout."""
-
-    def run(*arguments: object) -> str:
-        code = main([str(argument) for argument in arguments])
-        out, run.errors = capsys.readouterr()
-        assert code == 0, run.errors
-        return out
-
-    return run
-
-
-@pytest.fixture
 def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs a command that must fail in one line and leave every file as it was, and gives that line."""
 

@@ -11,10 +11,11 @@ import pytest
 
 from difflora.names import families
 from difflora.names.families import FAMILIES
-from difflora.names.keys import DIFFUSERS, KOHYA, NATIVE, PEFT, read_keys, write_key, written
+from difflora.names.keys import DIFFUSERS, KOHYA, NATIVE, PEFT, read_keys, written
 from scripts import family_matrix
 from tests.comfyui_models import FAMILY_OF
 from tests.conftest import absent
+from tests.model_names import write_key
 
 # ComfyUI's map is one for Flux.1 and FLUX.2, and one for Z-Image and Lumina 2: it offers the names of the one for the other.
 ANOTHERS = {

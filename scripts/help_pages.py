@@ -17,9 +17,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from .locale_texts import LOCALES
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "js" / "docs"
-LANGUAGES = ("ja", "zh")
+LANGUAGES = tuple(sorted(folder.name for folder in LOCALES.iterdir() if folder.name != "en"))
 MARK = re.compile(r"\n<!-- made from (\w+) -->\n$")
 
 

@@ -7,12 +7,13 @@ import pytest
 from scripts.locale_texts import LOCALES
 from tests.browser.face import Face
 from tests.comfy_server import PACK_NAME
+from tests.languages import TRANSLATIONS
 
 
-@pytest.mark.parametrize("language", ("ja", "zh"))
+@pytest.mark.parametrize("language", TRANSLATIONS)
 @pytest.mark.parametrize("vue", (False, True), ids=("canvas", "vue"))
 def test_titles_labels_and_widgets_are_translated(page_in, language, vue):
-    page = page_in({"ja": "ja-JP", "zh": "zh-CN"}[language])
+    page = page_in(TRANSLATIONS[language].browser)
     page.set_renderer(vue)
     texts = json.loads((LOCALES / language / "nodeDefs.json").read_text("utf-8"))["DiffLoraSelectBlocks"]
     words = json.loads((LOCALES / language / "main.json").read_text("utf-8"))["difflora"]

@@ -9,10 +9,14 @@ import pytest
 
 from scripts.help_pages import DOCS, LANGUAGES, fingerprint, made_from, marked, problems
 from scripts.locale_texts import LOCALES
+from tests.languages import ENGLISH, TRANSLATIONS
 
-LETTERS = {"ja": re.compile(r"[\u3040-\u30ff]"), "zh": re.compile(r"[\u4e00-\u9fff]")}
-KANA = LETTERS["ja"]
+KANA = re.compile(TRANSLATIONS["ja"].prose)
 PAGES = sorted((page.parent.name, page.stem) for page in DOCS.glob("*/*.md"))
+
+
+def test_the_tests_know_every_language_of_the_pack():
+    assert set(TRANSLATIONS) == set(LANGUAGES)
 
 
 def test_no_translation_is_missing_or_stale():
@@ -90,7 +94,7 @@ def test_no_paragraph_is_left_in_english_or_in_the_other_language(node_id, langu
     left = [
         part
         for part in re.split(r"\n\s*\n", text)
-        if re.search("[a-z]{3}", part) and not LETTERS[language].search(part)
+        if re.search("[a-z]{3}", part) and not re.search(TRANSLATIONS[language].prose, part)
     ]
     assert left == []
 
@@ -130,14 +134,6 @@ def test_stars_are_drawn_as_bold(node_id, language):
     assert stars_left((DOCS / node_id / f"{language}.md").read_text("utf-8")) == []
 
 
-SHAPES = {"en": r"\*([^*]+)\*", "ja": "「([^」]+)」", "zh": "“([^”]+)”"}
-MESSAGES = {
-    "en": "errors mean|Warnings on the node",
-    "ja": "エラーの意味|ノードの警告",
-    "zh": "错误的含义|节点上的警告",
-}
-
-
 def without_numbers(text):
     return re.sub(r"\{\d+\}|\d+", "#", text).casefold()
 
@@ -153,12 +149,13 @@ def said(language):
 @pytest.mark.parametrize("language", ("en", *LANGUAGES))
 def test_messages_are_quoted_as_the_nodes_say_them(language):
     """Who looks an error up has it in front of them, word for word."""
+    told = ENGLISH if language == "en" else TRANSLATIONS[language]
     wrong = []
     for page in sorted(DOCS.glob("*.md" if language == "en" else f"*/{language}.md")):
         for heading, section in re.findall(r"^## (.+)\n((?:(?!## ).*\n?)*)", page.read_text("utf-8"), re.M):
-            if re.search(MESSAGES[language], heading):
+            if re.search(told.headings, heading):
                 for line in re.findall(r"^- (.*?)(?::|：|$)", section, re.M):
-                    parts = [part for quote in re.findall(SHAPES[language], line) for part in quote.split("…")]
+                    parts = [part for quote in re.findall(told.quoted, line) for part in quote.split("…")]
                     wrong += [
                         f"{page.relative_to(DOCS)}: {part}"
                         for part in parts

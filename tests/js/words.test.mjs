@@ -1,6 +1,6 @@
 // @ts-check
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import { Selection } from "../../js/lib/selection.js";
@@ -66,7 +66,7 @@ const found = ["selection", "patterns"].flatMap((name) => {
   });
 });
 
-for (const language of ["ja", "zh"]) {
+for (const language of readdirSync(new URL("../../locales", import.meta.url)).filter((code) => code !== "en")) {
   test(`what is wrong with a selection is said in ${language}`, () => {
     assert.ok(found.length > 25, `${found.length} errors`);
     const translated = errors(language);

@@ -11,13 +11,14 @@ import pytest
 import difflora.errors
 from scripts.locale_texts import LOCALES, english, inputs_of, own_nodes
 from tests import small_models
+from tests.languages import TRANSLATIONS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "js" / "docs"
-LANGUAGES = ("ja", "zh")
 # What is called the same everywhere.
 NAMES = {"A", "B", "LoRA", "CLIP", "VAE", "T5", "DiT", "Python", "CSV", "alpha", "flow shift"}
-LETTERS = {"ja": re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]"), "zh": re.compile(r"[\u4e00-\u9fff]")}
+LANGUAGES = tuple(TRANSLATIONS)
+LETTERS = {code: re.compile(language.letters) for code, language in TRANSLATIONS.items()}
 
 
 def read(language, file):

@@ -110,7 +110,7 @@ class Rerank(io.ComfyNode):
                     default=64,
                     min=1,
                     max=4096,
-                    tooltip="An upper limit for the rules energy, ratio, knee and budget.",
+                    tooltip="An upper limit for every rule but rank.",
                 ),
             ],
             outputs=[

@@ -27,8 +27,8 @@ def test_no_translation_is_missing_or_stale():
 def test_a_changed_page_makes_its_translations_stale_and_a_new_one_has_none(tmp_path):
     (tmp_path / "Node").mkdir()
     (tmp_path / "Node.md").write_text("# Node\n", "utf-8")
-    (tmp_path / "Node" / "ja.md").write_text(marked("# ノード\n", "# Node\n"), "utf-8")
-    (tmp_path / "Node" / "zh.md").write_text(marked("# 节点\n", "# Node\n"), "utf-8")
+    for language in LANGUAGES:
+        (tmp_path / "Node" / f"{language}.md").write_text(marked("# 节点\n", "# Node\n"), "utf-8")
     assert problems(tmp_path) == {}
     (tmp_path / "Node.md").write_bytes(b"# Node\r\n")
     assert problems(tmp_path) == {}, "line ends are not a change"
@@ -36,13 +36,10 @@ def test_a_changed_page_makes_its_translations_stale_and_a_new_one_has_none(tmp_
     (tmp_path / "Other.md").write_text("# Other\n", "utf-8")
     (tmp_path / "Old").mkdir()
     (tmp_path / "Old" / "ja.md").write_text(marked("# 古い\n", "# Old\n"), "utf-8")
-    assert problems(tmp_path) == {
-        "Node/ja": "stale",
-        "Node/zh": "stale",
-        "Other/ja": "missing",
-        "Other/zh": "missing",
-        "Old/ja": "no English page, or no language of the pack",
-    }
+    stale = {f"Node/{language}": "stale" for language in LANGUAGES}
+    missing = {f"Other/{language}": "missing" for language in LANGUAGES}
+    orphaned = {"Old/ja": "no English page, or no language of the pack"}
+    assert problems(tmp_path) == stale | missing | orphaned
 
 
 def test_marking_again_replaces_the_mark():

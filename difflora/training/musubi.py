@@ -146,7 +146,7 @@ class Training:
     scheduler: str = _setting("constant_with_warmup", "How the learning rate changes over time.", choices=SCHEDULERS)
     warmup_steps: int = _setting(50, "Steps over which the learning rate rises.", min=0, max=100_000)
     steps: int = _setting(5000, "Training steps.", min=1, max=1_000_000)
-    save_every: int = _setting(500, "Save a checkpoint each time this many steps are done.", min=1, max=1_000_000)
+    save_every: int = _setting(500, "Steps between two checkpoints.", min=1, max=1_000_000)
     seed: int = _setting(42, "The same for both sides: same noise, same order of images.", min=0, max=2**32 - 1)
     timestep_sampling: str = _setting("shift", "How noise levels are drawn.", choices=SAMPLINGS)
     flow_shift: float = _setting(3.0, "Shift of the noise levels (discrete_flow_shift).", min=0.1, max=100.0, step=0.1)

@@ -50,7 +50,7 @@ class Analyze(io.ComfyNode):
                     tooltip="Singular values of the difference, and the energy that ranks keep.",
                 ),
                 io.String.Output("report", display_name="report", tooltip="The numbers of the whole pair, as text."),
-                io.String.Output("csv", display_name="csv", tooltip="One line a module, for a spreadsheet."),
+                io.String.Output("csv", display_name="csv", tooltip="One line per module, for a spreadsheet."),
             ],
             is_output_node=True,
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],

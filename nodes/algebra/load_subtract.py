@@ -37,7 +37,7 @@ class LoadLora(io.ComfyNode):
                 io.Combo.Input(
                     "lora_name",
                     options=folder_paths.get_filename_list("loras"),
-                    tooltip="A .safetensors file in a loras folder. A file that is replaced is read again by itself.",
+                    tooltip="A .safetensors file in a loras folder. A file that is replaced is read again automatically.",
                 ),
                 ignore_unknown_input(),
             ],
@@ -114,7 +114,7 @@ class SubtractLoras(io.ComfyNode):
                     min=-10.0,
                     max=10.0,
                     step=0.01,
-                    tooltip="How much of A goes in. 1 as a rule.",
+                    tooltip="How much of A goes in. Usually 1.",
                 ),
                 io.Float.Input(
                     "weight_b",
@@ -122,7 +122,7 @@ class SubtractLoras(io.ComfyNode):
                     min=-10.0,
                     max=10.0,
                     step=0.01,
-                    tooltip="How much of B is taken away. 1 as a rule; below 1 keeps some of what A and B share.",
+                    tooltip="How much of B is taken away. Usually 1; below 1 keeps some of what A and B share.",
                 ),
                 io.Combo.Input(
                     "unmatched",

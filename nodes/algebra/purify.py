@@ -25,8 +25,8 @@ def _directions() -> io.Input:
         default=2,
         min=1,
         max=64,
-        tooltip="How many of each LoRA's strongest directions are taken out of a module. 2 to 4: fewer leave more of the "
-        "side effect, more take more of the slider along.",
+        tooltip="How many of each LoRA's strongest directions are removed from every module. Usually 2 to 4: with fewer, "
+        "more of the side effect stays; with more, you lose more of the slider.",
     )
 
 
@@ -40,24 +40,27 @@ class PurifyLora(io.ComfyNode):
             display_name="Purify LoRA",
             category="Differential LoRA",
             **found_by("remove concept", "orthogonal", "disentangle", "clean lora", "side effect"),
-            description="Takes a side effect out of a slider: a colour cast, a style, another slider. Wire a LoRA of that "
+            description="Removes a side effect from a slider: a colour cast, a style, another slider. Wire a LoRA of that "
             "side effect into against. Exact, on the small factors; the rank does not grow.",
             inputs=[
                 LoraDelta.Input("lora", tooltip="The slider: a difference, or a LoRA file."),
                 LoraDelta.Input(
-                    "against", tooltip="A LoRA of what is to go, trained from another seed than the slider."
+                    "against",
+                    tooltip="A LoRA of what you want to remove, trained from a different seed than the slider.",
                 ),
                 _directions(),
                 *(
-                    LoraDelta.Input(name, optional=True, tooltip="Another LoRA whose directions are to go.")
+                    LoraDelta.Input(name, optional=True, tooltip="Another LoRA whose directions are removed.")
                     for name in MORE
                 ),
             ],
             outputs=[
                 LoraDelta.Output("pure", display_name="lora", tooltip="The slider without these directions."),
-                io.Image.Output("heatmap", display_name="heatmap", tooltip="The share of every module that went."),
+                io.Image.Output(
+                    "heatmap", display_name="heatmap", tooltip="The share of every module that was removed."
+                ),
                 io.Float.Output(
-                    "share", display_name="share_gone", tooltip="Share of the slider's energy that went, 0 to 1."
+                    "share", display_name="share_gone", tooltip="Share of the slider's energy that was removed, 0 to 1."
                 ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -100,8 +103,9 @@ class IndependentSliders(io.ComfyNode):
             display_name="Independent Sliders",
             category="Differential LoRA",
             **found_by("orthogonal", "disentangle", "several sliders", "merge lora"),
-            description="Several sliders for one picture that do not pull on each other: each loses the strongest directions "
-            "of those before it, and is scaled back to its own size. The first stays as it is.",
+            description="Makes several sliders independent, so that using one does not change what another does: each loses "
+            "the strongest directions of those before it, and is scaled back to its own size. The first stays as "
+            "it is.",
             inputs=[
                 LoraDelta.Input("lora_1", tooltip="The slider that stays as it is: the one that matters most."),
                 LoraDelta.Input("lora_2", tooltip="Made independent of the first."),

@@ -41,7 +41,8 @@ class SaveLora(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="slider",
-                    tooltip="Name without the extension; folders in it are made. A number is added unless you overwrite.",
+                    tooltip="Name without the extension; folders in it are created. A number is added unless you "
+                    "overwrite.",
                 ),
                 io.Combo.Input(
                     "dtype",

@@ -11,5 +11,5 @@ def ignore_unknown_input() -> io.Input:
         "ignore_unknown",
         default=False,
         optional=True,
-        tooltip="Go on although some keys are not understood. They are left out, and named on the node.",
+        tooltip="Continue although some keys are not understood. They are left out, and listed on the node.",
     )

@@ -43,8 +43,8 @@ class CalibrateLora(io.ComfyNode):
             display_name="Calibrate LoRA",
             category="Differential LoRA",
             **found_by("normalize", "scale lora", "strength unit", "slider"),
-            description="Scales a slider so that strength 1 means the same for every slider. By norm it needs nothing else, by "
-            "prediction a model, and by change or by safe range what Sweep Response has measured.",
+            description="Scales a slider so that strength 1 means the same for every slider. norm needs nothing else, "
+            "prediction needs a model, change and safe range need what Sweep Response has measured.",
             inputs=[
                 LoraDelta.Input("lora", tooltip="The slider. For change and safe range: the one that was measured."),
                 io.Combo.Input(
@@ -69,7 +69,7 @@ class CalibrateLora(io.ComfyNode):
                     min=0.0001,
                     max=10000.0,
                     step=0.1,
-                    tooltip="For change: how much ±1 is to change the target of Sweep Response, in its unit.",
+                    tooltip="For change: how much ±1 should change the target of Sweep Response, in its unit.",
                 ),
                 MeasuredResponse.Input(
                     "response",
@@ -98,7 +98,8 @@ class CalibrateLora(io.ComfyNode):
                     max=100.0,
                     step=0.5,
                     optional=True,
-                    tooltip="For prediction: by how much ±1 is to change what the model predicts. Give all your sliders the same.",
+                    tooltip="For prediction: by how much ±1 should change what the model predicts. Give all your sliders "
+                    "the same.",
                 ),
                 io.Float.Input(
                     "noise",

@@ -61,7 +61,7 @@ class ZeroText(io.ComfyNode):
                     "tokens", default=512, min=1, max=512, tooltip="Length of the text. Wan always reads 512."
                 ),
                 io.Int.Input(
-                    "width", default=4096, min=1, max=65536, tooltip="Numbers a token. 4096 for Wan's encoder."
+                    "width", default=4096, min=1, max=65536, tooltip="Numbers per token. 4096 for Wan's encoder."
                 ),
             ],
             outputs=_outputs("Zeros"),

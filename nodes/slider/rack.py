@@ -44,8 +44,8 @@ def rows_input() -> io.Input:
         "rows",
         default="",
         multiline=True,
-        tooltip="One LoRA a line: its strength and its file, such as 1.5 folder/name.safetensors; off before it switches it "
-        "off. The rack writes it.",
+        tooltip="One LoRA per line: its strength and its file, such as 1.5 folder/name.safetensors; off before it "
+        "switches it off. The rack writes this text.",
     )
 
 
@@ -55,8 +55,8 @@ def twin_input() -> io.Input:
         options=TWINS,
         default=TWINS[0],
         optional=True,
-        tooltip="For Wan2.2: high takes the high-noise file of every row, low its low-noise twin, whichever the row names. The "
-        "same rows then do for both models.",
+        tooltip="For Wan2.2: high takes the high-noise file of every row, low its low-noise twin, whichever the row "
+        "names. The same rows then serve both models.",
     )
 
 

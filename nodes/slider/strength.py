@@ -41,7 +41,7 @@ def factor_input(zero: str) -> io.Input:
     """The widget of the strength of a whole rack, which a sweep can feed. `zero` says what strength 0 gives."""
     return _input(
         "strength",
-        f"Multiplies the strength of every row, for example by a sweep. 1 as a rule; 0 is {zero}.",
+        f"Multiplies the strength of every row, for example by a sweep. Usually 1; 0 is {zero}.",
         optional=True,
     )
 

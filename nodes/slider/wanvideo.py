@@ -58,8 +58,8 @@ def chain_inputs() -> list[io.Input]:
         WrapperModel.Input(
             "model",
             optional=True,
-            tooltip="The model that this will be set on, to check that the LoRA was made for it and that its loader merged "
-            "no LoRA: the slider would silently do nothing then.",
+            tooltip="The model that the LoRA will be set on, to check that it was made for it and that its loader merged "
+            "no LoRA, since the slider would then silently do nothing.",
         ),
     ]
 
@@ -74,8 +74,8 @@ class SliderWanVideo(io.ComfyNode):
             display_name="LoRA Slider (WanVideoWrapper)",
             category="Differential LoRA",
             **found_by("slider", "concept slider", "strength", "apply lora", "wan lora", "weight"),
-            description="A LoRA at any strength for WanVideo Set LoRAs: trying another strength neither saves anything "
-            "nor loads the model again.",
+            description="A LoRA at any strength for WanVideo Set LoRAs. Another strength saves no file and does not load the "
+            "model again.",
             inputs=[
                 LoraDelta.Input("lora", tooltip="Any LoRA of this pack, saved or not."),
                 strength_input("the model as it is"),

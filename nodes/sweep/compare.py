@@ -32,11 +32,11 @@ class ABCompare(io.ComfyNode):
             display_name="A/B Compare",
             category="Differential LoRA",
             **found_by("compare", "difference", "wipe", "side by side", "video compare", "blind test"),
-            description="Two clips in step: in the player on the node with wipe, difference, slow motion and a blind test, and "
-            "as pictures for a video saver.",
+            description="Compares two clips in sync: in a player on the node, with wipe, difference, slow motion and a blind "
+            "test, and as pictures for a video saver.",
             inputs=[
                 io.Image.Input("a", tooltip="A picture or the frames of a clip. It gives the size."),
-                io.Image.Input("b", tooltip="What to compare it with. Another size is fitted in whole."),
+                io.Image.Input("b", tooltip="What to compare it with. A different size is scaled to fit."),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
@@ -53,7 +53,7 @@ class ABCompare(io.ComfyNode):
                     tooltip="How many times a difference is enlarged.",
                 ),
                 io.Float.Input(
-                    "fps", default=16.0, min=1.0, max=120.0, step=1.0, tooltip="Frames a second, in the player."
+                    "fps", default=16.0, min=1.0, max=120.0, step=1.0, tooltip="Frames per second, in the player."
                 ),
                 io.String.Input("label_a", default="A", tooltip="What is written above A."),
                 io.String.Input("label_b", default="B", tooltip="What is written above B."),

@@ -32,7 +32,7 @@ class SliderResponse(io.ComfyNode):
             category="Differential LoRA",
             **found_by("measure", "strength range", "plot", "analyze sweep", "metrics"),
             description="Measures detail, sharpness, motion, brightness, saturation, colour drift and distance over the "
-            "strengths of a sweep, and concludes how far the slider can go.",
+            "strengths of a sweep, and says how far the slider can go.",
             inputs=[
                 SweepClips.Input("sweep", tooltip="From Sweep Grid."),
                 io.Combo.Input(

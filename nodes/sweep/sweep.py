@@ -48,8 +48,8 @@ class StrengthSweep(io.ComfyNode):
             display_name="Strength Sweep",
             category="Differential LoRA",
             **found_by("xy plot", "strengths", "batch strength", "compare strengths", "slider"),
-            description="Many strengths in one queue: wire it into a slider's strength, and the decoded pictures into Sweep "
-            "Grid. It works with any number input of any node.",
+            description="Renders many strengths in one run: wire it into a slider's strength, and the decoded pictures into "
+            "Sweep Grid. It works with any number input of any node.",
             inputs=[
                 io.Float.Input(
                     "start",
@@ -115,8 +115,9 @@ class SweepGrid(io.ComfyNode):
             display_name="Sweep Grid",
             category="Differential LoRA",
             **found_by("xy plot", "compare strengths", "contact sheet", "side by side", "player"),
-            description="Renders every strength of a Strength Sweep and lays the clips out with labels, in step. Finished "
-            "strengths are kept: after an error, a Cancel or a restart only the missing ones are rendered.",
+            description="Renders every strength of a Strength Sweep and shows the clips side by side, labelled and in sync. "
+            "Finished strengths are kept: after an error, a Cancel or a restart only the missing ones are "
+            "rendered.",
             inputs=[
                 io.Image.Input(
                     "images",
@@ -124,7 +125,9 @@ class SweepGrid(io.ComfyNode):
                     extra_dict={"rawLink": True},
                     tooltip="The decoded pictures that a Strength Sweep leads to.",
                 ),
-                io.Combo.Input("arrange", options=list(ARRANGEMENTS), default="grid", tooltip="How the clips lie."),
+                io.Combo.Input(
+                    "arrange", options=list(ARRANGEMENTS), default="grid", tooltip="How the clips are arranged."
+                ),
                 io.Int.Input(
                     "cell_size",
                     default=384,
@@ -134,7 +137,7 @@ class SweepGrid(io.ComfyNode):
                     tooltip="The longer side of a clip in the grid and in the player, in pixels. Clips are never enlarged.",
                 ),
                 io.Float.Input(
-                    "fps", default=16.0, min=1.0, max=120.0, step=1.0, tooltip="Frames a second. Wan makes 16."
+                    "fps", default=16.0, min=1.0, max=120.0, step=1.0, tooltip="Frames per second. Wan makes 16."
                 ),
                 io.Float.Input(
                     "baseline",
@@ -163,8 +166,8 @@ class SweepGrid(io.ComfyNode):
                     "any_machine",
                     default=False,
                     optional=True,
-                    tooltip="For servers with other GPUs, versions or flags: share clips with them all the same. Pictures may "
-                    "then differ in more than the strength.",
+                    tooltip="Share clips with servers that have other GPUs, versions or flags, too. Pictures may then "
+                    "differ in more than the strength.",
                 ),
             ],
             outputs=[
@@ -272,7 +275,7 @@ class SweepGate(io.ComfyNode):
             node_id="DiffLoraSweepGate",
             display_name="Sweep Gate (inner)",
             category="Differential LoRA/inner",
-            description="A part of Sweep Grid, which puts it in by itself.",
+            description="A part of Sweep Grid, which adds it automatically.",
             is_deprecated=True,  # Hides it from the search.
             inputs=[
                 io.Float.Input("strength", min=-LIMIT, max=LIMIT, tooltip="The strength."),
@@ -311,7 +314,7 @@ class SweepCell(io.ComfyNode):
             node_id="DiffLoraSweepCell",
             display_name="Sweep Cell (inner)",
             category="Differential LoRA/inner",
-            description="A part of Sweep Grid, which puts it in by itself.",
+            description="A part of Sweep Grid, which adds it automatically.",
             is_deprecated=True,
             is_input_list=True,  # Otherwise ComfyUI would call it once per batch and keep only the last.
             inputs=[
@@ -385,7 +388,7 @@ class SweepLayout(io.ComfyNode):
             node_id="DiffLoraSweepLayout",
             display_name="Sweep Layout (inner)",
             category="Differential LoRA/inner",
-            description="A part of Sweep Grid, which puts it in by itself.",
+            description="A part of Sweep Grid, which adds it automatically.",
             is_deprecated=True,
             inputs=[
                 io.String.Input("run", tooltip="Which run of the sweep this is."),

@@ -49,8 +49,8 @@ class EncodePairs(io.ComfyNode):
             display_name="Encode Pairs",
             category=CATEGORY,
             **found_by("train", "dataset", "vae encode", "latents", "image pairs"),
-            description="Takes the pictures or clips of the same name in two folders through the VAE, for Train Slider. What was "
-            "encoded before is not encoded again.",
+            description="Encodes the pictures or clips of the same name in two folders with the VAE, for Train Slider. "
+            "Nothing is encoded twice.",
             inputs=[
                 io.Vae.Input("vae", tooltip="The VAE of the model that the slider is trained on."),
                 io.String.Input(
@@ -69,8 +69,8 @@ class EncodePairs(io.ComfyNode):
                     min=32,
                     max=2048,
                     step=STEP,
-                    tooltip="Pictures become size × size pixels in area and keep their aspect. Small is enough for what is "
-                    "where: 192 is what the first sliders of this kind were trained at.",
+                    tooltip="Pictures are scaled to an area of size × size pixels and keep their aspect ratio. Small is "
+                    "enough for composition: the first sliders of this kind were trained at 192.",
                 ),
                 io.Int.Input(
                     "frames",
@@ -79,15 +79,15 @@ class EncodePairs(io.ComfyNode):
                     max=MOST_FRAMES,
                     step=4,
                     optional=True,
-                    tooltip="1: still pictures. More: clips, and so many frames from the beginning of each. Videos, animated "
-                    "webp and gif, or folders of frames. For VAEs of video models.",
+                    tooltip="1: still pictures. More: clips, and this many frames from the beginning of each. Videos, "
+                    "animated webp and gif, or folders of frames. For VAEs of video models.",
                 ),
                 io.String.Input(
                     "tint",
                     default="",
                     optional=True,
-                    tooltip="Empty: the two folders. A colour such as #00c800: folder_b alone, each picture with a fifth of this "
-                    "colour against itself without. Trains the tint that Purify LoRA takes out.",
+                    tooltip="Empty: the two folders. A colour such as #00c800: folder_b alone, each picture with a fifth "
+                    "of this colour mixed in, paired with itself. Trains the tint that Purify LoRA removes.",
                 ),
             ],
             outputs=[

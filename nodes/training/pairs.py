@@ -94,8 +94,8 @@ class ImageFolder(io.ComfyNode):
             display_name="Image Folder (pairs)",
             category=CATEGORY,
             **found_by("load images", "batch", "dataset", "train", "pairs"),
-            description="Gives the next frames that have no pair yet. Queue it as often as there are frames; a run after "
-            "the last one does nothing. Stop and go on whenever you like.",
+            description="Gives the next frames that have no pair yet. Queue it once for each frame; a run after the last one "
+            "does nothing. Stop and resume whenever you like.",
             inputs=[
                 io.String.Input("folder", default="input/frames", tooltip="The frames: input/… or output/…"),
                 *_dataset_inputs("that the pairs go to"),
@@ -165,7 +165,7 @@ class SavePair(io.ComfyNode):
             inputs=[
                 io.Image.Input("image_a", tooltip="The image with more of the property."),
                 io.Image.Input(
-                    "image_b", tooltip="Its twin with less. Brought to the size of A if it has the same shape."
+                    "image_b", tooltip="Its twin with less. Scaled to the size of A if it has the same aspect ratio."
                 ),
                 io.String.Input("stem", default="pair_001", tooltip="The pair's name, without ending."),
                 *_dataset_inputs("that the pair goes to"),
@@ -248,8 +248,8 @@ class CheckPairs(io.ComfyNode):
             display_name="Check Pairs",
             category=CATEGORY,
             **found_by("dataset", "compare images", "train", "quality check"),
-            description="Looks for what spoils a pair: a missing twin or caption, another size, too much or no change, "
-            "drifted colours, the same picture twice. Writes check.csv into the dataset, anew each time.",
+            description="Looks for what spoils a pair: a missing twin or caption, a different size, too much or no change, "
+            "drifted colours, the same picture twice. Writes check.csv into the dataset, replacing the last one.",
             inputs=[
                 *_dataset_inputs("that is checked"),
                 io.Float.Input(
@@ -283,7 +283,7 @@ class CheckPairs(io.ComfyNode):
                     "sheet", display_name="sheet", tooltip="Pages of pairs side by side, suspect ones first."
                 ),
                 io.String.Output("report", display_name="report", tooltip="What was found, in words."),
-                io.String.Output("drop", display_name="drop", tooltip="The names of the suspect pairs, one a line."),
+                io.String.Output("drop", display_name="drop", tooltip="The names of the suspect pairs, one per line."),
             ],
             is_output_node=True,
         )

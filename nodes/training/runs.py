@@ -92,7 +92,7 @@ class LoadCheckpoints(io.ComfyNode):
                     min=-1,
                     max=10_000_000,
                     optional=True,
-                    tooltip="Another step for side B. -1: the same as side A's, as a rule the better choice.",
+                    tooltip="Another step for side B. -1: the same as side A's, usually the better choice.",
                 ),
             ],
             outputs=[
@@ -138,12 +138,12 @@ class CompareCheckpoints(io.ComfyNode):
             display_name="Compare Checkpoints",
             category="Differential LoRA",
             **found_by("checkpoints", "training steps", "epochs", "over training"),
-            description="Follows two trainings step by step: how alike they still are, how large their difference is, and "
-            "whether it still turns. Shows at which step to subtract.",
+            description="Follows two trainings step by step: how similar they still are, how large their difference is, and "
+            "whether its direction still changes. Shows at which step to subtract.",
             inputs=_inputs(),
             outputs=[
                 io.Image.Output("chart", display_name="chart", tooltip="Sizes and cosines over the steps."),
-                io.String.Output("report", display_name="report", tooltip="The numbers, to be read."),
+                io.String.Output("report", display_name="report", tooltip="The numbers, as text."),
                 io.String.Output("csv", display_name="csv", tooltip="The numbers, for a spreadsheet."),
             ],
             is_output_node=True,

@@ -59,12 +59,12 @@ class TrainSlider(io.ComfyNode):
             display_name="Train Slider",
             category="Differential LoRA/dataset",
             **found_by("train lora", "concept slider", "fine-tune", "learn", "lora trainer"),
-            description="Trains a slider on pairs of pictures, on the model as it is on the wire: text-to-video and "
-            "text-to-image models that are trained by flow matching. Keeps a checkpoint every 25 steps, and goes on from it "
+            description="Trains a slider from pairs of pictures on the connected model: a text-to-video or text-to-image "
+            "model that was trained by flow matching. Keeps a checkpoint every 25 steps, and resumes from it "
             "after Cancel or a restart.",
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The base model, without LoRAs for fewer steps. bf16, fp16, fp8 or GGUF."
+                    "model", tooltip="The base model, without a step-distill LoRA. bf16, fp16, fp8 or GGUF."
                 ),
                 SliderPairsWire.Input("pairs", tooltip="From Encode Pairs. 20 or more."),
                 io.Conditioning.Input(
@@ -81,7 +81,8 @@ class TrainSlider(io.ComfyNode):
                 io.String.Input(
                     "selection",
                     default="attn",
-                    tooltip="Which layers are trained, as in Select Blocks, without weights. Only layers in the blocks.",
+                    tooltip="Which layers are trained, written as in Select Blocks, without weights. Only layers in the "
+                    "blocks.",
                 ),
                 io.Int.Input("rank", default=4, min=1, max=256, tooltip="Rank of each LoRA that is trained."),
                 io.Int.Input(
@@ -89,8 +90,8 @@ class TrainSlider(io.ComfyNode):
                     default=1000,
                     min=1,
                     max=1_000_000,
-                    tooltip="More steps go on from the last checkpoint. 100 are enough for the demo; for Wan at full size "
-                    "nobody has measured it yet.",
+                    tooltip="How many steps in all; with more than before, training resumes from the last checkpoint. "
+                    "100 are enough for the demo; for full-size Wan nobody has measured it yet.",
                 ),
                 io.Int.Input("batch", default=4, min=1, max=64, tooltip="Pairs in a step; two pictures each."),
                 io.String.Input(
@@ -100,7 +101,10 @@ class TrainSlider(io.ComfyNode):
                     "five times as much.",
                 ),
                 io.Combo.Input(
-                    "optimizer", options=list(OPTIMIZERS), default="lion", tooltip="How steps follow from gradients."
+                    "optimizer",
+                    options=list(OPTIMIZERS),
+                    default="lion",
+                    tooltip="How the weights follow the gradient.",
                 ),
                 io.Int.Input(
                     "warmup", default=15, min=0, max=10_000, tooltip="Steps over which the learning rate rises."
@@ -135,7 +139,7 @@ class TrainSlider(io.ComfyNode):
                     min=0,
                     max=2**32 - 1,
                     control_after_generate=False,
-                    tooltip="Of the first factors, the order and the noise. The same seed gives the same slider.",
+                    tooltip="For the initial factors, the order and the noise. The same seed gives the same slider.",
                 ),
                 io.Float.Input(
                     "reach",
@@ -157,8 +161,8 @@ class TrainSlider(io.ComfyNode):
                     "checkpoint",
                     options=list(BEFORE),
                     default=GO_ON,
-                    tooltip="If this training was begun before. go on: from the last checkpoint. start anew: forget it. use it "
-                    "as it is: no more steps, the slider that was reached.",
+                    tooltip="If this training was started before. go on: from the last checkpoint. start anew: forget "
+                    "it. use it as it is: no more steps, the slider as trained so far.",
                 ),
                 io.Vae.Input(
                     "vae",
@@ -170,9 +174,7 @@ class TrainSlider(io.ComfyNode):
                 LoraDelta.Output("lora", display_name="lora", tooltip="The slider, for every node that takes a LoRA."),
                 LoraDelta.Output("a", display_name="a", tooltip="Side A. In direct mode half of the slider."),
                 LoraDelta.Output("b", display_name="b", tooltip="Side B. In direct mode minus half of the slider."),
-                io.String.Output(
-                    "report", display_name="report", tooltip="What was trained, and how large it was made."
-                ),
+                io.String.Output("report", display_name="report", tooltip="What was trained, and how it was scaled."),
                 io.Image.Output("loss", display_name="loss", tooltip="The loss over the steps."),
                 io.Image.Output(
                     "preview", display_name="preview", tooltip="The slider at −3, 0 and +3, from one noise."

@@ -89,8 +89,9 @@ MAKE = """async ({ note, noteSize, nodes }) => {
 }"""
 
 # Names are ids here. The note is the first node.
-PLACE = """({ nodes, groups, note }) => {
+PLACE = """({ nodes, groups, note, folded }) => {
   for (const [id, box] of Object.entries(nodes)) app.graph.getNodeById(Number(id)).pos = [box.x, box.y];
+  for (const id of folded) app.graph.getNodeById(id).collapse();
   const readMe = app.graph._nodes.find(node => node.type === "MarkdownNote");
   readMe.pos = [note.x, note.y];
   for (const { title, color, box } of groups) {
@@ -116,6 +117,8 @@ PLAYER_BARS = 440  # height of a Sweep Grid after a run, without the picture in 
 def room(workflow: Workflow, node: Node, measured: tuple[float, float]) -> tuple[float, float]:
     """The room that a node needs: as the page shows it now, or after a run."""
     width, height = measured
+    if node.folded:
+        return math.ceil(width - 0.01), 0
     after = json.loads(SIZES.read_text("utf-8")).get(node.type, 0)
     if node.type == "DiffLoraSweepGrid":  # its player is as high as the pictures are for its width
         frames = next(each.values for each in workflow.nodes() if each.type in FRAMES)
@@ -167,9 +170,9 @@ def make(page: ComfyPage, workflow: Workflow, note: tuple[float, float]) -> list
 
 
 def note_size(workflow: Workflow) -> tuple[float, float]:
-    """With room for the text as the Vue renderer sets it; rows of tables are higher than lines."""
+    """With room for the text as the Vue renderers set it in each language; rows of tables are higher than lines."""
     lines = re.sub(r"\]\([^)]*\)", "]", workflow.note).splitlines()  # without the addresses of links
-    return NOTE_WIDTH, 90 + sum((36 if line.startswith("|") else 21) * (1 + len(line) // 85) for line in lines)
+    return NOTE_WIDTH, 60 + sum((30 if line.startswith("|") else 18.5) * (1 + len(line) // 85) for line in lines)
 
 
 def build(page: ComfyPage, workflow: Workflow) -> dict[str, Any]:
@@ -186,6 +189,7 @@ def build(page: ComfyPage, workflow: Workflow) -> dict[str, Any]:
         {
             "nodes": {id: dataclasses.asdict(layout.nodes[node.name]) for node, id in zip(nodes, ids, strict=True)},
             "note": dataclasses.asdict(layout.note),
+            "folded": [id for node, id in zip(nodes, ids, strict=True) if node.folded],
             "groups": [
                 {"title": group.title, "color": group.color, "box": dataclasses.asdict(box)}
                 for group, box in zip(groups, layout.groups, strict=True)
@@ -232,7 +236,14 @@ def rearrange(page: ComfyPage, path: Path) -> tuple[float, float]:
         left, top, width, height = frame["bounding"]
         inside = [n for n in nodes if 0 <= n["pos"][0] - left <= width and 0 <= n["pos"][1] - top <= height]
         columns = [
-            [Node(str(n["id"]), n["type"], {}, {i["name"]: source[i["link"]] for i in n["inputs"] if i.get("link")})]
+            [
+                Node(
+                    str(n["id"]),
+                    n["type"],
+                    inputs={i["name"]: source[i["link"]] for i in n["inputs"] if i.get("link")},
+                    folded=n["flags"].get("collapsed", False),
+                )
+            ]
             for n in sorted(inside, key=lambda n: n["pos"])
         ]
         groups.append(Group(frame["title"], columns, frame["color"]))

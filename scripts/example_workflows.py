@@ -15,7 +15,10 @@ FOLDER = Path(__file__).resolve().parents[1] / "workflows"
 
 @dataclass(frozen=True)
 class Node:
-    """values: widgets by name. inputs: "node" or "node:output number". size: width, and height if it is not its own."""
+    """values: widgets by name. inputs: "node" or "node:output number". size: width, and height if it is not its own.
+
+    folded: only its title is shown. For what hardly anybody changes, where all nodes together would not fit one page.
+    """
 
     name: str
     type: str
@@ -23,6 +26,7 @@ class Node:
     inputs: dict[str, str] = field(default_factory=dict)
     title: str | None = None
     size: tuple[int, int | None] = (340, None)
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -781,11 +785,13 @@ def regrouped(stacks: list[list[Group]], groups: list[tuple[str, list[list[str]]
     ]
 
 
-def narrower(stacks: list[list[Group]], widths: dict[str, int]) -> list[list[Group]]:
-    """The same, some nodes in another width."""
+def smaller(
+    stacks: list[list[Group]], sizes: dict[str, tuple[int, int | None]], folded: tuple[str, ...] = ()
+) -> list[list[Group]]:
+    """The same, some nodes in another size, and some folded."""
 
     def changed(node: Node) -> Node:
-        return replace(node, size=(widths.get(node.name, node.size[0]), node.size[1]))
+        return replace(node, size=sizes.get(node.name, node.size), folded=node.name in folded)
 
     return [
         [replace(group, columns=[[changed(node) for node in column] for column in group.columns]) for group in stack]
@@ -819,7 +825,7 @@ The files are those of workflow 1.
 **Keep merge_loras off on every LoRA**, or every strength looks the same.
 """,
     # In other groups than workflow 1, and without the video of the grid: so they fit one page.
-    narrower(
+    smaller(
         regrouped(
             [
                 *with_sweep(FAST.stacks[:-1]),
@@ -842,14 +848,14 @@ The files are those of workflow 1.
             ],
             [
                 ("1. The pair becomes a slider", [["dense", "sparse", "subtract"], ["select"], ["rank"]], GREEN),
-                ("2. Model and frames", [["swap", "frames"], ["model"]], BLUE),
+                ("2. Model", [["swap"], ["model"]], BLUE),
                 ("3. LoRAs, none of them merged", [["style", "distill"], ["sweep", "loras"], ["slider"]], PLUM),
                 (
                     "Text, with a negative prompt that works at CFG 1",
                     [["t5", "text"], ["prompt", "negative"]],
                     GOLD,
                 ),
-                ("4. Sampling", [["sampler"]], BLUE),
+                ("4. Sampling", [["frames", "sampler"]], BLUE),
                 (
                     "5. All strengths, and how far it can go",
                     [["vae", "decode", "keep"], ["grid"], ["response"]],
@@ -857,7 +863,8 @@ The files are those of workflow 1.
                 ),
             ],
         ),
-        {"prompt": 340, "negative": 340, "grid": 400},
+        {"prompt": (340, 290), "negative": (340, 290), "grid": (400, None)},
+        folded=("decode",),
     ),
 )
 
@@ -1534,7 +1541,7 @@ TWINS_NOTE = """# A slider on both models of Wan2.2
 Wan2.2-T2V-A14B is two models: one makes the first steps, with high noise, the other makes the rest. Each was trained on its own,
 so there are two pairs of LoRAs and two sliders. One selection, one rank and one strength serve both.
 
-1. Choose your four LoRAs on the left: the pair for high noise in the upper node, the pair for low noise in the lower one.
+1. Choose your four LoRAs on the left, a pair for each model.
 2. Press Run. Both sliders are saved, **density_high** and **density_low**.
 3. Change **Strength for both** and run again. Both sliders follow, and neither model is loaded again.
 
@@ -1656,6 +1663,29 @@ TWINS = Workflow(
     ],
 )
 
+# In columns of about one height, and so that wires run to the right.
+TWIN_PAIRS_LEVEL = regrouped(
+    [[TWIN_PAIRS]],
+    [
+        (
+            TWIN_PAIRS.title,
+            [
+                ["pair_high", "selection", "keep"],
+                ["pair_low", "subtract_high", "subtract_low"],
+                ["select_high"],
+                ["rank_high", "select_low", "rank_low"],
+            ],
+            GREEN,
+        )
+    ],
+)
+[TWIN_ENCODER], [TWIN_PROMPTS] = wrapper_text(nag=False).columns
+TWIN_TEXT = Group(
+    "Text and size",
+    [[TWIN_ENCODER], [replace(TWIN_PROMPTS, title="Both prompts", size=(340, 410))], [FRAMES]],
+    GOLD,
+)
+
 TWINS_WRAPPER = Workflow(
     "17 Wan2.2, two models, wrapper",
     TWINS_NOTE.format(
@@ -1668,85 +1698,92 @@ TWINS_WRAPPER = Workflow(
             yours="your four LoRAs, two trained on each model, alike",
         ),
     )
-    + "\n**Keep merge_loras off** on both sliders.\n",
-    [
-        [TWIN_PAIRS],
-        [TWIN_FILES],
+    + """
+**Keep merge_loras off** on both sliders.
+
+**Folded nodes** hardly need a change; a click on the mark before its title opens one.
+""",
+    smaller(
         [
-            Group(
-                "3. Both models, a slider on each",
-                [
+            *TWIN_PAIRS_LEVEL,
+            [TWIN_FILES],
+            [
+                Group(
+                    "3. Both models, a slider on each",
                     [
-                        SWAP,
-                        *(
-                            Node(
-                                f"model_{noise}",
-                                "WanVideoModelLoader",
-                                wrapper_model(model=WRAPPER_TWINS[noise], attention_mode="sdpa"),
-                                {"block_swap_args": "swap"},
-                                f"Model for {noise} noise",
-                            )
-                            for noise in NOISES
-                        ),
+                        [
+                            SWAP,
+                            *(
+                                Node(
+                                    f"model_{noise}",
+                                    "WanVideoModelLoader",
+                                    wrapper_model(model=WRAPPER_TWINS[noise], attention_mode="sdpa"),
+                                    {"block_swap_args": "swap"},
+                                    f"Model for {noise} noise",
+                                )
+                                for noise in NOISES
+                            ),
+                        ],
+                        [
+                            TWIN_STRENGTH,
+                            *of_both(
+                                "slider",
+                                "DiffLoraSliderWanVideo",
+                                "Slider for # noise",
+                                {"merge_loras": False, "low_mem_load": False},
+                                lora="rank_#",
+                                strength="strength",
+                            ),
+                            *of_both(
+                                "loras",
+                                "WanVideoSetLoRAs",
+                                "Set for # noise",
+                                {},
+                                model="model_#",
+                                lora="slider_#",
+                            ),
+                        ],
                     ],
+                    PLUM,
+                ),
+            ],
+            [TWIN_TEXT],
+            [
+                Group(
+                    "4. Sampling: high noise, then low noise",
                     [
-                        TWIN_STRENGTH,
-                        *of_both(
-                            "slider",
-                            "DiffLoraSliderWanVideo",
-                            "Slider for # noise",
-                            {"merge_loras": False, "low_mem_load": False},
-                            lora="rank_#",
-                            strength="strength",
-                        ),
-                        *of_both(
-                            "loras",
-                            "WanVideoSetLoRAs",
-                            "Set for # noise",
-                            {},
-                            model="model_#",
-                            lora="slider_#",
-                        ),
+                        [
+                            *(
+                                Node(
+                                    f"sampler_{noise}",
+                                    "WanVideoSampler",
+                                    {
+                                        "steps": 20,
+                                        "cfg": 3.5,
+                                        "shift": 8.0,
+                                        "seed": SEED,
+                                        "force_offload": True,
+                                        "scheduler": "unipc",
+                                        "riflex_freq_index": 0,
+                                        "start_step": 0 if noise == "high" else 10,
+                                        "end_step": 10 if noise == "high" else -1,
+                                    },
+                                    {"model": f"loras_{noise}", "image_embeds": "frames", "text_embeds": "text"}
+                                    | ({} if noise == "high" else {"samples": "sampler_high"}),
+                                    f"Steps with {noise} noise",
+                                )
+                                for noise in NOISES
+                            ),
+                        ]
                     ],
-                ],
-                PLUM,
-            ),
+                    BLUE,
+                ),
+            ],
+            [wrapper_video("sampler_low")],
         ],
-        [wrapper_text(nag=False)],
-        [
-            Group(
-                "4. Sampling: high noise, then low noise",
-                [
-                    [
-                        FRAMES,
-                        *(
-                            Node(
-                                f"sampler_{noise}",
-                                "WanVideoSampler",
-                                {
-                                    "steps": 20,
-                                    "cfg": 3.5,
-                                    "shift": 8.0,
-                                    "seed": SEED,
-                                    "force_offload": True,
-                                    "scheduler": "unipc",
-                                    "riflex_freq_index": 0,
-                                    "start_step": 0 if noise == "high" else 10,
-                                    "end_step": 10 if noise == "high" else -1,
-                                },
-                                {"model": f"loras_{noise}", "image_embeds": "frames", "text_embeds": "text"}
-                                | ({} if noise == "high" else {"samples": "sampler_high"}),
-                                f"Steps with {noise} noise",
-                            )
-                            for noise in NOISES
-                        ),
-                    ]
-                ],
-                BLUE,
-            ),
-        ],
-        [wrapper_video("sampler_low")],
-    ],
+        {},
+        folded=("subtract_high", "subtract_low", "select_low", "rank_low", "decode", "video"),
+    ),
 )
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise, product
+from itertools import combinations, pairwise, product
 
 from scripts.example_workflows import Group, Node, Workflow
 
@@ -22,6 +22,10 @@ LETTER = 13  # of a group's title, about
 DISORDER = (150, 50)
 SHUFFLED = 4  # orders of placing the groups that are tried where nothing else fits the page
 MISCOUNTED = 1500  # and that a group begins above the one with the number before, and not right of it
+MISREAD = (
+    400  # and for each two groups that are read in the wrong order, whether one goes row by row or column by column
+)
+ROW = 60  # what begins this much lower is in the same row, and so with columns
 EDGE = 12  # from a group's frame to its nodes
 GAP = 14  # between nodes, one below the other
 ASIDE = 28  # between nodes side by side, for the wires
@@ -128,7 +132,7 @@ def _search(
     widest: float,
     effort: int,
     disorder: float,
-    counted: list[tuple[int, int]],
+    counted: list[int],
     workflow: Workflow,
 ) -> list[_Packing]:
     beam = [begun]
@@ -166,17 +170,28 @@ def _corners(packing: _Packing, shape: _Shape, widest: float, beside_note: bool)
                 yield x, y
 
 
-def _counted(groups: list[Group]) -> list[tuple[int, int]]:
-    """Groups whose titles have numbers that follow each other."""
-    at = {
-        int(number): index
-        for index, (number, dot, _) in enumerate(group.title.partition(".") for group in groups)
-        if number.isdigit()
-    }
-    return [(at[number], at[number + 1]) for number in sorted(at) if number + 1 in at]
+def _counted(groups: list[Group]) -> list[int]:
+    """Groups whose titles have numbers, in their order."""
+    numbers = [group.title.partition(".")[0] for group in groups]
+    return sorted((at for at, number in enumerate(numbers) if number.isdigit()), key=lambda at: int(numbers[at]))
 
 
-def _cost(packing: _Packing, disorder: float, counted: list[tuple[int, int]]) -> float:
+def misread(corners: Iterable[tuple[float, float]]) -> int:
+    """How many pairs of groups are read in the wrong order: row by row or column by column, whichever suits them better.
+
+    corners     left and top, in the order of the groups' numbers. The first stands beside the note, and is found anyway.
+    """
+    pairs = list(combinations(list(corners)[1:], 2))
+    return min(
+        sum(
+            other[along] < one[along] - ROW or (other[along] <= one[along] + ROW and other[across] < one[across])
+            for one, other in pairs
+        )
+        for along, across in ((1, 0), (0, 1))
+    )
+
+
+def _cost(packing: _Packing, disorder: float, counted: list[int]) -> float:
     """In pixels: the height, what does not fit on the screen, groups before those that come earlier."""
     filled = sum((frame.width + BETWEEN) * (frame.height + BETWEEN) for frame in packing.frames)
     over = max(0.0, packing.height - HEIGHT) * 10 + max(0.0, packing.width - WIDTH) * 10
@@ -184,11 +199,14 @@ def _cost(packing: _Packing, disorder: float, counted: list[tuple[int, int]]) ->
     placed = {at: frame for at, (_, frame) in packing.placed.items()}
     miscounted = sum(
         placed[other].y < placed[one].y and placed[other].x < placed[one].right
-        for one, other in counted
+        for one, other in pairwise(counted)
         if one in placed and other in placed
     )
+    read_wrong = misread((placed[at].x, placed[at].y) for at in counted if at in placed)
     size = max(packing.height, packing.width * HEIGHT / WIDTH)
-    return size + over + 0.3 * waste + disorder * _out_of_order(packing) + MISCOUNTED * miscounted
+    return (
+        size + over + 0.3 * waste + disorder * _out_of_order(packing) + MISCOUNTED * miscounted + MISREAD * read_wrong
+    )
 
 
 def _out_of_order(packing: _Packing) -> int:

@@ -311,7 +311,7 @@ class ComfyPage:
         """Left, top, width and height of every node's body by id, in the graph's pixels, as it is drawn now; titles are above."""
         return self.run("""() => Object.fromEntries(app.graph._nodes.map(node => {
             const element = LiteGraph.vueNodesMode && document.querySelector(`[data-node-id="${node.id}"]`);
-            if (!element) return [node.id, [...node.pos, ...node.size]];
+            if (!element) return [node.id, [...node.pos, ...(node.flags.collapsed ? [node._collapsed_width ?? node.size[0], 0] : node.size)]];
             // Vue's own size of a node is not what it draws.
             const { scale, offset } = app.canvas.ds, place = app.canvas.canvas.getBoundingClientRect();
             const box = element.getBoundingClientRect();

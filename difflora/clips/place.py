@@ -41,7 +41,7 @@ def store_at(state: Path, shown: str) -> ClipStore:
     folder = Path(paths[0])
     if not folder.is_absolute():
         raise InputError(
-            f"{shown}/{FILE}: {printable(folder.name, 60)} is no whole path. Write it from the root or the drive on, such as "
+            f"{shown}/{FILE}: {printable(folder.name, 60)} is not a full path. Begin at the root or the drive, such as "
             r"/mnt/clips, D:\clips or \\computer\clips."
         )
     budget = round(float(limits[0][1]) * (1 << 30)) if limits else 4 << 30

@@ -90,6 +90,6 @@ def _number(word: str) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise UnsupportedError(
-            f"strengths: {printable(word, 60)!r} is no number. Type numbers with commas between, such as -3, 0, 1.5."
+            f"strengths: {printable(word, 60)!r} is not a number. Type numbers with commas between, such as -3, 0, 1.5."
         )
     return number

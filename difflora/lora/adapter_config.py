@@ -103,7 +103,7 @@ class AdapterConfig:
         try:
             number = float(str(value))
         except ValueError as error:
-            raise FileError(f"{self.name}: {what} is {printable(value)}, which is no number.") from error
+            raise FileError(f"{self.name}: {what} is {printable(value)}, which is not a number.") from error
         if not math.isfinite(number):
             raise FileError(f"{self.name}: {what} is {number}.")
         return number
@@ -193,7 +193,7 @@ def _read_beside(sibling: Path, header: Header) -> str:
     try:
         if not stat.S_ISREG(os.lstat(sibling).st_mode):
             raise FileError(
-                f"{name} is a link or no plain file, so the LoRA's scale is unknown. Put a copy of the file in its place."
+                f"{name} is a link or not a plain file, so the LoRA's scale is unknown. Put a copy of the file in its place."
             )
         with open(sibling, "rb") as file:
             content = file.read(MAX_BESIDE + 1)

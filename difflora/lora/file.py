@@ -39,7 +39,7 @@ _NOT_LINEAR = {
     "dora_scale": "this is a DoRA. It scales whole weights, which is not linear in them, so a difference of two would not be "
     "exact.",
     "reshape_weight": "this is the shape to which the model's weight is padded before the LoRA is added, as control LoRAs do. "
-    "A weight of another shape is no change that can be subtracted.",
+    "The change of a weight of another shape cannot be subtracted.",
     "set_weight": "this takes the place of the model's weight. Without that weight, what it changes is not known.",
 }
 # Parts that are a single number: multipliers of the factors, and switches.
@@ -288,7 +288,7 @@ class FileLora(StoredLora):
         if found.unknown and not ignore_unknown:
             raise UnsupportedError(
                 f"{self.name}: keys that are not understood: {len(found.unknown)}, the first is {printable(found.unknown[0])}. "
-                "Nothing was left out in silence; ignore_unknown (--ignore-unknown) goes on without them."
+                "Nothing was left out silently; ignore_unknown (--ignore-unknown) goes on without them."
             )
         if ignored:
             self.warnings += (

@@ -65,7 +65,7 @@ class PurifiedLora(Lora):
 
     def __init__(self, of: Lora, against: Sequence[Lora], directions: int = 2):
         if not 1 <= len(against) <= MOST_AGAINST:
-            raise PairError(f"Purify takes 1 to {MOST_AGAINST} LoRAs to take out, and got {len(against)}.")
+            raise PairError(f"Purify takes 1 to {MOST_AGAINST} LoRAs to remove, and got {len(against)}.")
         if not isinstance(directions, int) or isinstance(directions, bool) or directions < 1:
             raise RankError(f"directions is {directions}; it must be a whole number of at least 1, such as 2.")
         self.of, self.against, self.directions = of, tuple(against), directions
@@ -181,7 +181,7 @@ class PurifiedLora(Lora):
         if self.share > 1 - NOISE:
             raise PairError(
                 f"{label(self)}: nothing is left. All changes lie in the {self.directions} strongest directions of "
-                f"{_listed(self.against)}. Take out fewer directions, or another LoRA."
+                f"{_listed(self.against)}. Remove fewer directions, or another LoRA."
             )
 
     @property
@@ -211,7 +211,7 @@ class PurifiedLora(Lora):
         if self.share > MUCH:
             lines.append(
                 Sentence(
-                    "{0} of the slider went: it and what was taken out mean much the same. Take out fewer directions.",
+                    "{0} of the slider was removed: it and what was removed mean much the same. Remove fewer directions.",
                     f"{self.share:.0%}",
                 )
             )
@@ -219,8 +219,8 @@ class PurifiedLora(Lora):
             if _row_likeness(self.of, other, self.touched) > SAME_ROWS:
                 lines.append(
                     Sentence(
-                        "The slider and {0} seem to have been trained from the same initial factors, so more of the slider "
-                        "goes than should. Train one of them with another seed.",
+                        "The slider and {0} seem to have been trained from the same initial factors, so too much of the slider "
+                        "is removed. Train one of them with another seed.",
                         label(other),
                     )
                 )
@@ -263,7 +263,7 @@ def independent(loras: Sequence[Lora], directions: int = 2, progress: Progress |
 def _check_fits(of: Lora, other: Lora) -> None:
     if same_content(of, other):
         raise PairError(
-            f"{label(of)}: the slider and what is to be taken out are the same, so nothing would be left. Choose another LoRA."
+            f"{label(of)}: the slider and what is to be removed are the same, so nothing would be left. Choose another LoRA."
         )
     if of.base_model and other.base_model and of.base_model != other.base_model:
         raise PairError(

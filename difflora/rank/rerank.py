@@ -214,7 +214,7 @@ def check_something_left(lora: Lora) -> None:
             lora.__dict__["_something_left"] = True
             return
     raise PairError(
-        f"{label(total)}: the result is zero in every module, but for rounding. Choose the two sides of a "
+        f"{label(total)}: the result is zero in every module, apart from rounding. Choose the two sides of a "
         "pair, modules in which they differ, or weights other than zero."
     )
 

@@ -70,7 +70,7 @@ def _point(word: str, name: str) -> tuple[float, float]:
     match = _POINT.fullmatch(word)
     if not match:
         raise InputError(
-            f"{name}: {printable(word, 40)!r} is no point; write position:weight, such as 0:0, 40:1, 100:1, or leave it "
+            f"{name}: {printable(word, 40)!r} is not a point; write position:weight, such as 0:0, 40:1, 100:1, or leave it "
             "empty."
         )
     position, weight = float(match[1]), float(match[2])

@@ -36,7 +36,7 @@ class SliderMap:
             if self.mask.ndim != 3 or not self.mask.numel():
                 raise InputError(f"mask has shape {tuple(self.mask.shape)}; connect a MASK (pictures, height, width).")
             if not self.mask.isfinite().all():
-                raise InputError("mask has values that are no numbers; check the node that it comes from.")
+                raise InputError("mask has values that are not numbers; check the node that it comes from.")
 
     @property
     def is_level(self) -> bool:

@@ -194,9 +194,9 @@ def _parse_header(name: str, raw: bytes, data_size: int, data_start: int) -> tup
     try:
         table = json.loads(raw.decode("utf-8"), object_pairs_hook=no_duplicates)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise FileError(f"{name}: not a safetensors file: the header is no JSON ({printable(error)}).") from error
+        raise FileError(f"{name}: not a safetensors file: the header is not JSON ({printable(error)}).") from error
     if not isinstance(table, dict):
-        raise FileError(f"{name}: not a safetensors file: the header is no JSON object.")
+        raise FileError(f"{name}: not a safetensors file: the header is not a JSON object.")
     metadata = table.pop(METADATA_KEY, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise FileError(f"{name}: the file's metadata are damaged: every value must be a string.")

@@ -237,7 +237,7 @@ def check(training: Training, machine: Machine, sides: tuple[str, ...]) -> None:
     clips = parse_clips(training.clips)
     for width, height in [(training.width, training.height), *(clip.resolution for clip in clips)]:
         if width % 16 or height % 16 or not (width and height):
-            raise TrainingError(f"{width} x {height} is no size for Wan: use multiples of 16, such as 192 x 192.")
+            raise TrainingError(f"{width} x {height} is not a size for Wan: use multiples of 16, such as 192 x 192.")
     for frames in (count for clip in clips for count in clip.target_frames):
         if frames % 4 != 1:
             raise TrainingError(f"{frames} frames cannot be trained on: Wan needs 4 N + 1, such as 1, 21 or 45.")
@@ -255,7 +255,7 @@ def check(training: Training, machine: Machine, sides: tuple[str, ...]) -> None:
             ast.literal_eval(option.partition("=")[2])
         except (ValueError, SyntaxError) as problem:
             raise TrainingError(
-                f"optimizer_args: {option!r}: the value is no Python literal, such as 0.01, True or (0.9,0.99)."
+                f"optimizer_args: {option!r}: the value is not a Python literal, such as 0.01, True or (0.9,0.99)."
             ) from problem
     if training.min_timestep >= training.max_timestep:
         raise TrainingError(
@@ -306,7 +306,7 @@ def _check_text(name: str, text: str) -> None:
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
         raise TrainingError(f"{name} holds a line break or another control character: remove it.")
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise TrainingError(f"{name} holds half a character (a lone surrogate): type the name anew.")
+        raise TrainingError(f"{name} holds half a character (a lone surrogate): type the name again.")
     if '"' in text and name != "extra":
         raise TrainingError(
             f"{name} holds a double quote, which no path on Windows can: write the path without quotes."

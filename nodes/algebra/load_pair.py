@@ -92,7 +92,7 @@ def _described(one: dict[str, FileLora | DiffLoraError], other: dict[str, FileLo
             warnings += [Sentence("{0}: {1}", side, warning) for warning in lora.warnings]
     if isinstance(a, Lora) and isinstance(b, Lora):
         if name_a == name_b:
-            warnings.append(Sentence("A and B are the same file: their difference is nothing"))
+            warnings.append(Sentence("A and B are the same file: their difference is zero"))
         else:
             warnings += training_warnings(a, b)
         noises = [_noise_of(name, lora) for name, lora in ((name_a, a), (name_b, b))]

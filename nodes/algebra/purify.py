@@ -82,8 +82,8 @@ def _report(pure: PurifiedLora) -> list[Sentence]:
     removed = pure.removed
     most = max(removed, key=lambda name: removed[name].share)
     lines = [
-        Sentence("{0} of the slider went, {1} is left", f"{pure.share:.1%}", f"{1 - pure.share:.1%}"),
-        Sentence("taken out: {0}", joined([Sentence("{0}", label(other)) for other in pure.against], ", ")),
+        Sentence("{0} of the slider removed, {1} left", f"{pure.share:.1%}", f"{1 - pure.share:.1%}"),
+        Sentence("removed: {0}", joined([Sentence("{0}", label(other)) for other in pure.against], ", ")),
         Sentence("most in {0}: {1}", most, f"{removed[most].share:.0%}"),
     ]
     if alone := len(pure.matrices) - len(pure.touched):
@@ -138,7 +138,7 @@ class IndependentSliders(io.ComfyNode):
             pure = out if isinstance(out, PurifiedLora) else out.parents[0]
             assert isinstance(pure, PurifiedLora)
             factor = f"{(1 - pure.share) ** -0.5:.2f}"
-            lines.append(Sentence("{0}: {1} went, the rest times {2}", label(lora), f"{pure.share:.1%}", factor))
+            lines.append(Sentence("{0}: {1} removed, the rest times {2}", label(lora), f"{pure.share:.1%}", factor))
             warnings += pure.conclusions
         return io.NodeOutput(
             *outputs, ui=messages(report(Sentence("Independent"), lines, warnings), lora_modules(lora_1))

@@ -58,9 +58,7 @@ def _parts(name: str, error: type[DiffLoraError]) -> list[str]:
     if any(ord(character) < 32 or ord(character) == 127 for character in name):
         raise refuse("it holds a control character; use letters, digits and _ - .")
     if any(unicodedata.category(character) in _UNSEEN and character not in _JOINERS for character in name):
-        raise refuse(
-            "it holds a character that cannot be seen, such as one that turns the direction of writing; remove it"
-        )
+        raise refuse("it holds an invisible character, such as one that reverses the direction of writing; remove it")
     if any(0xD800 <= ord(character) <= 0xDFFF for character in name):
         raise refuse("it is not valid Unicode text; use letters, digits and _ - .")
     if len(name) > MAX_NAME:

@@ -139,7 +139,7 @@ def put_on(model: Any, lora: Lora, targets: Targets, strength: float, apply: str
         patched = sum(not _is_linear(model, lora, targets, name) for name in targets.keys)
         if patched:
             warnings.append(
-                Sentence("{0} of them are no small factors and went into the weights, which round them.", patched)
+                Sentence("{0} of them are not small factors and were put into the weights, which round them.", patched)
             )
     return Put(applied(model, lora, targets, strength, bypass), bypass, line, warnings)
 

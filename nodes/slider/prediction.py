@@ -40,7 +40,7 @@ class PredictionMeter:
     ):  # fmt: skip
         if not isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST):
             raise UnsupportedError(
-                f"model: {type(model.model).__name__} is no flow-matching model. A slider is calibrated by prediction on such "
+                f"model: {type(model.model).__name__} is not a flow-matching model. A slider is calibrated by prediction on such "
                 "models only: Wan, Flux, SD3 and their like. Choose norm or change."
             )
         if getattr(latent, "is_nested", False):

@@ -89,7 +89,7 @@ class Sweeps:
         """raises   InputError if no Sweep Grid has started a run of this name."""
         run = self._runs.get(name) if isinstance(name, str) else None
         if run is None:
-            raise InputError("run is none that Sweep Grid has begun. It puts this node in by itself.")
+            raise InputError("run is not one that Sweep Grid started. Sweep Grid adds this node itself.")
         return run
 
     def of_prompt(self, prompt: PromptCells) -> list[SweepRun]:

@@ -368,7 +368,7 @@ def _about(images: list[torch.Tensor]) -> About:
     for batch in images:
         if batch.ndim not in (3, 4) or not batch.numel():
             raise UnsupportedError(
-                f"images: a tensor of shape {tuple(batch.shape)} is no batch of pictures. Wire in decoded pictures."
+                f"images: a tensor of shape {tuple(batch.shape)} is not a batch of pictures. Wire in decoded pictures."
             )
     sizes = sorted({(batch.shape[2], batch.shape[1]) for batch in images})
     if len(sizes) > 1:

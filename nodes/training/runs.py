@@ -40,7 +40,7 @@ def _run(name: object) -> Run:
     run = _runs().get(name) if isinstance(name, str) else None
     if run is None:
         raise FileError(
-            f"There are no checkpoints called {printable(name, 60)} in the loras folders. Reload the page to see those there are."
+            f"There are no checkpoints called {printable(name, 60)} in the loras folders. Reload the page to see which there are."
         )
     return run
 

@@ -345,7 +345,7 @@ class _Run:
             raise
         except RuntimeError as error:
             raise UnsupportedError(
-                f"model: no gradient can be had from it ({printable(error)}). Use a bf16, fp16, fp8 or GGUF file of "
+                f"model: no gradient can be computed for it ({printable(error)}). Use a bf16, fp16, fp8 or GGUF file of "
                 "this model, without packs that replace its layers."
             ) from error
 
@@ -469,7 +469,7 @@ def _told(
             )  # fmt: skip
         )
     if resumed:
-        lines.append(Sentence("went on from step {0}", resumed))
+        lines.append(Sentence("resumed from step {0}", resumed))
     warnings = []
     if len(pairs) < ENOUGH:
         warnings.append(Sentence("{0} pairs are few: sliders become reliable from about {1}.", len(pairs), ENOUGH))
@@ -484,7 +484,7 @@ def _told(
     if model.patches:
         warnings.append(
             Sentence(
-                "The model has patches on {0} weights. Take LoRAs for fewer steps off it before training.",
+                "The model has patches on {0} weights. Remove step-distill LoRAs from it before training.",
                 len(model.patches),
             )  # fmt: skip
         )

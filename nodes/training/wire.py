@@ -134,7 +134,7 @@ def opened(
     """
     if not isinstance(getattr(patcher.model, "model_sampling", None), comfy.model_sampling.CONST):
         raise UnsupportedError(
-            f"model: {type(patcher.model).__name__} is no flow-matching model. Train Slider works on such models only: "
+            f"model: {type(patcher.model).__name__} is not a flow-matching model. Train Slider works on such models only: "
             "Wan, Flux, SD3 and their like."
         )
     if getattr(patcher, "is_dynamic", lambda: False)():
@@ -144,8 +144,8 @@ def opened(
     missing = patcher.model_size() - patcher.loaded_size()
     if patcher.load_device.type != "cpu" and (missing > 0.01 * patcher.model_size() or patcher.model.model_lowvram):
         raise TrainingError(
-            f"{missing / 1e9:.1f} of the model's {patcher.model_size() / 1e9:.1f} GB do not fit on the GPU, and weights "
-            "that come and go cannot be trained beside. Use an fp8 file, a smaller batch, or free memory first."
+            f"{missing / 1e9:.1f} of the model's {patcher.model_size() / 1e9:.1f} GB do not fit on the GPU, and training "
+            "does not work while weights are swapped in and out. Use an fp8 file, a smaller batch, or free memory first."
         )
     with torch.inference_mode(False), contextlib.ExitStack() as undo:
         patcher.pre_run()
@@ -176,7 +176,7 @@ def _conds(patcher: Any, conditioning: Any, shape: Sequence[int]) -> dict[str, A
     ]
     if pictures:
         raise UnsupportedError(
-            f"model: {type(patcher.model).__name__} wants a picture beside the text ({', '.join(pictures)}), as "
+            f"model: {type(patcher.model).__name__} needs a picture in addition to the text ({', '.join(pictures)}), as "
             "image-to-video and VACE models do. Use the text-to-video model: its slider works on the others, too."
         )
     return conds

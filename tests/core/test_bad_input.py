@@ -88,10 +88,10 @@ def test_folder_in_place_of_a_file(pair: tuple[Path, Path], tmp_path: Path, refu
         (b"hello", "5 bytes are too few"),
         (b"\x01\x02\x03abc" + bytes(5000), "not a safetensors file"),
         (struct.pack("<Q", 1 << 60) + b"{}", "claims a header of 1,152,921,504,606,846,976 bytes"),
-        (struct.pack("<Q", 4) + b"null", "no JSON object"),
-        (struct.pack("<Q", 4) + b"{,,}", "no JSON"),
-        (struct.pack("<Q", 2) + b"\xff\xff", "no JSON"),
-        (struct.pack("<Q", 200_000) + b"[" * 200_000, "no JSON"),
+        (struct.pack("<Q", 4) + b"null", "not a JSON object"),
+        (struct.pack("<Q", 4) + b"{,,}", "not JSON"),
+        (struct.pack("<Q", 2) + b"\xff\xff", "not JSON"),
+        (struct.pack("<Q", 200_000) + b"[" * 200_000, "not JSON"),
         (struct.pack("<Q", 2) + b"{}", "no LoRA weights"),
         (b"\x80\x02}q\x00X\x04\x00\x00\x00", "pickled"),
         (b"PK\x03\x04" + bytes(100), "pickled"),
@@ -178,8 +178,8 @@ def test_a_header_of_millions_of_parts_is_refused_before_it_is_read(
         assert tracemalloc.get_traced_memory()[1] < 4 * len(text) + 50_000_000
     finally:
         tracemalloc.stop()
-    assert "more than 100,000 parts" in error or "no JSON" in error
-    assert not parsed or "no JSON" in error
+    assert "more than 100,000 parts" in error or "not JSON" in error
+    assert not parsed or "not JSON" in error
 
 
 def test_long_metadata_are_no_parts(tmp_path: Path) -> None:

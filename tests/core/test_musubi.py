@@ -221,7 +221,7 @@ def test_wan22_on_windows_names_every_file_it_needs():
         ({"extra": "--comment 'open"}, "Close the quote"),
         ({"extra": "--a\nrm"}, "control character"),
         ({"extra": "stray words"}, "begin with a flag"),
-        ({"optimizer_args": "foreach=true"}, "no Python literal"),
+        ({"optimizer_args": "foreach=true"}, "not a Python literal"),
         ({"optimizer": "LBFGS"}, "LBFGS"),
         ({"clips": "768x416 20 head"}, r"4 N \+ 1"),
         ({"clips": "760x416 21 head"}, "multiples of 16"),

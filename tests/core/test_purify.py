@@ -185,10 +185,10 @@ def test_directions_that_are_no_number_of_directions(tmp_path, directions, error
 
 def test_what_cannot_be_purified_is_refused(tmp_path):
     slider, other = lora(tmp_path / "s.safetensors", 0), lora(tmp_path / "o.safetensors", 9)
-    with pytest.raises(PairError, match="the slider and what is to be taken out are the same"):
+    with pytest.raises(PairError, match="the slider and what is to be removed are the same"):
         purify(slider, [slider])
     copy = lora(tmp_path / "copy.safetensors", 0)
-    with pytest.raises(PairError, match="the slider and what is to be taken out are the same"):
+    with pytest.raises(PairError, match="the slider and what is to be removed are the same"):
         purify(slider, [other, copy])
     with pytest.raises(PairError, match="1 to 4"):
         purify(slider, [other] * 5)
@@ -226,5 +226,5 @@ def test_the_command_line_writes_the_same_and_reports_what_went(tmp_path, capsys
     assert torch.equal(difflora.load(out)[Q].up, pure[Q].up)
     assert main(words[:-1]) == 2 and "--overwrite" in capsys.readouterr().err
     assert main(["purify", str(slider.path), "--against", str(slider.path), "-o", str(tmp_path / "x.safetensors")]) == 2
-    assert "the slider and what is to be taken out are the same" in capsys.readouterr().err
+    assert "the slider and what is to be removed are the same" in capsys.readouterr().err
     assert not (tmp_path / "x.safetensors").exists()

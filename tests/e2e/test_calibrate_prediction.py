@@ -176,7 +176,7 @@ def test_what_is_not_connected_is_named(comfy, missing):
 def test_models_that_are_no_flow_and_sliders_of_other_models_are_refused(comfy):
     keep = {"keep": node("TestKeep", value=["unit", 0])}
     eps = {"eps": node("ModelSamplingDiscrete", model=["model", 0], sampling="eps", zsnr=False)}
-    with pytest.raises(NodeFailed, match="no flow-matching model"):
+    with pytest.raises(NodeFailed, match="not a flow-matching model"):
         comfy.run(calibrating(model=["eps", 0]) | eps | keep)
     other = {"slider": node("DiffLoraLoad", lora_name=small_models.WRAPPER_DENSE)}
     with pytest.raises(NodeFailed, match="another base model"):

@@ -53,14 +53,14 @@ def test_a_purified_slider_is_saved_as_the_dense_projection(comfy):
         expected = dense - strongest @ (strongest.T @ dense)
         assert np.abs(pure[name].dense(torch.float64).flatten(1).numpy() - expected).max() <= 1e-5 * np.abs(dense).max()
         before, after = before + np.square(dense).sum(), after + np.square(expected).sum()
-    assert lines(result, "pure")[0] == f"{1 - after / before:.1%} of the slider went, {after / before:.1%} is left"
+    assert lines(result, "pure")[0] == f"{1 - after / before:.1%} of the slider removed, {after / before:.1%} left"
     assert result.output("pure")["images"]  # the heat map
 
 
 def test_a_slider_against_itself_is_refused(comfy):
     prompt = files() | {"pure": node("DiffLoraPurify", lora=["slider", 0], against=["slider", 0], directions=2)}
     prompt |= saved(comfy, "pure", "never")[0]
-    with pytest.raises(NodeFailed, match="the slider and what is to be taken out are the same"):
+    with pytest.raises(NodeFailed, match="the slider and what is to be removed are the same"):
         comfy.run(prompt)
 
 

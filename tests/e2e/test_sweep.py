@@ -423,7 +423,8 @@ class TestErrors:
             comfy.run(prompt)
 
     @pytest.mark.parametrize(
-        ("strengths", "said"), [("1, much", "'much' is no number"), ("nan", "is no number"), ("1, 11", "11 is beyond")]
+        ("strengths", "said"),
+        [("1, much", "'much' is not a number"), ("nan", "is not a number"), ("1, 11", "11 is beyond")],
     )
     def test_strengths_that_are_none(self, comfy, strengths, said):
         with pytest.raises(NodeFailed, match=said):

@@ -137,7 +137,7 @@ def test_a_training_goes_on_with_more_steps_and_ends_where_one_run_would(picture
     comfy.run(graph(name="long", steps=6))
     comfy.run(graph(name="short", steps=3))
     result = comfy.run(graph(name="short", steps=6, checkpoint="go on"))
-    assert any("went on from step 3" in line for line in lines(result))
+    assert any("resumed from step 3" in line for line in lines(result))
     assert same_tensors(saved(comfy, "long"), saved(comfy, "short"))
     as_it_is = comfy.run(graph(name="short", steps=500, checkpoint="use it as it is"))
     assert any("Not finished: 6 of 500" in line for line in lines(as_it_is))
@@ -164,7 +164,7 @@ def test_cancel_keeps_what_was_reached_and_the_next_run_goes_on(pictures):
     assert reached >= 25
     result = comfy.run(graph(name="stopped", steps=reached + 2, seed=5, checkpoint="go on"))
     comfy.run(graph(name="whole", steps=reached + 2, seed=5))
-    assert any(f"went on from step {reached}" in line for line in lines(result))
+    assert any(f"resumed from step {reached}" in line for line in lines(result))
     assert same_tensors(saved(comfy, "stopped"), saved(comfy, "whole"))
 
 

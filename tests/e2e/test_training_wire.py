@@ -56,7 +56,7 @@ def test_blocks_are_not_remembered(found):
 
 
 @pytest.mark.parametrize(
-    "model, reason", [("SDXL", "no flow-matching model"), ("VACE", "wants a picture beside the text")]
+    "model, reason", [("SDXL", "not a flow-matching model"), ("VACE", "needs a picture in addition to the text")]
 )
 def test_models_that_cannot_be_trained_on_are_refused_with_what_to_do_instead(answers, model, reason):
     said = answers["refused"][model]

@@ -10,7 +10,7 @@ _MODELS = Path(__file__).resolve().parent.parent / "demo" / "models"
 
 
 def offer_demo_models() -> None:
-    """Adds the folders behind those that are there, so that what is saved goes where it always went."""
+    """Adds the folders after the existing ones, so that files are still saved where they always were."""
     for kind in ("diffusion_models", "vae", "loras"):
         if (_MODELS / kind).is_dir():
             folder_paths.add_model_folder_path(kind, str(_MODELS / kind))

@@ -70,7 +70,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}{self._meant(message)} (see {self.prog} --help)")
 
     def _meant(self, message: str) -> str:
-        """A guess at what was to be written, for a word that is none of those there are."""
+        """The known word that is most like an unknown one, as a suggestion."""
         if wrong := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
             return did_you_mean(wrong[1], re.findall(r"[\w.-]+", wrong[2]))
         if message.startswith("unrecognized arguments: "):

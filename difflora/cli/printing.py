@@ -44,7 +44,7 @@ EVERY = 10.0  # seconds between two lines
 
 @contextlib.contextmanager
 def _lines(what: str) -> Iterator[Progress]:
-    """Tell on stderr how far the work is. A thread does it: one large module can take minutes."""
+    """Show on stderr how far the work has come. A thread does it: one large module can take minutes."""
     started, ended = time.monotonic(), threading.Event()
     so_far: list[int] = []
 

@@ -459,7 +459,7 @@ def _write_frames(path: Path, frames: Sequence[Frame] | NDArray[np.uint8]) -> No
 
 
 def _open_as(path: Path, model: Path) -> None:
-    """Let those read and write it who may do so with another folder: on a share, other users' servers."""
+    """Give it the permissions of another folder: on a share, other users' servers then read and write it."""
     if os.name == "nt":
         return  # there, it inherits that
     with contextlib.suppress(OSError):  # some shares have no modes

@@ -188,7 +188,7 @@ def _ends(name: str) -> Iterator[str]:
 
 
 def _read_beside(sibling: Path, header: Header) -> str:
-    """The text of a configuration beside a LoRA. Whoever made the folder decides what lies there."""
+    """The text of a configuration beside a LoRA. Whoever made the folder decides what is in it."""
     name = f"{header.path.name}: {sibling.name} beside it"
     try:
         if not stat.S_ISREG(os.lstat(sibling).st_mode):

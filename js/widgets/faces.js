@@ -233,7 +233,7 @@ const withResponse = (node) =>
     }),
   );
 
-/** The file is looked into when it is picked, so that everything behind knows its blocks before a run. @param {Node} node */
+/** The file is read when it is picked, so that the nodes after it know its blocks before a run. @param {Node} node */
 const withFile = (node) => {
   withReport(node);
   const look = async () => {
@@ -246,7 +246,7 @@ const withFile = (node) => {
   soon();
 };
 
-/** Both files are looked into when one is picked. @param {Node} node */
+/** Both files are read when one is picked. @param {Node} node */
 const withPair = (node) => {
   const soon = () => setTimeout(look);
   const [a, b, ignoreUnknown] = ["lora_a", "lora_b", "ignore_unknown"].map((name) => field(node, name, soon));
@@ -277,7 +277,7 @@ const withPair = (node) => {
   soon();
 };
 
-/** Nothing, until something has gone wrong. @param {Node} node */
+/** Shows nothing until something goes wrong. @param {Node} node */
 const withProblems = (node) =>
   attach(node, "difflora_report", 0, () => reportView({ report: () => reportOf(node), quiet: "problems" }), 0);
 

@@ -56,7 +56,7 @@ const heightIsNoStep = (node) => {
   if (known?.size) known.size = [known.size[0], node.size[1]];
 };
 
-/** Before a key: ComfyUI looks for changes then. What a pointer has changed it has seen when that was let go. */
+/** Before a key press, when ComfyUI looks for changes. It has already seen what a pointer changed, when the button was released. */
 export const heightsAreNoStep = () => new Set([...views.values()].map(({ node }) => node)).forEach(heightIsNoStep);
 
 /** The size functions of hidden widgets, from before they were hidden. @type {WeakMap<object, any>} */
@@ -110,9 +110,9 @@ export const attach = (node, name, width, make, least = 60) => {
   const inner = el("div", { class: "difflora-inner" });
   const outer = el("div", { class: "difflora-outer", "aria-busy": "true" }, inner);
   let height = 0;
-  let asSaved = false; // what comes now was there when the node was saved, and has its room
+  let asSaved = false; // what comes now was there when the node was saved: there is room for it
   let saved = 0; // the height that the node was loaded with
-  let given = 0; // and the one that it has got here since, for what is not known yet: Wan's forty blocks, say
+  let given = 0; // and the height that it has been given since, for what was not known then, such as Wan's forty blocks
   const widget = node.addDOMWidget(name, "difflora", outer, {
     serialize: false,
     hideOnZoom: false,
@@ -133,7 +133,7 @@ export const attach = (node, name, width, make, least = 60) => {
     const room = asSaved ? (node.size[1] === given ? saved : 0) : (height || !least) && node.size[1] + now - height;
     height = now;
     if (isVue()) {
-      for (const wait of [100, 600]) setTimeout(() => heightIsNoStep(node), wait); // there, nodes grow with their content, a little later
+      for (const wait of [100, 600]) setTimeout(() => heightIsNoStep(node), wait); // Vue's nodes grow with their content, a little later
       return;
     }
     const before = node.size[1];
@@ -238,11 +238,11 @@ export const replaceStale = () => {
   }
 };
 
-/** Show views anew, soon. @param {Iterable<Element>} which */
+/** Draw views again soon. @param {Iterable<Element>} which */
 export const later = (which = views.keys()) => {
   for (const outer of which) outer.setAttribute("aria-busy", "true");
   draw();
 };
 
-/** Show anew the views on all nodes that fit. @param {(node: Node) => boolean} fits */
+/** Draw the views on all nodes that fit again. @param {(node: Node) => boolean} fits */
 export const laterOn = (fits) => later([...views].flatMap(([outer, { node }]) => (fits(node) ? [outer] : [])));

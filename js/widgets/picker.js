@@ -5,7 +5,7 @@ import { say } from "../lib/words.js";
 import { el } from "./dom.js";
 import { openPopup } from "./popup.js";
 
-/** The most files in the list at once: a search finds the others. */
+/** How many files are listed at most: a search finds the others. */
 const SHOWN = 200;
 
 /** @param {{ clientX: number, clientY: number }} at @param {Promise<string[]>} files @param {(name: string) => void} choose @param {HTMLElement} [back] gets the focus afterwards */

@@ -39,7 +39,7 @@ export const playerView = (host) => {
   /** @type {"off" | "hidden" | "shown"} */
   let blind = "off";
   let ticking = 0;
-  let chosen = false; // by the person: then more clips of the same sweep change nothing of what is seen
+  let chosen = false; // chosen by the user: more clips of the same sweep then leave the view as it is
 
   const canvas = el("canvas", { class: "screen", role: "img", tabindex: "-1" });
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d", { alpha: false }));

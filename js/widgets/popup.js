@@ -1,5 +1,5 @@
 // @ts-check
-/** A panel over the page, at a place on it: one at a time, and gone with a press beside it. */
+/** A panel at a place on the page: one at a time, and closed by a press outside it. */
 
 /** @type {(() => void) | null} */
 let closeOpen = null;

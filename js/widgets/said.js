@@ -41,7 +41,7 @@ export const reportOf = (node) => {
   return messageOf(node)?.report ?? null;
 };
 
-/** A run begins: what went wrong before no longer counts. */
+/** A run begins: forget what went wrong before. */
 export const forgetFailures = () => (failures = new WeakMap());
 
 /** @param {Node} node */
@@ -53,7 +53,7 @@ export const rememberFailure = (id, text) => {
   if (node) failures.set(node, text);
 };
 
-/** Let a node have said something that did not come with a run. @param {Node} node @param {unknown} message */
+/** Record a message of a node that did not come with a run. @param {Node} node @param {unknown} message */
 const say = (node, message) => {
   const output = { ...app.nodeOutputs?.[placeOf(node)], difflora: [message] };
   node.diffloraOutput = output;
@@ -108,9 +108,9 @@ export const askLastWords = async (promptId) => {
   const told = Object.entries(await answer.json());
   for (const [id, message] of told) {
     const node = nodes.get(id);
-    if (!node || messageOf(node) !== before.get(node)) continue; // it has run meanwhile, and knows better
+    if (!node || messageOf(node) !== before.get(node)) continue; // it has run in the meantime: its own message is newer
     const images = readMessage(message)?.pictures;
-    // Pictures are ComfyUI's own to show: it hears of them as after a run.
+    // ComfyUI shows pictures itself: it is told about them as after a run.
     if (images) api.dispatchCustomEvent("executed", { node: id, display_node: id, prompt_id: promptId, output: { images, difflora: [message] } });
     else say(node, message);
   }
@@ -132,14 +132,14 @@ export const askHeader = async (node, about, picked) => {
   const before = messageOf(node);
   const answer = await api.fetchApi(`/differential_lora/${question}`);
   const told = answer.ok || answer.status === 422 ? await answer.json() : null;
-  // Another file has been picked meanwhile, or a run knows better.
+  // Another file has been picked in the meantime, or a run has said something newer.
   if (!told || asked.get(node) !== question || messageOf(node) !== before) return false;
   forgetFailure(node);
   say(node, told.error ? { report: { title: picked.name ?? "", lines: [{ text: retellError(String(told.error)), level: "error" }] } } : told);
   return true;
 };
 
-/** How often the lists of files have been read anew. */
+/** How often the lists of files have been read again. */
 let refreshes = 0;
 
 /** The files on the disk may have changed. */
@@ -156,7 +156,7 @@ export const askFacts = async (names, twin, ignoreUnknown) => {
   return answer.ok ? readFacts(await answer.json()) : null;
 };
 
-/** Milliseconds from one question to the next. */
+/** Milliseconds between two questions. */
 const [SOON, LATE] = [2000, 15_000];
 
 /** Grids that are being followed. @type {WeakSet<Node>} */
@@ -174,13 +174,13 @@ export const followNews = async (node, changed) => {
     const waiting = messageOf(node)?.waiting;
     if (!waiting || !node.graph) break;
     if (document.hidden) continue;
-    // Without an answer the server is down, and asked again later; one that has been restarted knows nothing of the run.
+    // Without an answer, the server is down and is asked again later; a restarted server knows nothing of the run.
     const answer = await api.fetchApi(`/differential_lora/sweep?${new URLSearchParams({ waiting })}`).catch(() => null);
     if (answer?.status === 404) break;
     const told = answer?.ok ? await answer.json() : {};
     const isNews = Object.keys(told).length > 0;
     pause = isNews ? SOON : Math.min(LATE, 1.5 * pause);
-    // A run may have said something newer meanwhile.
+    // A run may have said something newer in the meantime.
     if (!isNews || messageOf(node)?.waiting !== waiting) continue;
     say(node, told);
     changed();

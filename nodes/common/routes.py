@@ -30,8 +30,8 @@ def kept(message: Message) -> Message:
 def _shown_on(context: ExecutionContext) -> str:
     """The node of the workflow that shows what the running node says.
 
-    A sweep runs clones of the nodes inside it, under ids that no workflow has. A node that another pack's node has been
-    expanded into is shown on that one, where what it says is out of place: the id stays its own.
+    A sweep runs clones of the nodes inside it, under ids that no workflow has. A node of another pack may also expand into
+    nodes of this one. ComfyUI would show their messages on that node, where they are out of place, so they keep their own id.
     """
     progress = get_progress_state()
     own = str(context.node_id)
@@ -43,7 +43,7 @@ def _shown_on(context: ExecutionContext) -> str:
 
 
 def answer_last_words() -> None:
-    """Hear of every prompt that is queued, and tell the page what its cached nodes said. Called while ComfyUI loads the pack."""
+    """For every queued prompt, tell the page what its cached nodes said. Called while ComfyUI loads the pack."""
 
     def watch(request: dict[str, Any]) -> dict[str, Any]:
         if isinstance(request.get("prompt"), dict):

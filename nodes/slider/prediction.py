@@ -1,4 +1,4 @@
-"""What a slider changes of a model's prediction, asked of the model on its wire as a sampler would ask."""
+"""How much a slider changes a model's prediction, measured on the connected model, called as a sampler calls it."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from .native import applied
 
 
 class PredictionMeter:
-    """Measures what a slider changes of the predictions on the way from noise to a picture.
+    """Measures how much a slider changes the predictions on the way from noise to a picture.
 
-    The model itself goes the first part of the way, from noise alone to `noise`, by Euler steps as a sampler does. There
+    The model itself takes the first part of the way, from noise alone to `noise`, in Euler steps as a sampler does. There
     its predictions with the slider at + and − are compared. One latent at a time, so that memory is that of one render.
 
-    model         ComfyUI's, of which nothing is left changed
+    model         ComfyUI's; it is left as it was
     conditioning  ComfyUI's, as a sampler takes it
     latent        (batch, channels, …): only its size counts
     noise         noise level, above 0; 1 is noise alone
     samples       starts, from seeds 0, 1, …
     tick          called before each pass through the model
-    raises        UnsupportedError if the model is no flow-matching model, PairError if the LoRA does not fit it
+    raises        UnsupportedError if the model is not a flow-matching model, PairError if the LoRA does not fit it
     """
 
     def __init__(

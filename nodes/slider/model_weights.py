@@ -52,7 +52,7 @@ class Targets:
             if check and not _fits(lora.specs[name].shape, own):
                 raise PairError(
                     f"{name}: the weight has shape {tuple(lora.specs[name].shape)} in {label(lora)}{_of(lora.base_model)}, but "
-                    f"{shape} in the model: the base models differ."
+                    f"{shape} in the model: the LoRA is for another base model."
                 )
         self.is_quantised = any(_is_quantised(weights[self.keys[name]]) for name in lora.matrices if name in self.keys)
 

@@ -317,9 +317,9 @@ def test_the_inner_nodes_of_a_sweep_take_no_orders_from_strangers(guarded):
         name = name.replace("{outside}", outside)
         inner = {"cell": node("DiffLoraSweepCell", images=["clip", 0], key=name, run="a" * 32),
                  "after": node("TestKeep", value=["cell", 0])}  # fmt: skip
-        assert "run is none that Sweep Grid has begun" in answer(guarded, prompt | inner), name[:80]
+        assert "run is not one that Sweep Grid started" in answer(guarded, prompt | inner), name[:80]
         inner = {"layout": node("DiffLoraSweepLayout", run=name), "after": node("TestKeep", value=["layout", 0])}
-        assert "run is none that Sweep Grid has begun" in answer(guarded, prompt | inner), name[:80]
+        assert "run is not one that Sweep Grid started" in answer(guarded, prompt | inner), name[:80]
     # The clip in ComfyUI's cache still has its pixels.
     shown = node(
         "DiffLoraABCompare", a=["clip", 0], b=["clip", 0], mode="wipe", amplify=4.0, fps=16.0, label_a="", label_b=""

@@ -54,7 +54,7 @@ import { readFile, readPlayer } from "./player.js";
  * @property {Spectrum} [spectrum]
  * @property {string} [selection] the text that picked some of the modules
  * @property {[number, number]} [strength_range] recommended by the file's metadata
- * @property {import("./player.js").Player} [player] clips to play in step
+ * @property {import("./player.js").Player} [player] clips to play in sync
  * @property {MapPreview} [map]
  * @property {Pair} [pair]
  * @property {import("./player.js").VideoFile[]} [pictures] that the node shows

@@ -99,7 +99,7 @@ export const ENGLISH = {
   info: "Note",
   warning: "Warning",
   error: "Problem",
-  player: "Clips in step",
+  player: "Clips in sync",
   playerHelp: "Space plays, arrows change the clip, comma and full stop step frames",
   playerLater: "The clips appear here after a run",
   playOne: "One",

@@ -110,6 +110,7 @@ SIZES = Path(__file__).with_name("node_sizes.json")  # type -> its height after 
 FRAMES = ("EmptyHunyuanLatentVideo", "WanVideoEmptyEmbeds")
 GRID_OF_40 = 680  # height of Select Blocks for Wan 14B
 MORE_WITH_MAP = 80  # height of what a slider says about its map
+BADGE = 16
 VIDEO_BARS = 215  # height of a Save Video after a run, without its picture
 PLAYER_BARS = 440  # height of a Sweep Grid after a run, without the picture in its player
 
@@ -117,8 +118,8 @@ PLAYER_BARS = 440  # height of a Sweep Grid after a run, without the picture in 
 def room(workflow: Workflow, node: Node, measured: tuple[float, float]) -> tuple[float, float]:
     """The room that a node needs: as the page shows it now, or after a run."""
     width, height = measured
-    if node.folded:
-        return math.ceil(width - 0.01), 0
+    if node.folded:  # below a title, the canvas writes which pack the next node is of
+        return math.ceil(width - 0.01), BADGE
     after = json.loads(SIZES.read_text("utf-8")).get(node.type, 0)
     if node.type == "DiffLoraSweepGrid":  # its player is as high as the pictures are for its width
         frames = next(each.values for each in workflow.nodes() if each.type in FRAMES)

@@ -1517,7 +1517,7 @@ TWIN_PAIRS = Group(
             Node("keep", "PrimitiveInt", {"value": 4}, title="Rank for both"),
         ],
         of_both("select", "DiffLoraSelectBlocks", "Blocks for # noise", {}, lora="subtract_#", selection="selection"),
-        of_both("rank", "DiffLoraRerank", "Re-rank for # noise", {"rule": "rank"}, lora="select_#", rank="keep"),
+        of_both("rank", "DiffLoraRerank", "Rank for # noise", {"rule": "rank"}, lora="select_#", rank="keep"),
     ],
     GREEN,
 )

@@ -84,6 +84,8 @@ class TestFiles:
             # Letters of 14 pixels; Latin ones are about half as wide.
             width = 40 + sum(14 if unicodedata.east_asian_width(letter) in "WF" else 7.6 for letter in title)
             assert width <= node["size"][0], title
+            if node["flags"].get("collapsed"):
+                assert len(title) <= 20, "the canvas writes no more of a folded node's title"
             if own:
                 pack = 100 if node["type"].startswith("DiffLora") else 140 if node["type"].startswith("WanVideo") else 0
                 assert width + pack <= node["size"][0], title

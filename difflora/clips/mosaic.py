@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from ..fonts import Font, font_of
 from .video import Frame
 
 PAPER, INK, DIM, MARK = (18, 20, 25), (240, 242, 246), (150, 158, 172), (245, 166, 35)
@@ -184,7 +185,7 @@ def _page(cells: Cells, labels: Sequence[Label], font_file: Path | None) -> Fram
     page = Image.new("RGB", cells.size, PAPER)
     draw = ImageDraw.Draw(page)
     size = _font_size(cells.width)
-    font, small = _font(font_file, size), _font(font_file, max(9, round(size * 0.72)))
+    font, small = font_of(font_file, size), font_of(font_file, max(9, round(size * 0.72)))
     for index, label in enumerate(labels):
         left, top = cells.corner(index)
         right, line = left + cells.width, top - cells.head // 2
@@ -200,7 +201,7 @@ def _page(cells: Cells, labels: Sequence[Label], font_file: Path | None) -> Fram
     return np.asarray(page)
 
 
-def _shortened(draw: ImageDraw.ImageDraw, text: str, font: _Font, space: float) -> str:
+def _shortened(draw: ImageDraw.ImageDraw, text: str, font: Font, space: float) -> str:
     text = label_text(text)
     if draw.textlength(text, font) <= space:
         return text
@@ -209,13 +210,6 @@ def _shortened(draw: ImageDraw.ImageDraw, text: str, font: _Font, space: float) 
         : bisect_left(range(1, len(text)), True, key=lambda end: draw.textlength(f"{text[:end]}…", font) > space)
     ]
     return f"{text.rstrip()}…" if text else ""
-
-
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
-
-def _font(file: Path | None, size: int) -> _Font:
-    return ImageFont.truetype(str(file), size) if file else ImageFont.load_default(size)
 
 
 def _font_size(width: int) -> int:

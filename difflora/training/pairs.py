@@ -14,16 +14,18 @@ import hashlib
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageOps, ImageSequence, UnidentifiedImageError
 
 from ..errors import FileError, OutputError, PairError
+from ..fonts import Font, font_of
+from ..progress import Progress
 from ..sentence import Sentence, joined, printable
 from ..storage.writer import is_same_file, make_folder, write_whole
 from .latents import ENOUGH
@@ -33,7 +35,6 @@ CLIP_EXTENSIONS = {".mp4", ".webm", ".mov", ".mkv", ".webp", ".gif"}
 COMPARED_AT = 384  # pixels on the longer side: the checks are about content, not about grain
 SAME_PICTURE = 0.008  # mean difference of two 16 x 16 grey thumbnails, for values from 0 to 1
 
-Progress = Callable[[int, int], None]
 Thumbnail = npt.NDArray[np.float64]
 
 
@@ -441,14 +442,14 @@ def contact_sheets(checks: list[PairCheck], title: str, font: Path | None = None
     columns = min(_COLUMNS, len(ordered))
     shapes = [size for check in checks for size in check.sizes if size]
     height = max([_CELL // 4, *(round(_CELL * min(1.0, tall / wide)) for wide, tall in shapes)])
-    pair = _Pair(height, _font(font, 14))
+    pair = _Pair(height, font_of(font, 14))
     below = height + _TEXT + _GAP
     size = (columns * (2 * _CELL + _GAP) + _GAP, rows * below + 3 * _GAP + 20)
     pages = []
     for start in range(0, len(ordered), a_page):
         page = Image.new("RGB", size, _PAPER)
         number = f", page {start // a_page + 1} of {-(-len(ordered) // a_page)}" if len(ordered) > a_page else ""
-        ImageDraw.Draw(page).text((_GAP, _GAP), f"{title}{number}", _INK, _font(font, 18))
+        ImageDraw.Draw(page).text((_GAP, _GAP), f"{title}{number}", _INK, font_of(font, 18))
         for position, check in enumerate(ordered[start : start + a_page]):
             row, column = divmod(position, columns)
             pair.draw(page, check, _GAP + column * (2 * _CELL + _GAP), 2 * _GAP + 20 + row * below)
@@ -456,19 +457,12 @@ def contact_sheets(checks: list[PairCheck], title: str, font: Path | None = None
     return pages
 
 
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
-
-def _font(file: Path | None, size: int) -> _Font:
-    return ImageFont.truetype(str(file), size) if file else ImageFont.load_default(size)
-
-
 @dataclass(frozen=True)
 class _Pair:
     """The picture of a pair. height: of its two images, in pixels."""
 
     height: int
-    font: _Font
+    font: Font
 
     def draw(self, page: Image.Image, check: PairCheck, left: int, top: int) -> None:
         draw = ImageDraw.Draw(page)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # From the bottom up. What stands on one line stands side by side: none of it imports from another.
 ROOMS = (
-    ("difflora.errors", "difflora.sentence", "difflora.progress", "difflora.version"),
+    ("difflora.errors", "difflora.sentence", "difflora.progress", "difflora.fonts", "difflora.version"),
     ("difflora.storage",),
     ("difflora.names",),
     ("difflora.lora",),

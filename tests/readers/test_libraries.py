@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,9 +25,17 @@ from difflora.lora.file import FileLora
 from difflora.names.keys import OUTPUT_DIALECTS
 from tests.lora_files import factors
 
-diffusers = pytest.importorskip("diffusers")
-lycoris = pytest.importorskip("lycoris")
-peft = pytest.importorskip("peft")
+diffusers: Any = None
+lycoris: Any = None
+peft: Any = None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _libraries() -> None:
+    """Imported here, not by each worker that only collects the tests: it takes four seconds."""
+    for name in ("diffusers", "lycoris", "peft"):
+        globals()[name] = pytest.importorskip(name)
+
 
 DIM, FFN, TEXT, BLOCKS, RANK, ALPHA, STRENGTH = 64, 96, 32, 3, 4, 2.0, 1.5
 Deltas = dict[str, Tensor]

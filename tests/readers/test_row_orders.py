@@ -11,8 +11,6 @@ from safetensors.torch import load_file, save_file
 import difflora
 from difflora.names import families
 
-conversion = pytest.importorskip("diffusers.loaders.lora_conversion_utils")
-
 RANK = 2
 # Width of a family's models, and rows of what is wider: diffusers reads some files by their sizes only.
 WIDTHS = {"Flux": 3072, "FLUX.2": 3072, "HunyuanVideo": 3072, "Lumina 2": 2304}
@@ -56,6 +54,7 @@ def names(family: families.Family) -> list[str]:
 
 @pytest.mark.parametrize(("name", "written", "converter"), CONVERTERS, ids=lambda value: value.replace(" ", "-"))
 def test_q_k_and_v_are_the_rows_that_diffusers_takes(tmp_path, name, written, converter):
+    conversion = pytest.importorskip("diffusers.loaders.lora_conversion_utils")
     family = families.named(name)
     convert = next(
         function for title, function in vars(conversion).items()

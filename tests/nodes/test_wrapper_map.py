@@ -5,7 +5,6 @@ import gc
 
 import pytest
 import torch
-import torch._dynamo.testing
 
 from tests.pack_modules import pack_module
 
@@ -171,6 +170,8 @@ def test_the_wrap_goes_with_the_last_map():
 def test_a_compiled_block_is_found_and_compiled_once_for_all_strengths():
     run = Run(a_map(mask=half()), 2.0, -1.0)
     expected = run()
+    import torch._dynamo.testing  # it takes seconds
+
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounter()
     for index, block in enumerate(run.transformer.blocks):

@@ -11,6 +11,7 @@ COMFYUI_DISTRIBUTED_DIR a checkout of ComfyUI-Distributed
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -80,6 +81,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     yield
     last = {item: number for number, item in enumerate(real)}
     items.sort(key=lambda item: last.get(item, -1))
+
+
+def pytest_collection_finish() -> None:
+    """No garbage collection has to look at torch and five thousand tests again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -280,6 +280,23 @@ class ComfyPage:
         }"""
         self.run(script, [_id(node_id), widget, value])
 
+    def undo(self) -> None:
+        """One step of undo, by its keys."""
+        tracker = "app.extensionManager.workflow.activeWorkflow.changeTracker"
+        before = self.run(f"() => {tracker}.undoQueue.length")
+        # The page passes over the keys while it still restores the step before.
+        undone = f"before => {tracker}.undoQueue.length !== before && !{tracker}._restoringState"
+        for last in (False, False, False, True):
+            self.run("() => document.activeElement?.blur()")
+            self.page.keyboard.press("Control+z")
+            try:
+                self.page.wait_for_function(undone, arg=before, timeout=2000)
+                break
+            except PlaywrightError:
+                if last:
+                    raise
+        self.settle()
+
     # What is seen
 
     def set_renderer(self, vue: bool) -> None:

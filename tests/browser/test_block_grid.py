@@ -143,9 +143,8 @@ def test_undo_and_redo(grid):
     grid.drag((0, 0), (0, 3))
     painted = grid.value("selection")
     assert painted != "attn"
-    page.page.keyboard.press("Control+z")
-    page.page.wait_for_function("() => app.graph._nodes[0]?.widgets[0].value === 'attn'", timeout=5000)
-    page.settle()
+    page.undo()
+    assert page.run("() => app.graph._nodes[0]?.widgets[0].value") == "attn"
     again = Face(page, grid.type, node_id=page.node_ids(grid.type)[0])
     assert sent(again) == meaning("attn")
     page.page.keyboard.press("Control+y")

@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests import small_models
 from tests.browser.face import Face
-from tests.browser.test_widgets import both_renderers, drawn, settled, undo  # noqa: F401
+from tests.browser.test_widgets import both_renderers, drawn, settled  # noqa: F401
 
 EVIL = "<img src=x onerror=window.hacked=1>"
 
@@ -59,10 +59,10 @@ def test_what_fits_is_offered_and_taken_and_swapped_and_undone(drawn, files):  #
     drawn.page.wait_for_function(
         "e => e.querySelector('.difflora-report').innerText.includes('swap the two')", arg=pair.element
     )
-    undo(drawn)
+    drawn.undo()
     pair = Face(drawn, pair.type, node_id=pair.id)
     assert (pair.sent("lora_a"), pair.sent("lora_b")) == files
-    undo(drawn)
+    drawn.undo()
     assert Face(drawn, pair.type, node_id=pair.id).sent("lora_b") == small_models.DENSE
 
 
@@ -76,7 +76,7 @@ def test_the_pair_for_the_other_model_of_wan22_is_taken_in_one_step(drawn, files
     pair.find(".twins").click()
     drawn.settle()
     assert (pair.sent("lora_a"), pair.sent("lora_b")) == files
-    undo(drawn)
+    drawn.undo()
     pair = Face(drawn, pair.type, node_id=pair.id)
     assert [pair.sent("lora_a"), pair.sent("lora_b")] == [side["name"] for side in sides]
 

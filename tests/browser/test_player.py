@@ -314,13 +314,6 @@ WIRED = (
 MODE = "id => app.graph.getNodeById(Number(id)).mode"
 
 
-def undo(page):
-    page.page.mouse.move(5, 990)
-    page.run("() => document.activeElement?.blur()")
-    page.page.keyboard.press("Control+z")
-    page.page.wait_for_timeout(600)
-
-
 def test_a_strength_goes_to_what_the_sweep_feeds_and_undo_brings_the_wire_back(player):
     page = player.page
     page.page.wait_for_timeout(700)  # the node has grown with its clips: no step of its own any more
@@ -343,7 +336,7 @@ def test_a_strength_goes_to_what_the_sweep_feeds_and_undo_brings_the_wire_back(p
     assert "−1" in verdict and "wire" in verdict and "<img" in verdict
     assert page.run("() => window.hacked") is None
     assert "3" not in page.prompt()
-    undo(page)
+    page.undo()
     assert page.run(WIRED, slider) == 1
     assert page.run(MODE, "3") == 0
     player = Player(page)
@@ -360,7 +353,7 @@ def test_the_clips_of_a_run_that_took_its_time_are_there_after_an_undo(page, vue
     page.run("() => app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
     page.set_value("3", "cell_size", 256)
     page.run("() => app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
-    undo(page)
+    page.undo()
     assert page.value("3", "cell_size") == 384
     player = Player(page)
     assert player.text(".name.a") == "+2.25"

@@ -2,7 +2,7 @@
 
 from tests import small_models
 from tests.browser.face import Face
-from tests.browser.test_widgets import both_renderers, drawn, settled, undo  # noqa: F401
+from tests.browser.test_widgets import both_renderers, drawn, settled  # noqa: F401
 
 
 def rows(rack):
@@ -54,7 +54,7 @@ def test_rows_are_added_set_moved_removed_and_undone_one_by_one(drawn):  # noqa:
     ]
     assert rack.find(".row").get_attribute("data-off") == "true"
     for state in reversed(states[:-1]):
-        undo(drawn)
+        drawn.undo()
         rack = Face(drawn, rack.type, node_id=rack.id)
         assert rows(rack) == state
     assert rack.text(".empty") == "No LoRA yet"

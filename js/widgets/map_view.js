@@ -48,10 +48,12 @@ export const mapView = (host) => {
     pictures.forEach((digits, index) => {
       const left = (index % columns) * (width * scale + 2);
       const top = Math.floor(index / columns) * (height * scale + 2);
+      context.fillStyle = "#888"; // a frame, by which white is seen on a light node, and black on a dark one
+      context.fillRect(left, top, width * scale + 2, height * scale + 2);
       for (let place = 0; place < width * height; place++) {
         const grey = 17 * parseInt(digits[place], 16);
         context.fillStyle = `rgb(${grey} ${grey} ${grey})`;
-        context.fillRect(left + (place % width) * scale, top + Math.floor(place / width) * scale, scale, scale);
+        context.fillRect(left + 1 + (place % width) * scale, top + 1 + Math.floor(place / width) * scale, scale, scale);
       }
     });
   };

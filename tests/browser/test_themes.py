@@ -66,4 +66,12 @@ def test_every_text_stands_out_from_what_is_behind_it(page, theme, vue):
     ground = {text.rsplit(" on ", 1)[1] for _, text in contrasts if text.startswith("note")}
     assert len(contrasts) > 200
     assert all((int(colour.split(",")[0]) > 200) == (theme == "light") for colour in ground), ground
-    assert sorted(f"{contrast:.2f} {text}" for contrast, text in contrasts if contrast < 4.5) == []
+    assert faint(contrasts) == []
+    for kind in ('[aria-pressed="true"]', ':not([aria-pressed="true"])'):
+        page.page.locator(f".difflora .chip{kind}:enabled:visible").first.hover()
+        page.page.wait_for_timeout(300)
+        assert faint(page.run(CONTRASTS)) == [], f"under the pointer: {kind}"
+
+
+def faint(contrasts):
+    return sorted(f"{contrast:.2f} {text}" for contrast, text in contrasts if contrast < 4.5)

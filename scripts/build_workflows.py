@@ -81,6 +81,9 @@ MAKE = """async ({ note, noteSize, nodes }) => {
   // Side by side for now, all in sight: what is out of sight is not drawn, and has no height.
   Object.values(byName).forEach((node, at) => { node.pos = [700 + 700 * (at % 5), 1100 * Math.floor(at / 5)]; });
   await new Promise(done => setTimeout(done, 1500));
+  // On a busy machine they take longer to be drawn, and to hide what does not count.
+  for (let tries = 0; tries < 30 && document.querySelector(".difflora-outer[aria-busy]"); tries++)
+    await new Promise(done => setTimeout(done, 100));
   for (const spec of nodes) {
     const node = byName[spec.name], least = node.computeSize();
     node.setSize([Math.max(spec.size[0], least[0]), Math.max(spec.size[1] ?? 0, least[1])]);

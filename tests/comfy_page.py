@@ -80,7 +80,8 @@ QUEUE = """async (seconds) => {
 # A step of the page: two drawn frames, and a moment for Vue's queue and for what waits until the page is idle. Two of them,
 # and a third if something has changed in the second: a node that is new is shown, then seen, then drawn.
 SETTLE = """async () => {
-    const frame = () => new Promise(requestAnimationFrame), rest = () => new Promise(r => setTimeout(r, 50));
+    const frame = () => new Promise(requestAnimationFrame);
+    const rest = () => new Promise(r => requestIdleCallback(r, { timeout: 50 }));
     const drawn = () => [...document.querySelectorAll(".difflora-outer[aria-busy]")].every(element => {
         const box = element.getBoundingClientRect();
         return !box.width || box.bottom < 0 || box.right < 0 || box.top > innerHeight || box.left > innerWidth;

@@ -57,10 +57,11 @@ class Player:
         return found
 
     def pause(self):
-        play = self.find(".play")
-        if play.get_attribute("aria-label") == "Pause":
-            play.click()
-        self.page.settle()
+        for _ in range(2):  # it begins to play by itself, a moment after it is there
+            play = self.find(".play")
+            if play.get_attribute("aria-label") == "Pause":
+                play.click()
+            self.page.settle()
 
     def press(self, *keys):
         self.find(".difflora-player").focus()

@@ -292,7 +292,7 @@ def test_wrong_settings_are_refused_in_one_line(pictures, settings, said):
 def test_a_model_that_wants_a_picture_is_refused(pictures):
     prompt = graph()
     prompt["model"]["inputs"]["unet_name"] = small_models.WAN_I2V
-    with pytest.raises(NodeFailed, match="wants a picture"):
+    with pytest.raises(NodeFailed, match="needs a picture"):
         pictures.run(prompt)
 
 
@@ -304,8 +304,8 @@ def test_loras_on_the_model_are_warned_about(pictures):
         "inputs": {"model": ["model", 0], "lora_name": small_models.DENSE, "strength_model": 1.0},
     }
     prompt["train"]["inputs"]["model"] = ["fast", 0]
-    assert any("fewer steps" in line for line in lines(pictures.run(prompt)))
-    assert not any("fewer steps" in line for line in lines(pictures.run(graph(name="plain", steps=1))))
+    assert any("step-distill LoRAs" in line for line in lines(pictures.run(prompt)))
+    assert not any("step-distill LoRAs" in line for line in lines(pictures.run(graph(name="plain", steps=1))))
 
 
 # Clips and tints

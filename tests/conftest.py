@@ -98,9 +98,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """With several workers: each file of tests/browser, tests/e2e and tests/readers on one of them, all other tests anywhere.
+    """With several workers: all of tests/browser on one of them, each file of tests/e2e and tests/readers on one, all other
+    tests anywhere.
 
-    A file shares a server, a page or a library whose import takes seconds.
+    A file shares a server or a library whose import takes seconds. Pages on every worker would take more than they bring: one
+    that is open follows all runs of its server, and draws.
 
     (`--dist loadgroup` would do, but pytest-xdist 3.8 changes test ids in a way that pytest 9.2 does not notice.)
     """
@@ -117,7 +119,7 @@ def scope_of(nodeid: str) -> str:
     """Tests of one scope run on one worker."""
     file = nodeid.partition("::")[0]
     folder = file.rpartition("/")[0]
-    return file if folder in ("tests/browser", "tests/e2e", "tests/readers") else nodeid
+    return {"tests/browser": folder, "tests/e2e": file, "tests/readers": file}.get(folder, nodeid)
 
 
 def draws_with_vue(item: pytest.Item) -> bool:

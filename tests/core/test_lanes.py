@@ -45,8 +45,7 @@ def test_only_tests_with_a_server_get_a_second_chance(tmp_path, options, expecte
 @pytest.mark.parametrize(
     ("one", "other", "together"),
     (
-        ("tests/browser/test_a.py::test_x[1]", "tests/browser/test_a.py::TestY::test_z", True),
-        ("tests/browser/test_a.py::test_x", "tests/browser/test_b.py::test_x", False),
+        ("tests/browser/test_a.py::test_x[1]", "tests/browser/test_b.py::TestY::test_z", True),
         ("tests/readers/test_a.py::test_x[1]", "tests/readers/test_a.py::test_x[2]", True),
         ("tests/e2e/test_a.py::test_x[1]", "tests/e2e/test_a.py::TestY::test_z", True),
         ("tests/e2e/test_a.py::test_x", "tests/e2e/test_b.py::test_x", False),

@@ -178,6 +178,7 @@ def test_errors_of_nodes_are_translated(language):
 
 def test_what_nodes_say_reaches_the_page_as_sentences(comfy):
     """Nothing but names of files and models comes without what it was made of."""
+    comfy.forget()  # cached nodes say nothing
     result = comfy.run(
         {
             "1": {"class_type": "DiffLoraLoad", "inputs": {"lora_name": small_models.DENSE, "ignore_unknown": False}},

@@ -59,8 +59,7 @@ def test_painting_over_all_480_cells(page, vue):
         f"press {ends[0]:.1f} ms, release {ends[1]:.1f} ms"
     )
     print(f"tasks over 50 ms, ComfyUI's own drawing included: {tasks}")
-    assert statistics.median(moves) <= 2
-    assert statistics.quantiles(moves, n=20)[-1] <= 4, "5 of 100 may be slower: the machine has other work"
+    assert statistics.quantiles(moves, n=50)[-1] <= 4, "2 of 100 may be slower: the machine has other work"
     assert max(ends) <= 50
 
 

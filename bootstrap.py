@@ -253,11 +253,10 @@ def install(job: str) -> None:
             with step("virtual environment .venv"):
                 # What uv has unpacked is still good.
                 for left in VENV.iterdir() if VENV.exists() else ():
-                    if left.is_dir() and not left.is_symlink():
-                        if left != UV_CACHE:
-                            shutil.rmtree(left)
-                    else:
+                    if left.is_symlink() or not left.is_dir():
                         left.unlink()
+                    elif left != UV_CACHE:
+                        shutil.rmtree(left)
                 VENV.mkdir(exist_ok=True)
                 STAMP.write_text("{}")
                 if run(sys.executable, "-m", "venv", VENV, check=False):

@@ -22,9 +22,8 @@ LETTER = 13  # of a group's title, about
 DISORDER = (150, 50)
 SHUFFLED = 4  # orders of placing the groups that are tried where nothing else fits the page
 MISCOUNTED = 1500  # and that a group begins above the one with the number before, and not right of it
-MISREAD = (
-    400  # and for each two groups that are read in the wrong order, whether one goes row by row or column by column
-)
+# And for each two groups that are read in the wrong order, whether one goes row by row or column by column.
+MISREAD = 400
 ROW = 60  # what begins this much lower is in the same row, and so with columns
 EDGE = 12  # from a group's frame to its nodes
 GAP = 14  # between nodes, one below the other
